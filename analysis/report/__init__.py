@@ -1,0 +1,1 @@
+"""Renderers of one report object: terminal, HTML, JSON."""

@@ -1,0 +1,5 @@
+"""``python -m kvload``."""
+
+from kvload.cli.main import main
+
+main()

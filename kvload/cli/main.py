@@ -1,0 +1,109 @@
+"""The ``kvload`` command: finds the command's module, runs it, and turns errors into messages and exit codes."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from kvload import __version__
+from kvload.config import load_defaults
+from kvload.errors import ExitStatus, KvloadError, UsageError
+
+COMMANDS = {
+    "launch": "Start a server, with or without KV-cache compression, and wait until it answers.",
+    "status": "Show the servers that were launched.",
+    "logs": "Show a server's log.",
+    "stop": "Stop a server.",
+    "replay": "Replay a trace against a server and report what happened.",
+    "compare": "Replay one trace under several methods and compare request by request.",
+    "report": "Render the report of a run folder again.",
+    "quality": "Compare per-sample score files of several arms.",
+    "traces": "Describe, convert and sample traces.",
+    "methods": "List the compression methods, or explain one.",
+    "mock": "Run the mock server, whose timing is known.",
+    "calibrate": "Measure the client's own error against the mock server.",
+    "doctor": "Check this machine: engines, GPU, clocks, limits.",
+}
+"""Every command with its one-line help, kept here so that ``kvload --help`` imports no command.
+
+Each has a module ``kvload.cli.NAME`` with a typer application named ``app``: one command, or a group of them."""
+
+
+USAGE = """Usage: kvload COMMAND [OPTIONS] ...
+
+What does KV-cache compression do to my traffic?
+
+  kvload launch && kvload replay trace.jsonl
+
+Commands:
+{commands}
+
+Options:
+  --version   Show the version and exit.
+  -h, --help  Show this message, or with a command that command's own.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status.
+
+    Args:
+        argv: the arguments after the program's name; those of the process where None.
+    """
+    status = run(sys.argv[1:] if argv is None else list(argv))
+    sys.exit(status)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command line and return its exit status; problems the user can act on are printed to stderr."""
+    try:
+        status = _dispatch(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except KvloadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        # The reader of our output went away (kvload ... | head): not an error of ours, and nothing can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.OK
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())), end="")
+        return ExitStatus.OK
+    if argv[0] == "--version":
+        print(f"kvload {__version__}")
+        return ExitStatus.OK
+    name, *arguments = argv
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "kvload --help lists the commands"
+        raise UsageError(f"no such command: '{name}'", hint=hint)
+    return _run_command(name, arguments)
+
+
+def _run_command(name: str, arguments: list[str]) -> int:
+    import typer.main
+
+    module = importlib.import_module(f"kvload.cli.{name}")
+    command = typer.main.get_command(module.app)
+    options = {parameter.name for parameter in command.params if parameter.name}
+    defaults = load_defaults(name, options)
+    try:
+        result = command.main(arguments, prog_name=f"kvload {name}", standalone_mode=False, default_map=defaults)
+    except Exception as error:
+        # typer carries its own copy of click in some versions and uses click's in others: their exceptions are told by
+        # what they can do, not by their class.
+        if type(error).__name__ == "Abort":
+            return ExitStatus.INTERRUPTED
+        if not callable(getattr(error, "show", None)):
+            raise
+        error.show()  # type: ignore[attr-defined]
+        return ExitStatus.USAGE
+    return result if isinstance(result, int) else ExitStatus.OK

@@ -1,0 +1,200 @@
+"""The contract between what sends requests and what analyses them.
+
+Times are seconds on the run's own clock: 0 is the moment the schedule starts (``RunManifest.started_at`` ties it to
+wall time). Missing values are ``None``, never 0. Chunk arrival times live beside the records in a binary file (see
+:mod:`kvload.rundir`), since a run has hundreds of them for every request.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["ok", "failed", "timeout", "refused", "censored", "unsent"]
+"""How a request ended.
+
+``ok`` the stream ended as the protocol says; ``failed`` an error of transport, protocol or server; ``timeout`` the
+request's own limit passed; ``refused`` the server answered 4xx; ``censored`` cut off by the end of the run while its
+answer was still coming; ``unsent`` never sent (run stopped, former turn failed, over the server's limit). Every status
+but ``unsent`` counts as sent.
+"""
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was sent as one request and what came back.
+
+    Attributes:
+        index: position in the whole schedule, the same in every arm; pairs are formed by it and ``request_id``.
+        prompt_digest: see :func:`prompt_digest`.
+        input_tokens: prompt length as planned, in tokens, where the trace states it.
+        prompt_tokens: prompt length as the server counted it (``usage.prompt_tokens``).
+        t_sched_s: when the schedule wanted the request to start.
+        t_send_s: when its first byte was handed to the kernel.
+        t_headers_s: when the first byte of the response arrived.
+        t_first_s: arrival of the first chunk carrying at least one output token.
+        t_last_s: arrival of the last chunk carrying tokens.
+        t_end_s: the end of the stream, or of the failure.
+        output_tokens_source: ``usage``, ``token_ids`` or ``chunks`` (an estimate: one token a text chunk).
+        first_chunk_tokens: tokens in the first token-carrying chunk.
+        chunk_offset, chunk_count: the request's rows in its shard's chunk file.
+        cause: short category of a failure: ``connect``, ``reset``, ``http_500``, ``stream_error``, ``timeout``,
+            ``stall``, ``malformed``, ``truncated``, ``cut``, ``server_died`` ...
+        clock: ``kernel`` (socket receive timestamps) or ``user``.
+        queue_s, prefill_s, decode_s: the server's own account, where it gives one.
+        expected, scorer, task: carried over from the trace for scoring.
+    """
+
+    index: int
+    request_id: str
+    prompt_digest: str
+    max_tokens: int
+    t_sched_s: float
+    status: Status
+    worker: int = 0
+    session: str | None = None
+    turn: int | None = None
+    task: str | None = None
+    input_tokens: int | None = None
+    prompt_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    t_send_s: float | None = None
+    t_headers_s: float | None = None
+    t_first_s: float | None = None
+    t_last_s: float | None = None
+    t_end_s: float | None = None
+    output_tokens: int | None = None
+    output_tokens_source: Literal["usage", "token_ids", "chunks"] | None = None
+    first_chunk_tokens: int | None = None
+    chunk_offset: int = 0
+    chunk_count: int = 0
+    finish_reason: str | None = None
+    cause: str | None = None
+    error: str | None = None
+    http_status: int | None = None
+    retries: int = 0
+    clock: Literal["kernel", "user"] = "user"
+    text: str | None = None
+    token_ids: list[int] | None = None
+    expected: str | None = None
+    scorer: str | None = None
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+
+
+class ServerSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One scrape of a server's metrics, in the vocabulary shared by all engines.
+
+    Gauges: ``running`` and ``waiting`` requests, ``cache_usage`` (share of the pool, 0 to 1), ``pool_tokens``.
+    The others are the server's own running totals: ``preemptions``, ``prefix_queries`` and ``prefix_hits`` (tokens),
+    ``prompt_tokens``, ``generation_tokens``, finished ``requests``, and summed ``queue_s``, ``prefill_s``,
+    ``decode_s`` with ``requests`` as their count.
+    """
+
+    t_s: float
+    running: float | None = None
+    waiting: float | None = None
+    cache_usage: float | None = None
+    pool_tokens: float | None = None
+    preemptions: float | None = None
+    prefix_queries: float | None = None
+    prefix_hits: float | None = None
+    prompt_tokens: float | None = None
+    generation_tokens: float | None = None
+    requests: float | None = None
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    error: str | None = None
+
+
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The server a run was made against, as far as it is known.
+
+    ``command`` and ``env`` have secrets masked. ``bytes_per_token`` is what the method claims over all layers and KV
+    heads; ``pool_tokens`` is the size of the cache as the server reports it. ``prefix_cache`` is ``off``, ``on``,
+    ``reset`` (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
+    """
+
+    url: str
+    engine: str | None = None
+    engine_version: str | None = None
+    model: str | None = None
+    method: str | None = None
+    name: str | None = None
+    command: list[str] | None = None
+    env: dict[str, str] | None = None
+    max_model_len: int | None = None
+    pool_tokens: int | None = None
+    bytes_per_token: float | None = None
+    prefix_cache: str | None = None
+    verified: dict[str, Any] | None = None
+    device: str | None = None
+
+
+class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The trace a run replayed: file name, SHA-256, format, rows read and used, and what was changed on the way."""
+
+    path: str
+    sha256: str
+    format: str
+    rows: int
+    used: int
+    changes: list[str] = []
+    block_reuse: float | None = None
+
+
+class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything about a run that is not a request.
+
+    Attributes:
+        mode: ``free`` (natural end of sequence) or ``forced`` (lengths as in the trace).
+        arrivals: the schedule in words and numbers (``{"kind": "trace", "speed": 2.0, ...}``).
+        slo: limits in seconds by metric (``ttft``, ``tpot``, ``e2e``).
+        client: workers, clock source, CPU share per worker, kernel timestamps, host.
+        calibration: the client's own error against the mock server, where it was measured.
+        planned: requests in the schedule; ``sent``, ``unsent`` fill in at the end.
+        partial: the run was interrupted or its server died; ``ended`` says why.
+        started_at: wall-clock time (Unix seconds) of the run's zero.
+        duration_s: from the run's zero to the end of its last request.
+    """
+
+    run_id: str
+    kvload_version: str
+    server: ServerInfo
+    trace: TraceInfo
+    mode: Literal["free", "forced"]
+    seed: int
+    arrivals: dict[str, Any]
+    planned: int
+    slo: dict[str, float] = {}
+    warmups: int = 0
+    timeout_s: float | None = None
+    max_concurrency: int | None = None
+    client: dict[str, Any] = {}
+    calibration: dict[str, Any] | None = None
+    started_at: float | None = None
+    duration_s: float | None = None
+    sent: int | None = None
+    unsent: int | None = None
+    partial: bool = True
+    ended: str | None = None
+    arm: str | None = None
+    repeat: int | None = None
+    notes: list[str] = []
+
+
+def prompt_digest(prompt: str | list[int] | list[dict[str, Any]]) -> str:
+    """A short digest of what the server is asked: text, token ids, or chat messages.
+
+    Returns:
+        the first 16 bytes of the SHA-256 of the canonical JSON, as 32 hexadecimal digits. The same prompt gives the
+        same digest in every process and on every machine.
+    """
+    canonical = json.dumps(prompt, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,233 @@
+"""One run is one folder, complete in itself.
+
+::
+
+    RUN/manifest.json            RunManifest
+    RUN/records/SHARD.jsonl      one RequestRecord a line, appended as requests end
+    RUN/records/SHARD.chunks     chunk rows of the same shard, :data:`CHUNK_DTYPE`, appended before the record
+    RUN/scrapes.jsonl            one ServerSample a line
+    RUN/server.log               the part of the server's log that belongs to the run
+    RUN/report.json ...          whatever was rendered from the above
+
+Every worker writes its own shard, so that a worker that dies takes nothing of the others along; a record that was cut
+short by a crash is the last line of its shard and is counted, not silently skipped.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from kvload.errors import RunDirError
+from kvload.records import RequestRecord, RunManifest, ServerSample
+
+CHUNK_DTYPE = np.dtype([("us", "<u4"), ("tokens", "<u2")])
+"""One token-carrying chunk: microseconds since the request's ``t_send_s``, and the tokens in it."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One worker's two files inside a run folder."""
+
+    name: str
+    records_path: Path
+    chunks_path: Path
+
+    def chunks(self) -> npt.NDArray[np.void]:
+        """All chunk rows of the shard, mapped from disk read-only (empty where no chunk came)."""
+        rows = self.chunks_path.stat().st_size // CHUNK_DTYPE.itemsize if self.chunks_path.exists() else 0
+        if rows == 0:
+            return np.empty(0, CHUNK_DTYPE)
+        return np.memmap(self.chunks_path, dtype=CHUNK_DTYPE, mode="r", shape=(rows,))
+
+
+class RecordWriter:
+    """Appends records and their chunks to one shard; every record is on disk when :meth:`append` returns to the OS."""
+
+    def __init__(self, shard: Shard) -> None:
+        shard.records_path.parent.mkdir(parents=True, exist_ok=True)
+        self._records: BinaryIO = shard.records_path.open("ab", buffering=0)
+        self._chunks: BinaryIO = shard.chunks_path.open("ab", buffering=0)
+        self._chunk_rows = self._chunks.tell() // CHUNK_DTYPE.itemsize
+        self._encoder = msgspec.json.Encoder()
+
+    def append(self, record: RequestRecord, chunks: npt.NDArray[np.void]) -> RequestRecord:
+        """Write one record with its chunk rows (``CHUNK_DTYPE``) and return it with its place in the chunk file."""
+        placed = msgspec.structs.replace(record, chunk_offset=self._chunk_rows, chunk_count=len(chunks))
+        if len(chunks):
+            self._chunks.write(chunks.astype(CHUNK_DTYPE, copy=False).tobytes())
+            self._chunk_rows += len(chunks)
+        self._records.write(self._encoder.encode(placed) + b"\n")
+        return placed
+
+    def close(self) -> None:
+        """Close both files; further appends fail."""
+        self._records.close()
+        self._chunks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RunDir:
+    """A run folder, opened for reading or still being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, manifest: RunManifest) -> Self:
+        """Make a new run folder.
+
+        Raises:
+            RunDirError: the folder exists and is not empty, or cannot be written.
+        """
+        run = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise RunDirError("the run folder is not empty", where=str(path), hint="choose another --out")
+            run.records_dir.mkdir()
+            run.write_manifest(manifest)
+        except OSError as error:
+            raise RunDirError(f"cannot write the run folder: {error.strerror}", where=str(path)) from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an existing run folder.
+
+        Raises:
+            RunDirError: there is no readable manifest in it.
+        """
+        run = cls(path)
+        if not run.manifest_path.is_file():
+            raise RunDirError("not a run folder: it has no manifest.json", where=str(path))
+        run.manifest()
+        return run
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def records_dir(self) -> Path:
+        return self.path / "records"
+
+    @property
+    def scrapes_path(self) -> Path:
+        return self.path / "scrapes.jsonl"
+
+    @property
+    def server_log_path(self) -> Path:
+        return self.path / "server.log"
+
+    def manifest(self) -> RunManifest:
+        """Read the manifest.
+
+        Raises:
+            RunDirError: it is missing or does not parse.
+        """
+        try:
+            return msgspec.json.decode(self.manifest_path.read_bytes(), type=RunManifest)
+        except OSError as error:
+            raise RunDirError(f"cannot read the manifest: {error.strerror}", where=str(self.manifest_path)) from error
+        except msgspec.MsgspecError as error:
+            raise RunDirError(f"the manifest does not parse: {error}", where=str(self.manifest_path)) from error
+
+    def write_manifest(self, manifest: RunManifest) -> None:
+        """Replace the manifest in one step, so that a reader never sees half of it."""
+        temporary = self.manifest_path.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        temporary.replace(self.manifest_path)
+
+    def update_manifest(self, **changes: Any) -> RunManifest:
+        """Replace fields of the manifest on disk and return the new one."""
+        manifest = msgspec.structs.replace(self.manifest(), **changes)
+        self.write_manifest(manifest)
+        return manifest
+
+    def shard(self, name: str) -> Shard:
+        """The shard of that name, whether or not it has been written yet."""
+        return Shard(name, self.records_dir / f"{name}.jsonl", self.records_dir / f"{name}.chunks")
+
+    def shards(self) -> list[Shard]:
+        """All shards on disk, by name."""
+        return [self.shard(path.stem) for path in sorted(self.records_dir.glob("*.jsonl"))]
+
+    def writer(self, shard_name: str) -> RecordWriter:
+        """A writer that appends to the shard of that name."""
+        return RecordWriter(self.shard(shard_name))
+
+    def records(self) -> Iterator[tuple[RequestRecord, npt.NDArray[np.void]]]:
+        """All records with their chunk rows, shard by shard, in the order they ended.
+
+        Raises:
+            RunDirError: a line other than a shard's torn last one does not parse.
+        """
+        decoder = msgspec.json.Decoder(RequestRecord)
+        for shard in self.shards():
+            chunks = shard.chunks()
+            with shard.records_path.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if not line.endswith(b"\n"):
+                        break
+                    try:
+                        record = decoder.decode(line)
+                    except msgspec.MsgspecError as error:
+                        raise RunDirError(str(error), where=f"{shard.records_path}:{number}") from error
+                    yield record, chunks[record.chunk_offset : record.chunk_offset + record.chunk_count]
+
+    def torn_records(self) -> int:
+        """How many shards end in a record that a crash cut short."""
+        torn = 0
+        for shard in self.shards():
+            # an empty file has no last byte to seek to
+            with shard.records_path.open("rb") as lines, contextlib.suppress(OSError):
+                lines.seek(-1, os.SEEK_END)
+                torn += lines.read(1) != b"\n"
+        return torn
+
+    def append_scrape(self, sample: ServerSample) -> None:
+        """Append one scrape of the server's metrics."""
+        with self.scrapes_path.open("ab") as file:
+            file.write(msgspec.json.encode(sample) + b"\n")
+
+    def scrapes(self) -> list[ServerSample]:
+        """All scrapes in order; a torn last line is left out.
+
+        Raises:
+            RunDirError: another line does not parse.
+        """
+        if not self.scrapes_path.exists():
+            return []
+        decoder = msgspec.json.Decoder(ServerSample)
+        samples = []
+        with self.scrapes_path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    samples.append(decoder.decode(line))
+                except msgspec.MsgspecError as error:
+                    raise RunDirError(str(error), where=f"{self.scrapes_path}:{number}") from error
+        return samples
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a rendered result (``report.json`` and the like) into the folder."""
+        path = self.path / name
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path

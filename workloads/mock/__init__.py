@@ -1,0 +1,1 @@
+"""A fast mock server with known timing: for tests, and to calibrate the client."""
