@@ -1,0 +1,48 @@
+# Everything a newcomer does. `make demo` and `make test` need only Python >= 3.11, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.kvload-installed
+
+.PHONY: setup demo test lint format clean bench-engine bench-client bench-analysis bench-methods memory-table
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("kvload needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m kvload.demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-engine: setup
+	$(BIN)/python -m kvload.servers.engine.bench
+
+bench-methods: setup
+	$(BIN)/python -m kvload.servers.engine.compression.bench
+
+memory-table: setup
+	$(BIN)/python -m kvload.servers.engine.compression.memory_table
+
+bench-client: setup
+	$(BIN)/python -m kvload.workloads.bench_client
+
+bench-analysis: setup
+	$(BIN)/python -m kvload.analysis.bench
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,0 +1,75 @@
+"""The import direction of the house, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = {"records", "rundir", "errors", "config"}
+HEAVY = {"torch", "transformers", "scipy", "locust", "gevent", "numpy", "aiohttp", "rich", "typer", "vllm", "sglang"}
+
+
+def kvload_imports(path: Path) -> set[str]:
+    """Every dotted name below ``kvload`` that a module imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == "kvload" and "." in name}
+
+
+@pytest.mark.parametrize("folder", ["servers", "workloads", "analysis"])
+def test_the_three_parts_know_only_themselves_and_the_contracts(folder: str) -> None:
+    allowed = SHARED | {folder, "__version__"}
+    wrong = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / folder).rglob("*.py")
+        for name in kvload_imports(path)
+        if name.split(".")[1] not in allowed
+    }
+    assert wrong == set()
+
+
+def test_the_contracts_know_nobody() -> None:
+    wrong = {
+        f"{module}: {name}"
+        for module in SHARED
+        for name in kvload_imports(ROOT / "kvload" / f"{module}.py")
+        if name.split(".")[1] not in SHARED | {"__version__"}
+    }
+    assert wrong == set()
+
+
+def test_the_engine_imports_downwards_only() -> None:
+    order = ["kernels", "compression", "cache"]
+    wrong = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for level, layer in enumerate(order)
+        for path in (ROOT / "servers" / "engine" / layer).rglob("*.py")
+        for name in kvload_imports(path)
+        if name.startswith("kvload.servers.engine.") and name.split(".")[3] in order[level + 1 :]
+    }
+    assert wrong == set()
+
+
+def test_engines_are_launched_never_imported() -> None:
+    wrong = set()
+    for folder in ("kvload/cli", "servers", "workloads", "analysis"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                wrong |= {f"{path}: {name}" for name in modules if name.split(".")[0] in {"vllm", "sglang"}}
+    assert wrong == set()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from kvload.cli.main import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert loaded & HEAVY == set()
