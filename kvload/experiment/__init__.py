@@ -1,0 +1,1 @@
+"""An experiment: the same trace replayed against several arms, in an order that spreads drift evenly."""

@@ -1,0 +1,166 @@
+"""What an experiment will do, decided before it starts and kept beside its runs, so that it can be resumed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kvload.errors import RunDirError, UsageError
+from kvload.rundir import RunDir
+
+PLAN_NAME = "experiment.json"
+LAUNCH_ESTIMATE_S = {"embedded": 12.0, "vllm": 75.0, "sglang": 120.0}
+"""Seconds from starting a server to its first token, for the estimate alone."""
+
+FLOOR_SUFFIX = " (again)"
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way of serving the trace.
+
+    Attributes:
+        name: unique; what the report calls it.
+        method: the compression method to launch a server with (``kivi-2:residual=64``), or None for ``url``.
+        url: a server that someone else runs.
+        baseline: what the others are compared with; exactly one arm.
+        floor: the baseline a second time, which shows how much two equal arms differ.
+    """
+
+    name: str
+    method: str | None = None
+    url: str | None = None
+    baseline: bool = False
+    floor: bool = False
+
+
+class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One replay: an arm in one repeat, and the folder it is kept in."""
+
+    arm: str
+    repeat: int
+    folder: str
+
+
+class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides the outcome of an experiment.
+
+    Attributes:
+        trace, trace_sha256: the trace's path as given, and its content's digest.
+        launch: the options of ``launch`` that all arms share.
+        replay: the options of ``replay`` that all arms share.
+    """
+
+    trace: str
+    trace_sha256: str
+    arms: tuple[Arm, ...]
+    repeats: int
+    launch: dict[str, Any]
+    replay: dict[str, Any]
+
+    def runs(self) -> list[PlannedRun]:
+        """All runs in the order they are made: every repeat starts one arm later than the one before it.
+
+        Over as many repeats as there are arms each arm stands once in every position, so that what drifts with time
+        (a machine that warms up, a neighbour that wakes) does not fall on one arm.
+        """
+        planned = []
+        for repeat in range(self.repeats):
+            turn = repeat % len(self.arms)
+            for arm in self.arms[turn:] + self.arms[:turn]:
+                planned.append(PlannedRun(arm=arm.name, repeat=repeat, folder=f"r{repeat}-{_slug(arm.name)}"))
+        return planned
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def estimate_s(self, trace_s: float, engine: str) -> float:
+        """About how long the experiment takes.
+
+        Args:
+            trace_s: length of the schedule in seconds, with time for the last answers.
+            engine: name of the engine that is launched for arms without a URL.
+        """
+        launch_s = LAUNCH_ESTIMATE_S.get(engine, 60.0)
+        return sum(trace_s + (0.0 if self.arm(run.arm).url else launch_s) for run in self.runs())
+
+
+def make_arms(
+    methods: list[str], urls: dict[str, str], *, baseline: str | None = None, with_floor: bool = True
+) -> tuple[Arm, ...]:
+    """The arms of an experiment: each method and each server, the baseline, and the baseline again.
+
+    The baseline is the arm named, else the first of ``none`` and ``auto`` among the methods, else the first arm.
+
+    Raises:
+        UsageError: fewer than two different arms, a name twice, or a baseline that is not among them.
+    """
+    names = [*methods, *urls]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the arm '{name}' is given twice", where="--method/--arm")
+    if len(names) < 2:  # noqa: PLR2004
+        raise UsageError(
+            "a comparison needs two arms", where="--method/--arm", hint="for example --method none --method kivi-4"
+        )
+    base = baseline or next((name for name in methods if name in {"none", "auto"}), names[0])
+    if base not in names:
+        raise UsageError(f"the baseline '{base}' is not one of the arms: {', '.join(names)}", where="--baseline")
+    arms = [Arm(name=name, method=None if name in urls else name, url=urls.get(name)) for name in names]
+    arms = [msgspec.structs.replace(arm, baseline=arm.name == base) for arm in arms]
+    arms.sort(key=lambda arm: not arm.baseline)
+    if with_floor:
+        arms.insert(1, msgspec.structs.replace(arms[0], name=base + FLOOR_SUFFIX, baseline=False, floor=True))
+    return tuple(arms)
+
+
+def save(plan: ExperimentPlan, out: Path) -> None:
+    """Keep the plan in the experiment's folder.
+
+    Raises:
+        UsageError: the folder holds something else already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(
+            "the folder is not empty", where=f"--out {out}", hint=f"go on with it by --resume {out}, or choose another"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PLAN_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+
+
+def load(out: Path) -> ExperimentPlan:
+    """Read the plan of an experiment's folder.
+
+    Raises:
+        RunDirError: there is none, or it does not parse.
+    """
+    path = out / PLAN_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ExperimentPlan)
+    except OSError as error:
+        raise RunDirError(f"not an experiment's folder: {error.strerror}", where=str(path)) from error
+    except msgspec.MsgspecError as error:
+        raise RunDirError(f"the plan does not parse: {error}", where=str(path)) from error
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run folder holds a run that came to its natural end."""
+    try:
+        return not RunDir.open(folder).manifest().partial
+    except RunDirError:
+        return False
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename an unfinished run's folder so that it can be made again; nothing measured is deleted."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.unfinished-{number}")).exists():
+        number += 1
+    return folder.rename(aside)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=_-]+", "-", name).strip("-")

@@ -1,0 +1,106 @@
+"""The plan of an experiment: arms, order, resumption."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvload.errors import RunDirError, UsageError
+from kvload.experiment.plan import ExperimentPlan, is_complete, load, make_arms, save, set_aside
+from kvload.records import RunManifest, ServerInfo, TraceInfo
+from kvload.rundir import RunDir
+
+
+def plan(methods: list[str], repeats: int = 1) -> ExperimentPlan:
+    arms = make_arms(methods, {})
+    return ExperimentPlan(trace="t.jsonl", trace_sha256="0" * 64, arms=arms, repeats=repeats, launch={}, replay={})
+
+
+def test_the_baseline_comes_first_and_runs_twice() -> None:
+    arms = make_arms(["kivi-4", "none", "h2o:budget=64"], {})
+    assert [arm.name for arm in arms] == ["none", "none (again)", "kivi-4", "h2o:budget=64"]
+    assert [arm.baseline for arm in arms] == [True, False, False, False]
+    assert [arm.floor for arm in arms] == [False, True, False, False]
+    assert arms[1].method == "none"
+
+
+def test_without_a_floor_there_is_no_second_baseline() -> None:
+    assert [arm.name for arm in make_arms(["none", "int8"], {}, with_floor=False)] == ["none", "int8"]
+
+
+def test_servers_by_url_are_arms_too() -> None:
+    arms = make_arms([], {"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}, baseline="b", with_floor=False)
+    assert [(arm.name, arm.url, arm.baseline) for arm in arms] == [
+        ("b", "http://127.0.0.1:2", True),
+        ("a", "http://127.0.0.1:1", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("methods", "baseline", "message"),
+    [
+        (["none"], None, "two arms"),
+        (["int8", "int8"], None, "twice"),
+        (["none", "int8"], "kivi", "not one of the arms"),
+    ],
+)
+def test_wrong_arms_are_refused(methods: list[str], baseline: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_arms(methods, {}, baseline=baseline)
+
+
+@given(count=st.integers(2, 6), cycles=st.integers(1, 3))
+def test_every_arm_stands_in_every_position_equally_often(count: int, cycles: int) -> None:
+    experiment = plan([f"m{i}" for i in range(count)], repeats=cycles * (count + 1))
+    runs = experiment.runs()
+    arms = len(experiment.arms)
+    positions = Counter((run.arm, place % arms) for place, run in enumerate(runs))
+    assert len(runs) == arms * experiment.repeats
+    assert set(positions.values()) == {cycles}
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_the_estimate_counts_launches_only_where_there_are_any() -> None:
+    launched = plan(["none", "int8"], repeats=2)
+    assert launched.estimate_s(100.0, "embedded") == pytest.approx(2 * 3 * (100.0 + 12.0))
+    arms = make_arms([], {"a": "http://x", "b": "http://y"}, with_floor=False)
+    given_urls = ExperimentPlan(trace="t", trace_sha256="", arms=arms, repeats=1, launch={}, replay={})
+    assert given_urls.estimate_s(100.0, "embedded") == pytest.approx(200.0)
+
+
+def test_a_plan_survives_its_folder(tmp_path: Path) -> None:
+    experiment = plan(["none", "h2o:budget=64"], repeats=2)
+    save(experiment, tmp_path / "e")
+    assert load(tmp_path / "e") == experiment
+    with pytest.raises(UsageError, match="--resume"):
+        save(experiment, tmp_path / "e")
+
+
+def test_a_folder_without_a_plan_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match=r"experiment\.json"):
+        load(tmp_path)
+
+
+def test_only_a_finished_run_is_complete_and_an_unfinished_one_is_kept(tmp_path: Path) -> None:
+    manifest = RunManifest(
+        run_id="r",
+        kvload_version="0",
+        server=ServerInfo(url="http://x"),
+        trace=TraceInfo(path="t", sha256="", format="kvload", rows=1, used=1),
+        mode="free",
+        seed=0,
+        arrivals={},
+        planned=1,
+    )
+    folder = tmp_path / "r0-none"
+    assert not is_complete(folder)
+    run = RunDir.create(folder, manifest)
+    assert not is_complete(folder)
+    run.update_manifest(partial=False)
+    assert is_complete(folder)
+    run.update_manifest(partial=True)
+    assert set_aside(folder) == tmp_path / "r0-none.unfinished-1"
+    assert not folder.exists()
+    assert set_aside(folder) is None
