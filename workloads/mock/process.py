@@ -1,0 +1,94 @@
+"""The mock server as a process of its own: running it, and starting it from a test or a calibration."""
+
+import gc
+import json
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kvload.errors import ServerError
+from kvload.workloads.mock.behaviour import MockSettings
+from kvload.workloads.mock.server import MockServer
+
+
+def serve(settings: MockSettings, host: str, port: int, log_path: Path | None) -> None:
+    """Run the mock server in this process until it is interrupted or told to end; says on stdout where it listens."""
+    server = MockServer(settings, host, port, log_path)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.stop())
+    address = f"[{host}]" if ":" in host else host
+    sys.stdout.write(json.dumps({"url": f"http://{address}:{server.port}", "model": settings.model}) + "\n")
+    sys.stdout.flush()
+    # Nothing in the server makes reference cycles, and a collection over a thousand streams costs milliseconds.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    server.serve()
+
+
+class MockProcess:
+    """A mock server in a child process, ended with the context.
+
+    Args:
+        settings: what it does.
+        log_path: where it keeps its account of every request.
+
+    Raises:
+        ServerError: it did not start.
+    """
+
+    def __init__(self, settings: MockSettings, log_path: Path | None = None) -> None:
+        faults = ",".join(f"{name}={probability}" for name, probability in settings.faults.items())
+        command = [sys.executable, "-m", "kvload", "mock", "--port", "0", "--ttft", f"{settings.ttft_s}s"]
+        command += ["--itl", f"{settings.itl_s}s", "--tokens-per-chunk", str(settings.tokens_per_chunk)]
+        command += ["--jitter", str(settings.jitter), "--seed", str(settings.seed), "--model", settings.model]
+        command += ["--default-tokens", str(settings.default_tokens), "--max-model-len", str(settings.max_model_len)]
+        command += ["--fail", faults] if faults else []
+        command += ["--slots", str(settings.slots)] if settings.slots is not None else []
+        command += ["--log", str(log_path)] if log_path else []
+        # A session of its own: Ctrl-C on the terminal is for whoever started the mock, who then ends it.
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        self.url = self._wait_for_url()
+
+    def _wait_for_url(self, patience_s: float = 60.0) -> str:
+        assert self.process.stdout is not None, "stdout is a pipe"  # noqa: S101
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if select.select([self.process.stdout], [], [], 0.1)[0]:
+                line = self.process.stdout.readline()
+                if line:
+                    return str(json.loads(line)["url"])
+        self.close()
+        raise ServerError("the mock server did not start", hint="run 'kvload mock' to see why")
+
+    def cpu_s(self) -> float:
+        """Processor time it has used so far, in seconds."""
+        import psutil
+
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def close(self) -> None:
+        """End it and wait for its end."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

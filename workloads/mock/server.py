@@ -1,0 +1,411 @@
+"""The mock server: one epoll loop, one heap of absolute deadlines, one system call for a chunk.
+
+It keeps its own account of what it did: for every request when it arrived and when each token chunk was handed to the
+kernel, on the monotonic clock that every process of a machine shares. That log is the truth a client is checked
+against (see :mod:`kvload.workloads.mock.truth`).
+"""
+
+import heapq
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from kvload.errors import ServerError
+from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer, enable_receive_stamps
+from kvload.workloads.mock.answers import Action, Request, Step, error_response, json_response, steps, whole_answer
+from kvload.workloads.mock.behaviour import HARMLESS, MockSettings, plan_answer
+from kvload.workloads.mock.truth import TrueAnswer
+
+_READ_BYTES = 1 << 16
+_MAX_HEAD_BYTES = 1 << 16
+_MAX_BODY_BYTES = 1 << 28
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+class _Stream:
+    """A request being answered."""
+
+    __slots__ = ("arrival_ns", "connection", "due_ns", "fault", "key", "step", "steps", "tokens", "waited", "writes_ns")
+
+    def __init__(self, connection: "_Connection", key: str, arrival_ns: int, tokens: int) -> None:
+        self.connection = connection
+        self.key = key
+        self.arrival_ns = arrival_ns
+        self.due_ns = arrival_ns
+        self.tokens = tokens
+        self.fault: str | None = None
+        self.waited = False
+        self.step: Step | None = None
+        self.steps: Iterator[Step] = iter(())
+        self.writes_ns: list[int] = []
+
+
+class _Connection:
+    """An accepted socket: bytes of the request that is being read, and bytes the kernel has not taken yet."""
+
+    __slots__ = ("close_when_sent", "fd", "inbox", "outbox", "sock", "stream")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.inbox = bytearray()
+        self.outbox = b""
+        self.close_when_sent = False
+        self.stream: _Stream | None = None
+
+
+class MockServer:
+    """Serves until :meth:`stop` is called or its process is told to end.
+
+    Args:
+        settings: what it does.
+        host, port: where it listens; port 0 takes a free one (see :attr:`port`).
+        log_path: where it writes one :class:`~kvload.workloads.mock.truth.TrueAnswer` a line; None for no log.
+
+    Raises:
+        ServerError: the port cannot be bound.
+    """
+
+    def __init__(
+        self, settings: MockSettings, host: str = "127.0.0.1", port: int = 0, log_path: Path | None = None
+    ) -> None:
+        self.settings = settings
+        self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._listener.bind((host, port))
+        except OSError as error:
+            self._listener.close()
+            raise ServerError(f"cannot listen: {error.strerror}", where=f"{host}:{port}") from error
+        enable_receive_stamps(self._listener)
+        self._listener.listen(4096)
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._epoll = select.epoll()
+        self._timer = DeadlineTimer()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        for fd in (self._listener.fileno(), self._timer.fd, self._wake):
+            self._epoll.register(fd, select.EPOLLIN)
+        self._connections: dict[int, _Connection] = {}
+        self._heap: list[tuple[int, int, _Stream]] = []
+        self._order = 0
+        self._running = 0
+        self._waiting: deque[_Stream] = deque()
+        self._decoder = msgspec.json.Decoder(Request)
+        self._encoder = msgspec.json.Encoder()
+        self._log: BinaryIO | None = log_path.open("ab", buffering=0) if log_path else None
+        self._tie = ClockTie.measure()
+        self._renew_tie_ns = 0
+        self._stopped = False
+        self.requests = 0
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+
+    def stop(self) -> None:
+        """End :meth:`serve` soon; may be called from a signal handler or another thread."""
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)
+
+    def serve(self) -> None:
+        """Answer requests until stopped."""
+        try:
+            while not self._stopped:
+                self._turn()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close every socket and the log; answers still going on are logged as they stand."""
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._listener.close()
+        self._timer.close()
+        os.close(self._wake)
+        self._epoll.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _turn(self) -> None:
+        heap = self._heap
+        if heap:
+            self._timer.arm(heap[0][0])
+        ready = self._epoll.poll()
+        now = time.monotonic_ns()
+        if now > self._renew_tie_ns:
+            self._tie = ClockTie.measure()
+            self._renew_tie_ns = now + 1_000_000_000
+        for fd, mask in ready:
+            connection = self._connections.get(fd)
+            if connection is not None:
+                if mask & select.EPOLLOUT:
+                    self._flush(connection)
+                if mask & ~select.EPOLLOUT:
+                    self._read(connection, now)
+            elif fd == self._timer.fd:
+                self._timer.clear()
+            elif fd == self._listener.fileno():
+                self._accept()
+        while heap and heap[0][0] <= time.monotonic_ns():
+            _, _, stream = heap[0]
+            due = self._advance(stream)
+            if due is None:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (due, self._order, stream))
+                self._order += 1
+
+    def _accept(self) -> None:
+        for _ in range(256):
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            enable_receive_stamps(sock)
+            connection = _Connection(sock)
+            self._connections[connection.fd] = connection
+            self._epoll.register(connection.fd, select.EPOLLIN)
+
+    def _drop(self, connection: _Connection, *, reset: bool = False) -> None:
+        if self._connections.pop(connection.fd, None) is None:
+            return
+        if connection.stream is not None:
+            self._finish(connection.stream, whole=False)
+        if reset:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        connection.sock.close()
+
+    def _read(self, connection: _Connection, now: int) -> None:
+        try:
+            data, ancillary, _, _ = connection.sock.recvmsg(_READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        if not data:
+            self._drop(connection)
+            return
+        arrival = self._tie.monotonic_ns(ancillary[0][2]) if ancillary else now
+        connection.inbox += data
+        if connection.stream is None:
+            self._take_request(connection, arrival)
+
+    def _take_request(self, connection: _Connection, arrival_ns: int) -> None:
+        inbox = connection.inbox
+        head_end = inbox.find(b"\r\n\r\n")
+        if head_end < 0:
+            if len(inbox) > _MAX_HEAD_BYTES:
+                self._drop(connection)
+            return
+        start_line, *header_lines = bytes(inbox[:head_end]).split(b"\r\n")
+        headers = {}
+        for line in header_lines:
+            name, _, value = line.partition(b":")
+            headers[name.strip().lower()] = value.strip()
+        length_text = headers.get(b"content-length", b"0")
+        words = start_line.split(b" ")
+        if not length_text.isdigit() or len(words) != 3 or int(length_text) > _MAX_BODY_BYTES:
+            self._send(connection, error_response("400 Bad Request", "not a request this server can read"))
+            self._drop(connection)
+            return
+        body_start = head_end + 4
+        body_end = body_start + int(length_text)
+        if len(inbox) < body_end:
+            return
+        body = bytes(inbox[body_start:body_end])
+        del inbox[:body_end]
+        key = headers.get(b"x-request-id", b"").decode("latin-1")
+        connection.close_when_sent = headers.get(b"connection", b"").lower() == b"close"
+        self._answer(connection, words[0], words[1].split(b"?")[0], body, key, arrival_ns)
+
+    def _answer(
+        self, connection: _Connection, method: bytes, path: bytes, body: bytes, key: str, arrival_ns: int
+    ) -> None:
+        chat = path == b"/v1/chat/completions"
+        if method == b"POST" and (chat or path == b"/v1/completions"):
+            self._complete(connection, chat, body, key, arrival_ns)
+            return
+        small = self._small_answer(method, path)
+        self._send(connection, small or error_response("404 Not Found", f"no such path: {path.decode('latin-1')}"))
+        self._next_request(connection)
+
+    def _small_answer(self, method: bytes, path: bytes) -> bytes | None:
+        settings = self.settings
+        if method != b"GET":
+            return None
+        if path == b"/health":
+            return json_response("200 OK", {"status": "ok"})
+        if path == b"/version":
+            return json_response("200 OK", {"version": "kvload-mock"})
+        if path == b"/v1/models":
+            model = {"id": settings.model, "object": "model", "max_model_len": settings.max_model_len}
+            return json_response("200 OK", {"object": "list", "data": [model]})
+        if path == b"/metrics":
+            numbers = {
+                "num_requests_running": self._running,
+                "num_requests_waiting": len(self._waiting),
+                "kv_cache_usage_perc": self._running / (settings.slots or max(self._running, 1)),
+                "num_preemptions_total": 0,
+                "prompt_tokens_total": self.prompt_tokens,
+                "generation_tokens_total": self.generation_tokens,
+                "request_success_total": self.requests,
+            }
+            text = "".join(f"vllm:{name} {value}\n" for name, value in numbers.items())
+            return json_response("200 OK", None, raw=text.encode(), kind="text/plain; version=0.0.4")
+        return None
+
+    def _complete(self, connection: _Connection, chat: bool, body: bytes, key: str, arrival_ns: int) -> None:
+        try:
+            request = self._decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            self._send(connection, error_response("400 Bad Request", str(error)))
+            self._next_request(connection)
+            return
+        tokens = request.max_tokens or request.max_completion_tokens or self.settings.default_tokens
+        prompt_tokens = request.prompt_tokens()
+        if prompt_tokens + tokens > self.settings.max_model_len or tokens < 1:
+            text = f"prompt and answer need {prompt_tokens + tokens} tokens, the limit is {self.settings.max_model_len}"
+            self._send(connection, error_response("400 Bad Request", text))
+            self._next_request(connection)
+            return
+        chunks = -(-tokens // self.settings.tokens_per_chunk)
+        plan = plan_answer(self.settings, body, chunks)
+        stream = _Stream(connection, key, arrival_ns, tokens)
+        stream.fault = plan.fault
+        if request.stream:
+            stream.steps = steps(request, chat, tokens, plan, self.settings)
+        else:
+            total_s = self.settings.ttft_s + (chunks - 1) * self.settings.itl_s
+            answer = whole_answer(request, chat, tokens, plan.first_word)
+            stream.steps = iter([(round(total_s * 1e9), answer, int(Action.FINISH))])
+        connection.stream = stream
+        self.prompt_tokens += prompt_tokens
+        if self.settings.slots is not None and self._running >= self.settings.slots:
+            stream.waited = True
+            self._waiting.append(stream)
+        else:
+            self._begin(stream, arrival_ns)
+
+    def _begin(self, stream: _Stream, from_ns: int) -> None:
+        self._running += 1
+        stream.waited = False
+        stream.due_ns = from_ns
+        self._schedule(stream)
+
+    def _schedule(self, stream: _Stream) -> None:
+        step = stream.step = next(stream.steps)
+        stream.due_ns += step[0]
+        heapq.heappush(self._heap, (stream.due_ns, self._order, stream))
+        self._order += 1
+
+    def _advance(self, stream: _Stream) -> int | None:
+        """Carry out the stream's due step; returns when the next is due, None where there is none."""
+        connection = stream.connection
+        step = stream.step
+        if connection.stream is not stream or step is None:
+            return None
+        _, payload, action = step
+        if payload:
+            if action == Action.TOKENS:
+                stream.writes_ns.append(time.monotonic_ns())
+            if connection.outbox:
+                connection.outbox += payload
+            else:
+                try:
+                    sent = connection.sock.send(payload)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    self._drop(connection)
+                    return None
+                if sent != len(payload):
+                    connection.outbox = payload[sent:]
+                    self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+        if action > Action.TOKENS:
+            self._end(stream, action)
+            return None
+        step = stream.step = next(stream.steps)
+        stream.due_ns += step[0]
+        return stream.due_ns
+
+    def _end(self, stream: _Stream, action: int) -> None:
+        connection = stream.connection
+        if action == Action.STALL:
+            return
+        if action == Action.RESET:
+            self._drop(connection, reset=True)
+        elif action == Action.CLOSE:
+            self._finish(stream, whole=True)
+            if connection.outbox:
+                connection.close_when_sent = True
+            else:
+                self._drop(connection)
+        else:
+            self._finish(stream, whole=True)
+            self._next_request(connection)
+
+    def _next_request(self, connection: _Connection) -> None:
+        if connection.close_when_sent and not connection.outbox:
+            self._drop(connection)
+        elif connection.inbox and connection.stream is None and connection.fd in self._connections:
+            self._take_request(connection, time.monotonic_ns())
+
+    def _finish(self, stream: _Stream, *, whole: bool) -> None:
+        stream.connection.stream = None
+        if stream.waited:
+            self._waiting.remove(stream)
+        else:
+            self._running -= 1
+        whole = whole and (stream.fault is None or stream.fault in HARMLESS)
+        self.requests += whole
+        written = stream.tokens if whole else len(stream.writes_ns) * self.settings.tokens_per_chunk
+        self.generation_tokens += written
+        if self._log is not None:
+            answer = TrueAnswer(
+                request_id=stream.key,
+                arrival_ns=stream.arrival_ns,
+                end_ns=time.monotonic_ns(),
+                writes_ns=stream.writes_ns,
+                tokens=written,
+                fault=stream.fault,
+                whole=whole,
+            )
+            self._log.write(self._encoder.encode(answer) + b"\n")
+        slots = self.settings.slots
+        if self._waiting and not self._stopped and (slots is None or self._running < slots):
+            self._begin(self._waiting.popleft(), time.monotonic_ns())
+
+    def _send(self, connection: _Connection, payload: bytes) -> None:
+        try:
+            sent = 0 if connection.outbox else connection.sock.send(payload)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(connection)
+            return
+        if sent != len(payload):
+            connection.outbox += payload[sent:]
+            self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+
+    def _flush(self, connection: _Connection) -> None:
+        try:
+            sent = connection.sock.send(connection.outbox)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(connection)
+            return
+        connection.outbox = connection.outbox[sent:]
+        if not connection.outbox:
+            self._epoll.modify(connection.fd, select.EPOLLIN)
+            if connection.close_when_sent and connection.stream is None:
+                self._drop(connection)
