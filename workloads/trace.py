@@ -6,11 +6,18 @@
     {"id": "r2", "arrival": 0.75, "messages": [{"role": "user", "content": "..."}], "max_tokens": 128,
      "expected": "42", "scorer": "numeric", "task": "sum"}
 
-Exactly one of ``messages``, ``prompt``, ``prompt_token_ids`` and ``input_length`` says what to send; the last has its
-prompt made up (see :mod:`kvload.workloads.prompts`). Unknown keys are kept in ``extra``.
+What to send stands in one of ``messages``, ``prompt`` and ``prompt_token_ids``. Where none is given, ``input_length``
+says how long a prompt is to be made up (see :mod:`kvload.workloads.prompts`); beside a text it only tells how long that
+is. Unknown keys are kept in ``extra``.
+
+Turns of a conversation share their ``session`` and count ``turn`` from 0. A turn is sent when the former has ended plus
+its ``think_time``, and never before its own ``arrival`` where it has one. What a later turn gives is new in that turn:
+the conversation so far, with the server's real answers, is put before it. Two kinds of turns are complete as they
+stand: ``messages`` that hold an assistant's answer, and lengths with ``block_ids``, which name the whole prompt.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -21,7 +28,7 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     Attributes:
         id: unique within the trace; pairs between runs are formed by it.
         arrival: seconds since the first request of the trace; None where the trace has no times.
-        input_length: prompt length in tokens, where the trace gives no text.
+        input_length: prompt length in tokens.
         output_length: answer length in tokens as recorded; the length to force in forced mode.
         max_tokens: cap on the answer; None leaves it to the replay's default.
         block_ids: ids of the prompt's blocks of ``block_size`` tokens; equal ids stand for equal blocks after equal
@@ -51,3 +58,13 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     task: str | None = None
     sampling: dict[str, Any] = {}
     extra: dict[str, Any] = {}
+
+
+def write_trace(requests: Iterable[TraceRequest], file: BinaryIO) -> int:
+    """Write requests in kvload's JSONL, one by one, and return how many there were."""
+    encoder = msgspec.json.Encoder()
+    count = 0
+    for request in requests:
+        file.write(encoder.encode(request) + b"\n")
+        count += 1
+    return count
