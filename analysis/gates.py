@@ -1,0 +1,121 @@
+"""Conditions that fail a run: ``attainment<0.99``, ``inflation.mean>1.05``, ``kivi-4:ttft.p99>1.5``.
+
+A condition names a figure, an operator and a number. It fails the run where it is true; a figure that was not measured
+fails it as well, since a check that cannot be made must not pass. Times are in seconds.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvload.analysis.report.model import Report
+from kvload.errors import GateFailedError, UsageError
+
+_CONDITION = re.compile(
+    r"\s*(?:(?P<arm>[^\s<>=!]+):)?(?P<name>[A-Za-z][A-Za-z0-9_.]*)\s*(?P<sign><=|>=|==|!=|<|>)"
+    r"\s*(?P<value>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(?P<percent>%?)\s*"
+)
+_SIGNS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One condition; ``arm`` is None where it concerns every arm that has the figure."""
+
+    text: str
+    arm: str | None
+    name: str
+    sign: str
+    value: float
+
+
+def parse(text: str) -> Gate:
+    """Read one ``--fail-if`` condition.
+
+    Raises:
+        UsageError: it does not have the form ``[ARM:]NAME SIGN NUMBER``.
+    """
+    found = _CONDITION.fullmatch(text)
+    if not found:
+        raise UsageError(f"'{text}' is no condition", where="--fail-if", hint="for example attainment<0.99")
+    value = float(found["value"]) / (100 if found["percent"] else 1)
+    return Gate(text=text.strip(), arm=found["arm"], name=found["name"], sign=found["sign"], value=value)
+
+
+def evaluate(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """The reasons why gates fail; none if all pass.
+
+    Args:
+        gates: the conditions.
+        values: figures by arm; a single run has one arm named ``run``.
+
+    Raises:
+        UsageError: a gate names an arm or a figure that does not exist.
+    """
+    reasons = []
+    for gate in gates:
+        arms = [gate.arm] if gate.arm else [arm for arm in values if gate.name in values[arm]]
+        if gate.arm and gate.arm not in values:
+            raise UsageError(f"there is no arm '{gate.arm}'", where="--fail-if", hint=f"known: {', '.join(values)}")
+        if not arms or gate.name not in values[arms[0]]:
+            known = sorted({name for figures in values.values() for name in figures})
+            raise UsageError(f"there is no figure '{gate.name}'", where="--fail-if", hint=f"known: {', '.join(known)}")
+        for arm in arms:
+            where = f" ({arm})" if len(values) > 1 else ""
+            figure = values[arm][gate.name]
+            if figure is None:
+                reasons.append(f"{gate.text}: {gate.name} was not measured{where}")
+            elif _SIGNS[gate.sign](figure, gate.value):
+                reasons.append(f"{gate.text}: {gate.name} is {figure:.6g}{where}")
+    return reasons
+
+
+def check(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Raise where a gate fails.
+
+    Raises:
+        GateFailedError: with all reasons.
+        UsageError: a gate names an arm or a figure that does not exist.
+    """
+    if reasons := evaluate(gates, values):
+        raise GateFailedError("; ".join(reasons), where="--fail-if")
+
+
+def report_values(report: Report) -> dict[str, dict[str, float | None]]:
+    """The figures of a single run that gates may name."""
+    return {"run": run_values(report)}
+
+
+def run_values(report: Report) -> dict[str, float | None]:
+    """The figures of one run that gates may name: counts, rates, attainment, latencies in seconds."""
+    counts, rates, met = report.counts, report.throughput, report.attainment
+    values: dict[str, float | None] = {
+        "attainment": met.share.estimate if met else None,
+        "attainment.low": met.share.low if met else None,
+        "goodput": met.goodput_rps if met else None,
+        "sent": counts.sent,
+        "completed": counts.completed,
+        "failed": counts.sent - counts.completed,
+        "failed.share": (counts.sent - counts.completed) / counts.sent if counts.sent else None,
+        "unsent": counts.unsent + counts.lost,
+        "throughput.requests": rates.request_rps,
+        "throughput.output_tokens": rates.output_tokens_per_s,
+        "client_bound": None if report.trust.client_bound is None else float(report.trust.client_bound),
+        "preemptions": report.server.preemptions,
+    }
+    for name, share in (met.by_metric if met else {}).items():
+        values[f"attainment.{name}"] = share.estimate
+    for name, metric in report.metrics.items():
+        values[f"{name}.mean"] = metric.mean.estimate
+        values[f"{name}.max"] = metric.max_s
+        for percent, found in metric.percentiles.items():
+            values[f"{name}.p{percent:g}"] = found.estimate
+    return values

@@ -1,0 +1,122 @@
+"""Figures as readers see them, the same in every renderer."""
+
+from kvload.analysis.stats import Estimate
+from kvload.records import RunManifest
+
+METRIC_NAMES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "E2E",
+    "ttft_sched": "TTFT from schedule",
+    "e2e_sched": "E2E from schedule",
+    "lag": "schedule lag",
+}
+ABSENT = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure with some significant digits, thousands separated."""
+    if value is None:
+        return ABSENT
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def seconds(value_s: float | None) -> str:
+    """A time in the unit that suits it."""
+    if value_s is None:
+        return ABSENT
+    if value_s == 0:
+        return "0 ms"
+    if abs(value_s) < 0.001:
+        return f"{value_s * 1e6:.3g} µs"
+    if abs(value_s) < 0.9995:
+        return f"{value_s * 1e3:.3g} ms"
+    return f"{value_s:.3g} s" if abs(value_s) < 999.5 else f"{value_s:,.0f} s"
+
+
+def unit_for(value_s: float | None) -> tuple[str, float]:
+    """The unit that suits a time, and what to multiply seconds with."""
+    if value_s is None or value_s >= 0.9995:
+        return "s", 1.0
+    return ("ms", 1e3) if value_s >= 0.001 else ("µs", 1e6)
+
+
+def interval(value: Estimate) -> str:
+    """``low…high``; a side that the data do not bound stays open."""
+    low = "" if value.low is None else number(value.low)
+    high = "" if value.high is None else number(value.high)
+    return f"{low}…{high}"
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """A share in per cent."""
+    return ABSENT if value is None else f"{value * 100:.{digits}f} %"
+
+
+def signed_share(value: float | None, digits: int = 1) -> str:
+    """A relative change in per cent, with its sign."""
+    return ABSENT if value is None else f"{value * 100:+.{digits}f} %"
+
+
+def whole(value: float | None) -> str:
+    """A count."""
+    return ABSENT if value is None else f"{value:,.0f}"
+
+
+def plural(number_of: int, noun: str) -> str:
+    """A count with its noun: ``1 request``, ``2 requests``."""
+    return f"{number_of:,} {noun}" + ("" if number_of == 1 else "s")
+
+
+def size(value_bytes: float | None) -> str:
+    """A number of bytes."""
+    if value_bytes is None:
+        return ABSENT
+    for unit in ("B", "KiB", "MiB"):
+        if value_bytes < 1024:
+            return f"{value_bytes:.4g} {unit}"
+        value_bytes /= 1024
+    return f"{value_bytes:.4g} GiB"
+
+
+def level_of(value: Estimate) -> str:
+    """``95 %``."""
+    return f"{value.level * 100:g} %"
+
+
+def arrivals(manifest: RunManifest) -> str:
+    """How requests were timed: ``trace, speed 2``."""
+    rest = [f"{name} {value}" for name, value in manifest.arrivals.items() if name != "kind" and value is not None]
+    return ", ".join([str(manifest.arrivals.get("kind", "unknown")), *rest])
+
+
+def what_ran(manifest: RunManifest) -> list[tuple[str, str]]:
+    """Server, method, trace, mode and schedule of a run."""
+    server, trace = manifest.server, manifest.trace
+    engine = " ".join(part for part in (server.engine, server.engine_version) if part) or "unknown engine"
+    mode = {
+        "free": "free-running (answers end by themselves)",
+        "forced": "forced-length (answers as long as the trace's)",
+    }
+    method = server.method or "unknown"
+    if server.bytes_per_token:
+        method += f" ({size(server.bytes_per_token)} a token)"
+    rows = [
+        ("run", manifest.run_id + (f" · arm {manifest.arm}" if manifest.arm else "")),
+        ("server", f"{engine} at {server.url}" + (f" on {server.device}" if server.device else "")),
+        ("model", server.model or "unknown"),
+        ("method", method),
+        ("trace", f"{trace.path} ({trace.format}, {trace.used:,} of {trace.rows:,} rows)"),
+        ("mode", mode[manifest.mode]),
+        ("arrivals", arrivals(manifest)),
+    ]
+    if manifest.max_concurrency:
+        rows.append(("concurrency", f"at most {manifest.max_concurrency}"))
+    if server.prefix_cache:
+        rows.append(("prefix cache", server.prefix_cache))
+    return rows

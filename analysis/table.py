@@ -1,0 +1,326 @@
+"""The records of a run as numpy columns.
+
+A run may hold millions of requests, so lines are decoded in batches into a narrow struct that has the measured fields
+only (texts stay on disk, see :func:`texts`), and chunk rows are read block by block where they are needed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from kvload.errors import RunDirError
+from kvload.records import RequestRecord, Status
+from kvload.rundir import CHUNK_DTYPE, RunDir, Shard
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+STATUSES: tuple[str, ...] = get_args(Status)
+"""The statuses in the order of their codes in :attr:`RecordTable.status`."""
+
+_STATUS_CODE = {name: code for code, name in enumerate(STATUSES)}
+_BATCH_BYTES = 8 << 20
+
+
+class _Row(msgspec.Struct, gc=False):
+    """The measured fields of a :class:`RequestRecord`; all other fields of a line are skipped by the decoder."""
+
+    index: int
+    request_id: str
+    prompt_digest: str
+    max_tokens: int
+    t_sched_s: float
+    status: Status
+    worker: int = 0
+    session: str | None = None
+    turn: int | None = None
+    input_tokens: int | None = None
+    prompt_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    t_send_s: float | None = None
+    t_first_s: float | None = None
+    t_last_s: float | None = None
+    t_end_s: float | None = None
+    output_tokens: int | None = None
+    output_tokens_source: str | None = None
+    first_chunk_tokens: int | None = None
+    chunk_offset: int = 0
+    chunk_count: int = 0
+    finish_reason: str | None = None
+    cause: str | None = None
+    clock: str = "user"
+    retries: int = 0
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+
+
+_INT_COLUMNS = ("index", "max_tokens", "worker", "min_tokens", "retries", "chunk_offset", "chunk_count")
+_FLOAT_COLUMNS = (
+    *("t_sched_s", "t_send_s", "t_first_s", "t_last_s", "t_end_s", "queue_s", "prefill_s", "decode_s"),
+    *("input_tokens", "prompt_tokens", "output_tokens", "first_chunk_tokens", "temperature", "top_p", "seed", "turn"),
+)
+_WORD_COLUMNS = ("cause", "finish_reason", "clock", "output_tokens_source")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A column of few distinct words: ``codes`` index into ``names``; a missing word has the name None."""
+
+    names: tuple[str | None, ...]
+    codes: Ints
+
+    def equals(self, name: str | None) -> Bools:
+        """Where the word is ``name``."""
+        if name not in self.names:
+            return np.zeros(len(self.codes), np.bool_)
+        found: Bools = self.codes == self.names.index(name)
+        return found
+
+    def counts(self, where: Bools) -> dict[str | None, int]:
+        """How often each word stands among the rows of ``where``, most frequent first."""
+        found = np.bincount(self.codes[where], minlength=len(self.names))
+        pairs = [(name, int(number)) for name, number in zip(self.names, found, strict=True) if number]
+        return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0] or "")))
+
+    def take(self, rows: Ints) -> "Words":
+        """The words of some rows."""
+        return Words(self.names, self.codes[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordTable:
+    """All records of a run, one row each, ordered by ``index``.
+
+    Arrays have one entry per record. Times are seconds on the run's clock, token counts are floats so that a missing
+    value is NaN (never 0). ``status`` holds positions in :data:`STATUSES`; ``shard`` holds positions in ``shards``,
+    the files where the chunk rows ``chunk_offset .. chunk_offset + chunk_count`` of a request lie. ``torn`` counts the
+    records that a crash cut short.
+    """
+
+    index: Ints
+    status: Ints
+    shard: Ints
+    max_tokens: Ints
+    worker: Ints
+    min_tokens: Ints
+    retries: Ints
+    chunk_offset: Ints
+    chunk_count: Ints
+    ignore_eos: Bools
+    t_sched_s: Floats
+    t_send_s: Floats
+    t_first_s: Floats
+    t_last_s: Floats
+    t_end_s: Floats
+    queue_s: Floats
+    prefill_s: Floats
+    decode_s: Floats
+    input_tokens: Floats
+    prompt_tokens: Floats
+    output_tokens: Floats
+    first_chunk_tokens: Floats
+    temperature: Floats
+    top_p: Floats
+    seed: Floats
+    turn: Floats
+    prompt_digest: npt.NDArray[np.bytes_]
+    request_id: npt.NDArray[np.object_]
+    session: npt.NDArray[np.object_]
+    cause: Words
+    finish_reason: Words
+    clock: Words
+    output_tokens_source: Words
+    shards: tuple[Shard, ...]
+    torn: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def has_status(self, *names: Status) -> Bools:
+        """Where the status is one of ``names``."""
+        return np.isin(self.status, [_STATUS_CODE[name] for name in names])
+
+    @property
+    def ok(self) -> Bools:
+        """Where the stream ended as the protocol says."""
+        return self.has_status("ok")
+
+    @property
+    def sent(self) -> Bools:
+        """Where the request was sent: every status but ``unsent``."""
+        return ~self.has_status("unsent")
+
+    def take(self, rows: Ints) -> "RecordTable":
+        """The table of some rows, in the order of ``rows``."""
+        kept: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Words):
+                kept[field.name] = value.take(rows)
+            else:
+                kept[field.name] = value[rows] if isinstance(value, np.ndarray) else value
+        return RecordTable(**kept)
+
+
+def load(run: RunDir) -> RecordTable:
+    """Read all records of a run.
+
+    Raises:
+        RunDirError: a line other than a shard's torn last one does not parse, two records have the same index, or a
+            chunk file is shorter than its records say.
+    """
+    columns: dict[str, list[npt.NDArray[Any]]] = {}
+    codes: dict[str, dict[str | None, int]] = {name: {} for name in _WORD_COLUMNS}
+    shards = tuple(run.shards())
+    for number, shard in enumerate(shards):
+        first = len(columns.get("index", []))
+        for batch in _batches(shard.records_path):
+            for name, values in _columns(batch, codes):
+                columns.setdefault(name, []).append(values)
+            columns.setdefault("shard", []).append(np.full(len(batch), number, np.int64))
+        _check_chunks(shard, columns, first)
+    if not columns:
+        for name, values in _columns([], codes):
+            columns[name] = [values]
+        columns["shard"] = [np.empty(0, np.int64)]
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    columns.clear()
+    order = np.argsort(joined["index"], kind="stable")
+    _check_unique(joined["index"][order], run)
+    whole: dict[str, Any] = {name: values[order] for name, values in joined.items()}
+    for name in _WORD_COLUMNS:
+        whole[name] = Words(tuple(codes[name]), whole[name])
+    return RecordTable(**whole, shards=shards, torn=run.torn_records())
+
+
+def _batches(path: Path) -> Iterator[list[_Row]]:
+    """Rows of complete lines, some megabytes at a time."""
+    decoder = msgspec.json.Decoder(_Row)
+    number = 0
+    with path.open("rb") as file:
+        rest = b""
+        while block := file.read(_BATCH_BYTES):
+            end = block.rfind(b"\n") + 1
+            if not end:
+                rest += block
+                continue
+            lines, rest = rest + block[:end], block[end:]
+            try:
+                rows = decoder.decode_lines(lines)
+            except msgspec.MsgspecError:
+                _name_bad_line(lines, number, path)
+                raise
+            yield rows
+            number += lines.count(b"\n")
+
+
+def _name_bad_line(lines: bytes, number: int, path: Path) -> None:
+    decoder = msgspec.json.Decoder(_Row)
+    for line_number, line in enumerate(lines.split(b"\n")[:-1], number + 1):
+        try:
+            decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            raise RunDirError(str(error), where=f"{path}:{line_number}") from error
+
+
+def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    for name in _INT_COLUMNS:
+        yield name, np.fromiter(map(attrgetter(name), rows), np.int64, len(rows))
+    for name in _FLOAT_COLUMNS:
+        # None becomes NaN
+        yield name, np.array(list(map(attrgetter(name), rows)), np.float64)
+    for name in _WORD_COLUMNS:
+        table = codes[name]
+        words = list(map(attrgetter(name), rows))
+        for word in set(words) - table.keys():
+            table[word] = len(table)
+        yield name, np.fromiter(map(table.__getitem__, words), np.int64, len(rows))
+    yield "status", np.fromiter((_STATUS_CODE[row.status] for row in rows), np.int64, len(rows))
+    yield "ignore_eos", np.fromiter(map(attrgetter("ignore_eos"), rows), np.bool_, len(rows))
+    yield "prompt_digest", np.array([row.prompt_digest.encode() for row in rows], "S32")
+    for name in ("request_id", "session"):
+        yield name, np.fromiter(map(attrgetter(name), rows), np.object_, len(rows))
+
+
+def _check_chunks(shard: Shard, columns: dict[str, list[npt.NDArray[Any]]], first: int) -> None:
+    parts = zip(columns.get("chunk_offset", [])[first:], columns.get("chunk_count", [])[first:], strict=True)
+    needed = max((int((offset + length).max()) for offset, length in parts if len(offset)), default=0)
+    if needed and needed * CHUNK_DTYPE.itemsize > (
+        shard.chunks_path.stat().st_size if shard.chunks_path.exists() else 0
+    ):
+        raise RunDirError(f"has fewer than the {needed} chunk rows its records name", where=str(shard.chunks_path))
+
+
+def _check_unique(index: Ints, run: RunDir) -> None:
+    again = np.flatnonzero(index[1:] == index[:-1])
+    if len(again):
+        raise RunDirError(f"two records have the index {index[again[0]]}", where=str(run.records_dir))
+
+
+def texts(run: RunDir, wanted: Iterable[int] | None = None) -> dict[int, RequestRecord]:
+    """Whole records with their texts, by index.
+
+    Args:
+        run: the run folder.
+        wanted: indices to keep; all where None.
+    """
+    keep = None if wanted is None else set(wanted)
+    found = {}
+    for record, _ in run.records():
+        if keep is None or record.index in keep:
+            found[record.index] = record
+    return found
+
+
+def chunk_blocks(
+    table: RecordTable, rows: Ints, block_rows: int = 1 << 21
+) -> Iterator[tuple[npt.NDArray[np.void], Ints, Ints]]:
+    """The chunk rows of some requests, block by block, each block holding whole requests.
+
+    Args:
+        table: the records.
+        rows: positions in ``table``.
+        block_rows: about how many chunk rows a block holds.
+
+    Yields:
+        chunk rows (``CHUNK_DTYPE``), the positions in ``table`` of the requests they belong to, and where in the
+        block each request's rows start.
+    """
+    rows = rows[table.chunk_count[rows] > 0]
+    for number, shard in enumerate(table.shards):
+        mine = rows[table.shard[rows] == number]
+        if not len(mine):
+            continue
+        mine = mine[np.argsort(table.chunk_offset[mine], kind="stable")]
+        chunks = shard.chunks()
+        cuts = np.cumsum(table.chunk_count[mine]) // block_rows
+        for part in np.split(mine, np.flatnonzero(np.diff(cuts)) + 1):
+            yield _gather(chunks, table.chunk_offset[part], table.chunk_count[part], part)
+
+
+def _gather(
+    chunks: npt.NDArray[np.void], offset: Ints, length: Ints, part: Ints
+) -> tuple[npt.NDArray[np.void], Ints, Ints]:
+    starts = np.cumsum(length) - length
+    first, last = int(offset[0]), int(offset[-1] + length[-1])
+    if last - first == int(length.sum()) and np.array_equal(offset - first, starts):
+        return chunks[first:last], part, starts
+    block = np.concatenate([chunks[o : o + n] for o, n in zip(offset.tolist(), length.tolist(), strict=True)])
+    return block, part, starts
+
+
+def count_true(mask: Bools) -> int:
+    """How many entries are true."""
+    return int(np.count_nonzero(mask))

@@ -1,0 +1,41 @@
+"""``kvload report``: the report of a run folder, again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON with the keys of vllm bench serve.")] = False,
+    slo: Annotated[
+        str | None, typer.Option(help="Judge by these limits instead of the run's: ttft=500ms,tpot=50ms,e2e=20s.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Confidence level of the intervals.", min=0.5, max=0.999)] = 0.95,
+    fail_if: Annotated[
+        list[str] | None, typer.Option("--fail-if", help="Exit with 1 if this holds: 'attainment<0.99'.")
+    ] = None,
+) -> None:
+    """Render the report of a run folder again."""
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from kvload.analysis import gates
+    from kvload.analysis.report import build, json_report, terminal
+    from kvload.analysis.slo import parse_slo
+    from kvload.rundir import RunDir
+
+    conditions = [gates.parse(text) for text in fail_if or []]
+    built = build(RunDir.open(run), slo_limits=parse_slo(slo) if slo else None, level=level)
+    if json_output:
+        json.dump(json_report.as_dict(built), sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        terminal.render(built, Console())
+    gates.check(conditions, gates.report_values(built))
