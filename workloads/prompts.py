@@ -41,8 +41,9 @@ def token_ids(request: TraceRequest, spec: PromptSpec) -> list[int]:
     """The prompt of a request that has no text: its own token ids, or ``input_length`` made-up ones (at least 1).
 
     Block ``b`` is the stream of ids named by the seed and ``b``, cut to ``block_size``; where the blocks do not reach
-    ``input_length``, or there are none, the rest is a stream named by the request's id. A stream is Philox4x64 (Salmon
-    et al. 2011) keyed by the SHA-256 of seed and name and counted by the position.
+    ``input_length``, or there are none, the rest is a stream named by the request's id (by its session, for whole
+    prompts of one). A stream is Philox4x64 (Salmon et al. 2011) keyed by the SHA-256 of seed and name and counted by
+    the position.
 
     Raises:
         ValueError: the request has neither token ids nor a length.
@@ -61,9 +62,16 @@ def token_ids(request: TraceRequest, spec: PromptSpec) -> list[int]:
             parts.append(_stream(f"block/{block}", min(request.block_size, length - made), spec))
             made += len(parts[-1])
     if made < length:
-        parts.append(_stream(f"request/{request.id}", length - made, spec))
+        parts.append(_stream(_own_name(request), length - made, spec))
     ids: list[int] = np.concatenate(parts).tolist()
     return ids
+
+
+def _own_name(request: TraceRequest) -> str:
+    """Whole prompts of one session share their beginning, as those of a conversation do."""
+    if request.session is not None and request.arrival is not None and not request.block_ids:
+        return f"session/{request.session}"
+    return f"request/{request.id}"
 
 
 def made_up_ids(name: str, length: int, spec: PromptSpec) -> list[int]:

@@ -9,6 +9,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -31,6 +32,8 @@ MAX_SECONDS = 1e12
 _GZIP_MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
 _SHOWN_CHARACTERS = 60
+_PEEKED_BYTES = 4096
+_UNPACKED_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,13 @@ class Cursor:
         if len(shown) > _SHOWN_CHARACTERS:
             shown = shown[:_SHOWN_CHARACTERS] + "..."
         return self.error(f"field '{name}' is {shown}, not {wanted}")
+
+    def peek(self) -> bytes:
+        """What comes next, up to some thousand bytes, without white space in front; the cursor stays."""
+        try:
+            return self._file.peek(_PEEKED_BYTES)[:_PEEKED_BYTES].removeprefix(BOM).lstrip()
+        except (OSError, EOFError, zlib.error) as error:
+            raise self.error(f"cannot be read: {error}") from error
 
     def lines(self) -> Iterator[bytes]:
         """All lines that are not blank, without their ends.
@@ -246,7 +256,8 @@ class Format:
     read: Callable[[Cursor], Iterator[TraceRequest]]
 
 
-def open_trace(path: Path) -> BufferedReader:
+@contextmanager
+def open_trace(path: Path) -> Iterator[BufferedReader]:
     """Open a trace file for reading bytes; a gzip file is unpacked on the way, whatever its name.
 
     Raises:
@@ -254,13 +265,14 @@ def open_trace(path: Path) -> BufferedReader:
     """
     try:
         file = path.open("rb")
-        magic = file.read(len(_GZIP_MAGIC))
-        file.seek(0)
     except OSError as error:
         raise TraceError(f"cannot be opened: {error.strerror}", where=str(path)) from error
-    if magic == _GZIP_MAGIC:
-        return BufferedReader(gzip.GzipFile(fileobj=file), 1 << 18)
-    return file
+    with file:
+        if file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
+            with gzip.GzipFile(fileobj=file) as packed, BufferedReader(packed, _UNPACKED_BYTES) as unpacked:
+                yield unpacked
+        else:
+            yield file
 
 
 def _json_kind(value: object) -> str:

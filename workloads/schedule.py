@@ -25,8 +25,8 @@ from kvload.workloads.arrivals import ArrivalSpec, offsets
 from kvload.workloads.formats import find_format, read_trace
 from kvload.workloads.lengths import TooLong
 from kvload.workloads.prompts import PromptSpec, made_up_ids, token_ids
-from kvload.workloads.selection import Selection, SelectionCounts, needs_former, select
-from kvload.workloads.trace import TraceRequest
+from kvload.workloads.selection import Selection, SelectionCounts, select
+from kvload.workloads.trace import TraceRequest, continues_conversation
 
 Mode = Literal["free", "forced"]
 
@@ -360,7 +360,7 @@ class _Planner:
             fields["return_token_ids"] = True
         follow_up = None
         digest = prompt_digest(new)
-        if former is not None and needs_former(request):
+        if former is not None and continues_conversation(request):
             if former.path != path or (former.follow_up and former.follow_up.kind != kind):
                 raise TraceError(f"request '{request.id}': its session changes between chat, text and token ids")
             digest = prompt_digest(f"{former.prompt_digest} {digest}")

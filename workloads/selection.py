@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kvload.errors import UsageError
-from kvload.workloads.trace import TraceRequest
+from kvload.workloads.trace import TraceRequest, continues_conversation
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def select(requests: Iterator[TraceRequest], selection: Selection, counts: Selec
             continue
         if not is_drawn(session if session is not None else request.id, selection):
             continue
-        if request.turn and not continues and needs_former(request):
+        if request.turn and not continues and continues_conversation(request):
             counts.headless += 1
             continue
         if session is not None:
@@ -85,10 +85,3 @@ def is_drawn(session: str, selection: Selection) -> bool:
         return True
     digest = hashlib.sha256(f"kvload/{selection.seed}/sample/{session}".encode()).digest()
     return int.from_bytes(digest[:8], "little") < selection.sample * 2.0**64
-
-
-def needs_former(request: TraceRequest) -> bool:
-    """Whether a later turn is only what is new in it, so that it cannot be sent without the conversation before it."""
-    if request.messages is not None:
-        return not any(message.get("role") == "assistant" for message in request.messages)
-    return request.prompt is not None or request.prompt_token_ids is not None or not request.block_ids

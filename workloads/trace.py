@@ -13,7 +13,8 @@ is. Unknown keys are kept in ``extra``.
 Turns of a conversation share their ``session`` and count ``turn`` from 0. A turn is sent when the former has ended plus
 its ``think_time``, and never before its own ``arrival`` where it has one. What a later turn gives is new in that turn:
 the conversation so far, with the server's real answers, is put before it. Two kinds of turns are complete as they
-stand: ``messages`` that hold an assistant's answer, and lengths with ``block_ids``, which name the whole prompt.
+stand: ``messages`` that hold an assistant's answer, and an ``input_length`` beside ``block_ids`` or an ``arrival``,
+which tells the length of the whole prompt.
 """
 
 from collections.abc import Iterable
@@ -58,6 +59,15 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     task: str | None = None
     sampling: dict[str, Any] = {}
     extra: dict[str, Any] = {}
+
+
+def continues_conversation(request: TraceRequest) -> bool:
+    """Whether a later turn holds only what is new in it, so that it needs the conversation before it to be sent."""
+    if request.messages is not None:
+        return not any(message.get("role") == "assistant" for message in request.messages)
+    if request.prompt is not None or request.prompt_token_ids is not None:
+        return True
+    return not request.block_ids and request.arrival is None
 
 
 def write_trace(requests: Iterable[TraceRequest], file: BinaryIO) -> int:

@@ -6,6 +6,7 @@ content, never from the file's name.
 
 import functools
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 
 from kvload.errors import TraceError, UsageError
 from kvload.workloads.json_array import array_items
-from kvload.workloads.reader import BOM, Cursor, Format, Head, open_trace
+from kvload.workloads.reader import Cursor, Format, Head, open_trace
 from kvload.workloads.trace import TraceRequest
 
 ARRIVAL_DIGITS = 7
@@ -83,16 +84,13 @@ def read_trace(
         TraceError: the file is empty, or a row is malformed or earlier than the one before it; names file, line, field.
     """
     requests = _read_sorted(path, format) if sort else _read_ordered(path, format)
-    for count, request in enumerate(requests):
-        if count == limit:
-            return
-        yield request
+    yield from itertools.islice(requests, limit)
 
 
 def _read_head(path: Path) -> Head:
     with open_trace(path) as file:
         cursor = Cursor(path, file)
-        start = file.peek(4096)[:4096].removeprefix(BOM).lstrip()
+        start = cursor.peek()
         if start.startswith(b"["):
             for item in array_items(cursor):
                 return Head(first=cursor.decoded(item), is_array=True)
