@@ -1,0 +1,434 @@
+"""The streaming client: many requests at a time over kept-alive connections, on one epoll loop.
+
+While a stream runs nothing is done but to read, keep the bytes and keep the kernel's receive stamp; the bytes are
+looked at only where a body may have ended, and taken apart when it has (:mod:`kvload.workloads.parse`). Requests start
+at absolute times set with a timerfd. The loop runs on its own or inside another one: its :meth:`StreamLoop.fileno`
+becomes readable when there is something to do.
+"""
+
+import _socket
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvload.errors import ServerError
+from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer, enable_receive_stamps
+from kvload.workloads.connection import Connection, State
+from kvload.workloads.parse import RawStream
+from kvload.workloads.wire import RequestHeads, Target, WireError
+
+_READ_BYTES = 1 << 16
+_EVENTS_A_TURN = 64
+_NEVER = 1 << 62
+_STEP_NS = 2_000_000
+"""A tie that moved by more than this between two readings means that wall time was stepped."""
+
+
+def _real_epoll() -> Any:
+    """``select.epoll``, also where gevent has taken it out of the module."""
+    if hasattr(select, "epoll"):
+        return select.epoll
+    from gevent.monkey import get_original
+
+    return get_original("select", "epoll")
+
+
+class StreamLoop:
+    """Sends requests to one server and hands back each one's bytes and times.
+
+    Args:
+        target: the server.
+        headers: the user's headers, sent with every request.
+        timeout_s: a request's limit from its first byte sent to its end; None for none.
+        on_end: called with every request once it has ended, whatever way.
+        verify: check certificates (https).
+
+    Raises:
+        ServerError: the host's name cannot be resolved.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        on_end: Callable[[RawStream], None],
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._heads = RequestHeads(target, headers or {})
+        self._target = target
+        self._on_end = on_end
+        self._timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
+        self._family, self._address = _resolve(target)
+        self._tls = _tls_context(verify) if target.scheme == "https" else None
+        self._epoll = _real_epoll()()
+        self._timer = DeadlineTimer()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._timer.fd, select.EPOLLIN)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._connections: dict[int, Connection] = {}
+        self._idle: deque[Connection] = deque()
+        self._opening = 0
+        self._closing: list[Any] = []
+        self._timeouts: deque[tuple[int, RawStream, Connection]] = deque()
+        self._due_ns = _NEVER
+        self._on_due: Callable[[int], None] = lambda _now: None
+        self._tie = ClockTie.measure()
+        self._tie_renewal_ns = time.monotonic_ns() + 1_000_000_000
+        self._steps = 0
+        self.in_flight = 0
+        self.stale_retries = 0
+        self.connects = 0
+        self.kernel_stamps = True
+
+    def fileno(self) -> int:
+        """The epoll descriptor: readable when :meth:`turn` has something to do."""
+        fd: int = self._epoll.fileno()
+        return fd
+
+    def wake(self) -> None:
+        """Make the loop turn once more; the only method that another thread may call."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def at(self, due_ns: int | None, on_due: Callable[[int], None]) -> None:
+        """Call ``on_due(now_ns)`` once, as soon as ``due_ns`` (monotonic) has come; replaces what was set before."""
+        self._due_ns = _NEVER if due_ns is None else due_ns
+        self._on_due = on_due
+
+    def start(self, key: Any, path: str, body: bytes, request_id: str) -> RawStream:
+        """Send a request now, or as soon as a connection to send it on is open."""
+        raw = RawStream(key, time.monotonic_ns())
+        payload = self._heads.head(path, len(body), request_id) + body
+        self.in_flight += 1
+        self._assign(raw, payload)
+        return raw
+
+    def warm(self, connections: int) -> None:
+        """Open connections until so many are idle or being opened."""
+        for _ in range(min(connections - len(self._idle) - self._opening, 256)):
+            self._connect(None, b"")
+
+    def cut(self) -> None:
+        """End every request in flight as censored."""
+        for connection in list(self._connections.values()):
+            if connection.raw is not None:
+                self._fail(connection, "cut", "cut off at the end of the run", status="censored")
+
+    def turn(self, wait: bool = False) -> None:
+        """Handle what is ready, and what is due; with ``wait`` block until there is something."""
+        next_ns = min(self._due_ns, self._timeouts[0][0] if self._timeouts else _NEVER)
+        if next_ns != _NEVER:
+            self._timer.arm(next_ns)
+        ready = self._epoll.poll(-1 if wait else 0, _EVENTS_A_TURN)
+        now = time.monotonic_ns()
+        if now >= self._due_ns:
+            self._fire(now)
+        connections = self._connections
+        for fd, mask in ready:
+            connection = connections.get(fd)
+            if connection is None:
+                self._special(fd)
+            elif connection.fast:
+                # The hot path: a chunked body over plain TCP. The body can have ended only where a read ends in an
+                # empty line, or is too short to tell.
+                try:
+                    data, ancillary, _, _ = connection.receive(_READ_BYTES, ANCILLARY_BYTES)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self._lost(connection, error)
+                    continue
+                if not data:
+                    self._end_of_file(connection)
+                    continue
+                connection.add_piece(data)
+                connection.add_stamp(ancillary[0][2] if ancillary else None)
+                connection.add_seen(now)
+                if data[-4:] == b"\r\n\r\n" or len(data) < 5:
+                    self._look(connection)
+            else:
+                self._ready(connection, mask, now)
+        if now >= self._tie_renewal_ns:
+            self._renew_tie(now)
+        if self._timeouts and now >= self._timeouts[0][0]:
+            self._time_out(now)
+        if self._due_ns != _NEVER and self._due_ns <= time.monotonic_ns():
+            self._fire(time.monotonic_ns())
+        if self._closing:
+            self._close_discarded()
+
+    def close(self) -> None:
+        """Cut what is in flight and close every descriptor."""
+        self.cut()
+        for connection in list(self._connections.values()):
+            self._discard(connection)
+        self._close_discarded()
+        self._epoll.close()
+        self._timer.close()
+        os.close(self._wake_fd)
+
+    def _close_discarded(self) -> None:
+        for sock in self._closing:
+            sock.close()
+        self._closing.clear()
+
+    def _fire(self, now: int) -> None:
+        on_due = self._on_due
+        self._due_ns = _NEVER
+        on_due(now)
+
+    def _special(self, fd: int) -> None:
+        if fd == self._timer.fd:
+            self._timer.clear()
+        elif fd == self._wake_fd:
+            try:
+                os.eventfd_read(self._wake_fd)
+            except BlockingIOError:
+                return
+
+    def _renew_tie(self, now: int) -> None:
+        tie = ClockTie.measure()
+        if abs(tie.offset_ns - self._tie.offset_ns) > _STEP_NS:
+            self._steps += 1
+        self._tie = tie
+        self._tie_renewal_ns = now + 1_000_000_000
+
+    def _assign(self, raw: RawStream, payload: bytes) -> None:
+        if not self._idle:
+            self._connect(raw, payload)
+            return
+        # the one used last: the others grow old and are closed by the server, instead of all being kept half-alive
+        connection = self._idle.pop()
+        connection.begin(raw, payload, self._steps)
+        self._send(connection)
+
+    def _connect(self, raw: RawStream | None, payload: bytes) -> None:
+        self.connects += 1
+        # the C class: gevent replaces the Python one by one that would block its own way
+        sock = _socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.kernel_stamps = enable_receive_stamps(sock) and self.kernel_stamps  # type: ignore[arg-type]
+        connection = Connection(sock, self._tls, self._target.host)
+        self._connections[connection.fd] = connection
+        if raw is not None:
+            connection.begin(raw, payload, self._steps)
+            connection.opened_for_it = True
+        connection.state = State.OPENING
+        self._opening += 1
+        code = sock.connect_ex(self._address)
+        if code not in {0, errno.EINPROGRESS}:
+            self._fail(connection, "connect", os.strerror(code))
+            return
+        self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+        if raw is not None and self._timeout_ns is not None:
+            self._timeouts.append((time.monotonic_ns() + self._timeout_ns, raw, connection))
+
+    def _send(self, connection: Connection) -> None:
+        raw = connection.raw
+        if raw is None:
+            return
+        payload = connection.outbox
+        if raw.t_send_ns is None:
+            connection.send_started()
+            raw.t_send_ns = time.monotonic_ns()
+            if self._timeout_ns is not None:
+                self._timeouts.append((raw.t_send_ns + self._timeout_ns, raw, connection))
+        try:
+            sent = connection.sock.send(payload)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lost(connection, error)
+            return
+        connection.outbox = payload[sent:] if sent < len(payload) else b""
+        connection.want_write(self._epoll, bool(connection.outbox))
+
+    def _ready(self, connection: Connection, mask: int, now: int) -> None:
+        if connection.state is State.OPENING:
+            self._opened(connection, now)
+            return
+        if mask & select.EPOLLOUT and connection.outbox:
+            self._send(connection)
+        if mask & ~select.EPOLLOUT and connection.fd in self._connections:
+            self._receive(connection, now)
+
+    def _opened(self, connection: Connection, now: int) -> None:
+        code = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(connection, "connect", os.strerror(code))
+            return
+        if connection.tls is not None and not connection.shake_hands():
+            self._receive(connection, now)
+            return
+        self._open_done(connection)
+
+    def _open_done(self, connection: Connection) -> None:
+        """A connection has been opened: it sends the request it was opened for, or waits for one."""
+        self._opening -= 1
+        connection.want_write(self._epoll, False)
+        if connection.raw is not None:
+            connection.state = State.HEAD
+            self._send(connection)
+        else:
+            connection.state = State.IDLE
+            self._idle.append(connection)
+
+    def _receive(self, connection: Connection, now: int) -> None:
+        try:
+            data, ancillary, _, _ = connection.receive(_READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(connection, error)
+            return
+        stamp = ancillary[0][2] if ancillary else None
+        if not data:
+            self._end_of_file(connection)
+            return
+        if connection.tls is not None:
+            try:
+                data = connection.decrypt(data)
+            except ssl.SSLError as error:
+                cause = "tls" if connection.state is State.OPENING else "malformed"
+                self._fail(connection, cause, str(error.reason or error))
+                return
+            connection.want_write(self._epoll, bool(connection.outbox))
+            if connection.state is State.OPENING:
+                if connection.shaken:
+                    self._open_done(connection)
+                return
+            if not data:
+                if connection.tls_closed:
+                    self._end_of_file(connection)
+                return
+        raw = connection.raw
+        if raw is None:
+            # a server that speaks unasked on an idle connection: 408 or nonsense
+            self._discard(connection)
+            return
+        raw.pieces.append(data)
+        raw.stamps.append(stamp)
+        raw.seen_ns.append(now)
+        self._look(connection)
+        if connection.tls_closed and connection.raw is raw:
+            self._end_of_file(connection)
+
+    def _look(self, connection: Connection) -> None:
+        """See whether the answer has ended."""
+        raw = connection.raw
+        if raw is None:
+            return
+        try:
+            ended = connection.look()
+        except WireError as error:
+            self._fail(connection, "malformed", str(error))
+            return
+        if ended:
+            raw.complete = True
+            self._end(connection, reusable=raw.head is not None and raw.head.keep_alive and not connection.outbox)
+
+    def _end_of_file(self, connection: Connection) -> None:
+        raw = connection.raw
+        if raw is None or connection.state is State.OPENING:
+            self._fail(connection, "connect", "the server closed the connection at once")
+        elif connection.ends_with_connection():
+            raw.complete = True
+            self._end(connection, reusable=False)
+        elif not raw.pieces:
+            self._stale_or_failed(connection, "reset", "the connection was closed before any answer")
+        else:
+            self._fail(connection, "truncated", "the connection was closed in the middle of the answer")
+
+    def _lost(self, connection: Connection, error: OSError) -> None:
+        raw = connection.raw
+        text = error.strerror or str(error)
+        if connection.state is State.OPENING:
+            self._fail(connection, "connect", text)
+        elif raw is not None and not raw.pieces:
+            self._stale_or_failed(connection, "reset", text)
+        else:
+            self._fail(connection, "reset", text)
+
+    def _stale_or_failed(self, connection: Connection, cause: str, text: str) -> None:
+        """A request without any answer: sent again if its connection was an old one that the server had given up."""
+        raw = connection.raw
+        if raw is None or connection.opened_for_it:
+            self._fail(connection, cause, text)
+            return
+        payload = connection.payload
+        connection.raw = None
+        self._discard(connection)
+        self.stale_retries += 1
+        raw.retries += 1
+        raw.t_send_ns = None
+        self._connect(raw, payload)
+
+    def _fail(self, connection: Connection, cause: str, text: str, *, status: Any = "failed") -> None:
+        raw = connection.raw
+        if raw is not None:
+            raw.status, raw.cause, raw.error = status, cause, text
+        self._end(connection, reusable=False)
+
+    def _end(self, connection: Connection, *, reusable: bool) -> None:
+        raw = connection.raw
+        if raw is not None:
+            raw.t_end_ns = time.monotonic_ns()
+            raw.tie_offset_ns = self._tie.offset_ns if connection.steps_at_start == self._steps else None
+            connection.finish()
+            self.in_flight -= 1
+        if reusable:
+            connection.state = State.IDLE
+            self._idle.append(connection)
+        else:
+            self._discard(connection)
+        if raw is not None:
+            self._on_end(raw)
+
+    def _discard(self, connection: Connection) -> None:
+        if self._connections.pop(connection.fd, None) is None:
+            return
+        if connection.state is State.OPENING:
+            self._opening -= 1
+        elif connection.state is State.IDLE:
+            self._idle.remove(connection)
+        connection.state = State.CLOSED
+        # closed only when the turn is over: what is left of the turn may still hold events of this descriptor's number
+        self._closing.append(connection.sock)
+
+    def _time_out(self, now: int) -> None:
+        timeouts = self._timeouts
+        while timeouts and timeouts[0][0] <= now:
+            _, raw, connection = timeouts.popleft()
+            if connection.raw is not raw:
+                continue
+            limit = 0 if self._timeout_ns is None else self._timeout_ns
+            if raw.t_send_ns is not None and raw.t_send_ns + limit > now:
+                continue
+            self._fail(connection, "timeout", f"not finished {limit / 1e9:g} s after it was sent", status="timeout")
+
+
+def _resolve(target: Target) -> tuple[int, Any]:
+    try:
+        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ServerError(f"the host's name cannot be resolved: {error}", where=target.url) from error
+    # a server on "localhost" mostly listens on 127.0.0.1 only
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, _, _, _, address = found[0]
+    return int(family), address
+
+
+def _tls_context(verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,289 @@
+"""HTTP/1.1 as far as a streaming client needs it: request bytes, response heads, and where a body ends (RFC 9112)."""
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+from urllib.parse import urlsplit
+
+from kvload import __version__
+from kvload.errors import UsageError
+
+MAX_HEAD_BYTES = 1 << 16
+MAX_CHUNK_LINE_BYTES = 1 << 10
+
+Framing = Literal["chunked", "length", "close"]
+
+
+class WireError(ValueError):
+    """Bytes that are not HTTP as RFC 9112 has it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go.
+
+    Attributes:
+        base_path: path put in front of every request's own (``/gateway`` of ``http://host/gateway``).
+    """
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    base_path: str
+
+    @classmethod
+    def parse(cls, url: str) -> "Target":
+        """Read an address such as ``http://127.0.0.1:8000`` or ``https://host/gateway/v1``.
+
+        A trailing ``/v1`` is dropped: requests bring their own.
+
+        Raises:
+            UsageError: it is no http or https address, or carries a user name, a query or a fragment.
+        """
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port
+        except ValueError as error:
+            raise UsageError(f"not an address: {error}", where="--url") from error
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError("not an http or https address", where="--url", hint="write http://HOST:PORT")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise UsageError(
+                "the address must not carry a user name, a query or a fragment",
+                where="--url",
+                hint="give keys with --header or KVLOAD_API_KEY",
+            )
+        scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
+        base_path = parts.path.rstrip("/").removesuffix("/v1")
+        return cls(scheme, parts.hostname, port or (443 if scheme == "https" else 80), base_path)
+
+    @property
+    def authority(self) -> str:
+        """``host:port`` as the Host header wants it."""
+        default = 443 if self.scheme == "https" else 80
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == default else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The address, normalised."""
+        return f"{self.scheme}://{self.authority}{self.base_path}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """The server is on this machine, as far as the address says."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class RequestHeads:
+    """Makes the head of every request to one target; everything but path, length and id is put together once.
+
+    Args:
+        headers: the user's own headers; they replace ours of the same name.
+
+    Raises:
+        UsageError: a header's name or value cannot be sent as it is.
+    """
+
+    def __init__(self, target: Target, headers: Mapping[str, str]) -> None:
+        fields = {
+            "host": ("Host", target.authority),
+            "user-agent": ("User-Agent", f"kvload/{__version__}"),
+            "accept": ("Accept", "text/event-stream"),
+            "accept-encoding": ("Accept-Encoding", "identity"),
+            "content-type": ("Content-Type", "application/json"),
+        }
+        for name, value in headers.items():
+            bad_name = not name or not name.isascii() or any(char in ' :\r\n\t()<>@,;\\"/[]?={}' for char in name)
+            if bad_name or name.lower() in {"content-length", "transfer-encoding", "connection"}:
+                raise UsageError(f"the header '{name}' cannot be set", where="--header")
+            if any(ord(char) < 0x20 or ord(char) == 0x7F for char in value) or not _is_latin(value):
+                raise UsageError(f"the value of the header '{name}' cannot be sent", where="--header")
+            fields[name.lower()] = (name, value)
+        self._start = f"POST {target.base_path}"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.values())
+        self._rest = f" HTTP/1.1\r\n{lines}X-Request-Id: "
+
+    def head(self, path: str, length: int, request_id: str) -> bytes:
+        """The head of one POST request, with the empty line that ends it."""
+        return f"{self._start}{path}{self._rest}{request_id}\r\nContent-Length: {length}\r\n\r\n".encode("latin-1")
+
+
+def _is_latin(text: str) -> bool:
+    return all(ord(char) < 0x100 for char in text)
+
+
+@dataclass(frozen=True)
+class ResponseHead:
+    """What matters of a response's head.
+
+    Attributes:
+        length: bytes of the body, for ``framing == "length"``.
+        keep_alive: the connection may serve another request afterwards.
+    """
+
+    status: int
+    framing: Framing
+    length: int
+    keep_alive: bool
+    content_type: str
+
+
+def parse_head(head: bytes) -> ResponseHead:
+    """Read a response's head, up to and without the empty line.
+
+    Raises:
+        WireError: it is not one, or its framing is contradictory or unknown.
+    """
+    status_line, *lines = head.split(b"\r\n")
+    version, _, rest = status_line.partition(b" ")
+    code = rest[:3]
+    if version not in {b"HTTP/1.1", b"HTTP/1.0"} or not (len(code) == 3 and code.isdigit()):
+        raise WireError("the answer is not HTTP/1.1")
+    headers: dict[bytes, bytes] = {}
+    for line in lines:
+        name, separator, value = line.partition(b":")
+        if not separator or name != name.strip() or not name:
+            raise WireError("a malformed header line")
+        key = name.lower()
+        headers[key] = headers[key] + b"," + value.strip() if key in headers else value.strip()
+    status = int(code)
+    connection = headers.get(b"connection", b"").lower()
+    keep_alive = b"close" not in connection and (version == b"HTTP/1.1" or b"keep-alive" in connection)
+    content_type = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise WireError("a compressed answer, which was not asked for")
+    coding = headers.get(b"transfer-encoding", b"").lower()
+    if status in {204, 304} or status < 200:
+        return ResponseHead(status, "length", 0, keep_alive, content_type)
+    if coding:
+        if coding != b"chunked":
+            raise WireError(f"unknown transfer coding {coding.decode('latin-1')!r}")
+        return ResponseHead(status, "chunked", 0, keep_alive, content_type)
+    if b"content-length" in headers:
+        lengths = {part.strip() for part in headers[b"content-length"].split(b",")}
+        text = lengths.pop()
+        if lengths or not text.isdigit() or len(text) > 18:
+            raise WireError("a malformed Content-Length")
+        return ResponseHead(status, "length", int(text), keep_alive, content_type)
+    return ResponseHead(status, "close", 0, False, content_type)
+
+
+class ChunkScanner:
+    """Follows chunked transfer only far enough to know when the body has ended."""
+
+    __slots__ = ("_line", "_need", "_state")
+
+    _SIZE, _DATA, _TRAILER, _END = range(4)
+
+    def __init__(self) -> None:
+        self._state = self._SIZE
+        self._need = 0
+        self._line = b""
+
+    def feed(self, data: bytes) -> bool:
+        """Take more of the body; True once it has ended.
+
+        Raises:
+            WireError: a chunk's size is no number, a chunk does not end where it should, or bytes follow the end.
+        """
+        position, size = 0, len(data)
+        while position < size:
+            if self._state == self._DATA:
+                step = min(self._need, size - position)
+                position += step
+                self._need -= step
+                if self._need == 0:
+                    self._state = self._SIZE
+                continue
+            if self._state == self._END:
+                raise WireError("bytes after the end of the answer")
+            end = data.find(b"\n", position)
+            if end < 0:
+                self._line += data[position:]
+                if len(self._line) > MAX_CHUNK_LINE_BYTES:
+                    raise WireError("an endless chunk line")
+                return False
+            line = self._line + data[position : end + 1]
+            self._line = b""
+            position = end + 1
+            if not line.endswith(b"\r\n"):
+                raise WireError("a chunk line without CR LF")
+            if self._state == self._TRAILER:
+                if line == b"\r\n":
+                    self._state = self._END
+            else:
+                length = chunk_size(line[:-2])
+                self._state = self._DATA if length else self._TRAILER
+                # the CR LF behind the data is counted with it, and checked when the body is taken apart
+                self._need = length + 2
+        return self._state == self._END
+
+
+def chunk_size(line: bytes) -> int:
+    """The size in a chunk's first line, whose extensions are ignored.
+
+    Raises:
+        WireError: it is not a hexadecimal number.
+    """
+    digits = line.partition(b";")[0].strip()
+    if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
+        raise WireError("a chunk size that is no number")
+    return int(digits, 16)
+
+
+def dechunk(wire: bytes, start: int) -> tuple[list[bytes], list[int], str | None]:
+    """Take chunked transfer apart, as far as it came and makes sense.
+
+    Args:
+        wire: everything received.
+        start: where the body begins.
+
+    Returns:
+        the chunks' contents; for each where it ends in ``wire``; and what was wrong with what follows them, if
+        anything was. A last chunk that came only in part is included as far as it came.
+    """
+    fast = _dechunk_plain(wire, start)
+    if fast is not None:
+        return (*fast, None)
+    contents: list[bytes] = []
+    ends: list[int] = []
+    position = start
+    while (line_end := wire.find(b"\r\n", position)) >= 0:
+        try:
+            length = chunk_size(wire[position:line_end])
+        except WireError as error:
+            return contents, ends, str(error)
+        begin = line_end + 2
+        if length == 0:
+            break
+        end = min(begin + length, len(wire))
+        contents.append(wire[begin:end])
+        ends.append(end)
+        if wire[end : end + 2] not in {b"\r\n", b"\r", b""}:
+            return contents, ends, "a chunk that does not end where its size says"
+        position = end + 2
+    return contents, ends, None
+
+
+def _dechunk_plain(wire: bytes, start: int) -> tuple[list[bytes], list[int]] | None:
+    """The common case at a fraction of the cost: whole body, no extensions, no CR LF within chunks; else None."""
+    if not wire.endswith(b"\r\n0\r\n\r\n"):
+        return None
+    parts = wire[start:-7].split(b"\r\n")
+    sizes, contents = parts[0::2], parts[1::2]
+    try:
+        expected = [int(size, 16) for size in sizes]
+    except ValueError:
+        return None
+    lengths = list(map(len, contents))
+    if expected != lengths:
+        return None
+    # every chunk adds its size line, two line ends and its content; the last one's line end is cut off above
+    ends = accumulate(map(sum, zip(map(len, sizes), lengths, strict=True)), lambda total, more: total + more + 4)
+    return contents, [start + end + 2 for end in ends]
