@@ -1,0 +1,1 @@
+"""The arithmetic of the cache: page layouts, packing of numbers, attention over blocks of keys and values."""

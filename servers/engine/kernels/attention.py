@@ -1,0 +1,184 @@
+"""Attention of a few queries over keys and values that come in blocks.
+
+Shapes: ``b`` sequences, ``H`` key-value heads, ``G`` query heads of each, ``t`` queries a sequence, ``n`` keys a block,
+``D`` head size. Queries and outputs are ``(b, H, G, t, D)``, keys and values ``(b, H, n, D)``, masks are added to the
+scores and broadcast to ``(b, H, G, t, n)``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+SCORE_BYTES = 64 << 20
+"""Most bytes of float32 scores that exist at once; more queries than that allows are taken in turn."""
+
+Block = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Keys, values and mask of some keys."""
+
+Load = Callable[[], Block]
+"""Reads a block; what it returns is valid until the next one is read."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How far back a query sees.
+
+    Attributes:
+        sliding_window: newest positions a query may see, itself included; None for all.
+        recent: the same once more, for the cache's method rather than the model's layer.
+        sinks: positions below this are exempt from ``recent``.
+    """
+
+    sliding_window: int | None = None
+    recent: int | None = None
+    sinks: int = 0
+
+    def sees_all(self, tokens: int) -> bool:
+        """Whether every query among this many tokens sees all that come before it."""
+        limits = (self.sliding_window, self.recent)
+        return all(limit is None or tokens <= limit for limit in limits)
+
+    def mask(self, query_position: torch.Tensor, key_position: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to the scores: 0 for a key the query sees, minus infinity for others.
+
+        Args:
+            query_position, key_position: logical positions that broadcast; a negative key position is an empty slot.
+            dtype: of the mask.
+        """
+        seen = (key_position <= query_position) & (key_position >= 0)
+        if self.sliding_window is not None:
+            seen &= key_position > query_position - self.sliding_window
+        if self.recent is not None:
+            seen &= (key_position > query_position - self.recent) | (key_position < self.sinks)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def attend(
+    query: torch.Tensor,
+    blocks: Sequence[Load],
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Softmax attention, one block of keys after the other, with a running maximum and sum.
+
+    The running form is that of FlashAttention (arXiv 2205.14135); no more than one block need exist at a time.
+
+    Args:
+        query: ``(b, H, G, t, D)``.
+        blocks: at least one; every query sees at least one key in all of them together.
+        scaling, softcap: as in ``AttentionExtras``.
+        sinks: logits of an empty slot that broadcast to ``(b, H, G, t)``; None for none.
+
+    Returns:
+        ``(b, H, G, t, D)`` in the query's dtype.
+    """
+    if len(blocks) == 1 and softcap is None and sinks is None:
+        return _fused(query, *blocks[0](), scaling)
+    running = RunningSoftmax(query, scaling, softcap, sinks)
+    for load in blocks:
+        running.add(*load())
+    return running.result()
+
+
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    b, heads, groups, tokens, size = query.shape
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    mask = mask.to(query.dtype)
+    if tokens == 1:
+        # The query heads of a key-value head stand in as queries of one head: nothing is repeated.
+        mask = mask.squeeze(3).expand(b, -1, -1, -1)
+        out = functional.scaled_dot_product_attention(query.squeeze(3), key, value, attn_mask=mask, scale=scaling)
+        return out.unsqueeze(3)
+    mask = mask.expand(b, heads, 1, tokens, -1).flatten(0, 1)
+    wide = [x.flatten(0, 1).unsqueeze(1).expand(-1, groups, -1, -1) for x in (key, value)]
+    out = functional.scaled_dot_product_attention(query.flatten(0, 1), *wide, attn_mask=mask, scale=scaling)
+    return out.view(b, heads, groups, tokens, size)
+
+
+class RunningSoftmax:
+    """Attention over blocks that are seen once: the maximum, the sum and the output so far.
+
+    Args:
+        query, scaling, softcap, sinks: see :func:`attend`.
+    """
+
+    def __init__(self, query: torch.Tensor, scaling: float, softcap: float | None, sinks: torch.Tensor | None) -> None:
+        self._dtype = query.dtype
+        self._query = query.float() * scaling
+        self._softcap = softcap
+        shape = query.shape[:4]
+        if sinks is None:
+            self._top = torch.full(shape, -torch.inf, device=query.device)
+            self._total = torch.zeros(shape, device=query.device)
+        else:
+            self._top = sinks.float().expand(shape).clone()
+            self._total = torch.ones(shape, device=query.device)
+        self._out = torch.zeros(query.shape, dtype=torch.float32, device=query.device)
+
+    def add(self, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> None:
+        """Attend over one more block."""
+        b, heads, groups, tokens, _ = self._query.shape
+        step = max(1, SCORE_BYTES // (4 * b * heads * groups * key.shape[2]))
+        value = value.float()
+        for start in range(0, tokens, step):
+            part = slice(start, start + step)
+            masked = mask if mask.shape[3] == 1 else mask[:, :, :, part]
+            weights = scores(self._query[:, :, :, part], key, masked, self._softcap)
+            top = torch.maximum(self._top[..., part], weights.amax(-1))
+            # A query that has seen nothing yet has the maximum -inf; 0 in its place keeps differences numbers.
+            base = top.masked_fill(top == -torch.inf, 0.0)
+            weights.sub_(base[..., None]).exp_()
+            shrink = (self._top[..., part] - base).exp_()
+            self._total[..., part] = self._total[..., part] * shrink + weights.sum(-1)
+            self._out[..., part, :] = self._out[..., part, :] * shrink[..., None] + weighted(weights, value)
+            self._top[..., part] = top
+
+    def result(self) -> torch.Tensor:
+        """The attention over all blocks added, ``(b, H, G, t, D)``."""
+        return (self._out / self._total[..., None]).to(self._dtype)
+
+
+def scores(scaled: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Masked scores ``(b, H, G, t, n)`` in float32 of queries that have the scaling in them."""
+    b, heads, groups, tokens, size = scaled.shape
+    found = torch.matmul(scaled.reshape(b, heads, groups * tokens, size), key.float().transpose(-1, -2))
+    if softcap is not None:
+        found = found.div_(softcap).tanh_().mul_(softcap)
+    return found.view(b, heads, groups, tokens, -1).add_(mask)
+
+
+def weighted(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Weights ``(b, H, G, t, n)`` times values ``(b, H, n, D)``: ``(b, H, G, t, D)``."""
+    b, heads, groups, tokens, n = weights.shape
+    return torch.matmul(weights.view(b, heads, groups * tokens, n), value).view(b, heads, groups, tokens, -1)
+
+
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention inside one prompt of which nothing is stored yet.
+
+    Args:
+        query: ``(1, H, G, t, D)``.
+        key, value: ``(1, H, t, D)``.
+
+    Returns:
+        ``(1, H, G, t, D)``.
+    """
+    groups = query.shape[2]
+    wide = [x[0].unsqueeze(1).expand(-1, groups, -1, -1) for x in (key, value)]
+    return functional.scaled_dot_product_attention(query[0], *wide, is_causal=True, scale=scaling)[None]
+
+
+def by_head(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """One sequence's queries ``(t, H * G, D)`` as ``(1, H, G, t, D)``."""
+    return query.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)[None]
+
+
+def by_token(out: torch.Tensor) -> torch.Tensor:
+    """The reverse of :func:`by_head`."""
+    return out[0].permute(2, 0, 1, 3).flatten(1, 2)

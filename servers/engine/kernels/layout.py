@@ -1,0 +1,70 @@
+"""How the bytes of a page are divided into typed fields."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+ALIGNMENT = 16
+"""Every field of a page starts at a multiple of this, so that kernels can read it with 16-byte loads."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One typed array inside a page.
+
+    Attributes:
+        name: what it holds.
+        dtype: its element type.
+        shape: its shape within one page, for example ``(page_tokens, kv_heads, head_dim)``.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes the array takes, without padding."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def aligned(size: int) -> int:
+    """The next multiple of :data:`ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class PageLayout:
+    """Fields one after the other, each aligned; the page is as long as they need.
+
+    Args:
+        fields: in the order they lie in the page.
+        page_bytes: length of the page where it must be longer than its fields.
+    """
+
+    def __init__(self, fields: tuple[Field, ...], page_bytes: int = 0) -> None:
+        self.fields = fields
+        self._offsets: dict[str, int] = {}
+        offset = 0
+        for field in fields:
+            self._offsets[field.name] = offset
+            offset += aligned(field.bytes)
+        self.page_bytes = max(offset, page_bytes)
+
+    def view(self, rows: torch.Tensor, name: str) -> torch.Tensor:
+        """A field of many pages, without copying.
+
+        Args:
+            rows: ``(pages, page_bytes)`` bytes (uint8); each page contiguous.
+
+        Returns:
+            ``(pages, *shape)`` of the field's dtype, sharing memory with ``rows``.
+        """
+        field = next(field for field in self.fields if field.name == name)
+        start = self._offsets[name]
+        flat = rows[:, start : start + field.bytes].view(field.dtype)
+        return flat.unflatten(1, field.shape)
+
+    def views(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All fields of many pages, in order; see :meth:`view`."""
+        return tuple(self.view(rows, field.name) for field in self.fields)
