@@ -1,0 +1,48 @@
+"""``kvload logs``: a server's log."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def logs(
+    name: Annotated[str | None, typer.Argument(help="The server; the only or newest one where left out.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many lines from the end; 0 for all.", min=0)] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows, until Ctrl-C.")] = False,
+) -> None:
+    """Show a server's log; also that of one that did not start or was stopped."""
+    import time
+    from collections import deque
+    from pathlib import Path
+
+    from kvload.config import state_dir
+    from kvload.errors import UsageError
+    from kvload.servers import registry
+    from kvload.servers.starting import LogFollower
+
+    if name is None:
+        entries = registry.entries()
+        known = [entry.log for entry in entries] or sorted(
+            (state_dir() / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime
+        )
+        if not known:
+            raise UsageError("there is no server and no log", hint="start one with 'kvload launch'")
+        path = known[-1]
+    else:
+        entry = registry.load(name)
+        path = entry.log if entry else Path(state_dir() / "logs" / f"{name}.log")
+    if not path.is_file():
+        raise UsageError(f"there is no log of a server '{name}'", hint="kvload status lists the servers")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in deque(file, lines) if lines else file:
+            print(line, end="")
+    if not follow:
+        return
+    follower = LogFollower(path, offset=path.stat().st_size)
+    while True:
+        for line in follower.new_lines():
+            print(line, flush=True)
+        time.sleep(0.2)

@@ -1,0 +1,63 @@
+"""``kvload status``: the servers that were launched."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
+    """Show the servers that were launched: where they listen, what they run, and why dead ones died."""
+    import json
+    import time
+
+    from kvload.servers import registry
+
+    entries = registry.entries()
+    if as_json:
+        print(json.dumps([registry.as_dict(entry) for entry in entries], indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # Read by a program or a file: nothing may be cut off.
+        console = Console(highlight=False, width=240)
+    if not entries:
+        Console(stderr=True).print("no server is running; start one with 'kvload launch'")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("name", "state", "url", "engine", "model", "method", "KV tokens", "pid", "up"):
+        table.add_column(heading, justify="right" if heading in {"KV tokens", "pid", "up"} else "left", overflow="fold")
+    dead = []
+    for entry in entries:
+        state = registry.state_of(entry)
+        if state == "dead":
+            dead.append(entry)
+        table.add_row(
+            entry.name,
+            state,
+            entry.url,
+            f"{entry.engine} {entry.info.engine_version or ''}".strip(),
+            entry.info.model or "",
+            entry.info.method or "",
+            f"{entry.info.pool_tokens:,}" if entry.info.pool_tokens else "",
+            str(entry.pid) if entry.pid else "",
+            _age(time.time() - entry.launched_at) if state != "dead" else "",
+        )
+    console.print(table)
+    for entry in dead:
+        cause = registry.why_dead(entry)
+        console.print(f"{entry.name} died: {cause.message}", markup=False, soft_wrap=True)
+        console.print(
+            f"  kvload logs {entry.name} shows its log; kvload stop {entry.name} clears it away", markup=False
+        )
+
+
+def _age(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{seconds:.0f} s" if minutes == 0 else f"{minutes} min" if hours == 0 else f"{hours} h {minutes % 60} min"

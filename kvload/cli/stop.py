@@ -1,0 +1,44 @@
+"""``kvload stop``: end servers that kvload launched."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def stop(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="The only one where left out.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Stop every server that was launched.")] = False,
+) -> None:
+    """Stop a server: all of its processes, and nobody else's."""
+    from rich.console import Console
+
+    from kvload.errors import UsageError
+    from kvload.servers import launcher, registry
+
+    console = Console(stderr=True, highlight=False)
+    known = registry.entries()
+    if everything:
+        chosen = known
+    elif names:
+        by_name = {entry.name: entry for entry in known}
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise UsageError(f"there is no server '{missing[0]}'", hint=f"known: {', '.join(by_name) or 'none'}")
+        chosen = [by_name[name] for name in names]
+    elif len(known) > 1:
+        raise UsageError("several servers are there", hint=f"name one of {', '.join(e.name for e in known)}, or --all")
+    else:
+        chosen = known
+    if not chosen:
+        console.print("no server is running")
+    for entry in chosen:
+        report = launcher.stop(entry)
+        how = "stopped" if report.was_running else "cleared away (it was dead)"
+        console.print(f"{entry.name} {how}{'; it did not end by itself and was killed' if report.killed else ''}")
+        if report.gpu_left_mib:
+            console.print(
+                f"warning: {report.gpu_left_mib} MiB more GPU memory is in use than before {entry.name} was started"
+            )

@@ -1,0 +1,281 @@
+"""Launching and stopping servers: choose the engine, check what is asked of it, start it, verify it, end it whole."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import FrameType
+
+import msgspec
+import psutil
+
+from kvload.errors import ServerError, UsageError
+from kvload.servers import machine as machines
+from kvload.servers import model_facts, registry
+from kvload.servers.adapter import Adapter, Build, LaunchPlan, LaunchRequest, adapter, flag_value
+from kvload.servers.choice import choose
+from kvload.servers.http_client import request as http_request
+from kvload.servers.machine import Machine
+from kvload.servers.model_facts import ModelFacts
+from kvload.servers.process import end_all, is_alive, session_members
+from kvload.servers.registry import ServerEntry
+from kvload.servers.starting import (
+    LaunchEvent,
+    OnEvent,
+    StartFailedError,
+    check_port,
+    free_port,
+    new_entry,
+    spawn,
+    wait_until_ready,
+)
+
+__all__ = [
+    "LaunchEvent",
+    "LaunchRequest",
+    "StartFailedError",
+    "StopReport",
+    "api_headers",
+    "launch",
+    "reset_prefix_cache",
+    "stop",
+]
+
+PORT_TRIES = 3
+GPU_FREE_TIMEOUT_S = 15.0
+GPU_SLACK_MIB = 512
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """How a server was stopped.
+
+    Attributes:
+        was_running: False where it was dead already.
+        killed: processes that did not end in time and were killed.
+        gpu_left_mib: GPU memory still in use beyond what was in use before the server was started; None without a GPU.
+    """
+
+    was_running: bool
+    killed: bool
+    gpu_left_mib: int | None = None
+
+
+def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
+    """Start a server and wait until it has produced a token (and passed its verification, where asked for).
+
+    Whatever interrupts or fails it, no process of the server is left behind.
+
+    Args:
+        request: what to start.
+        on_event: told what is happening, from this thread.
+
+    Raises:
+        UsageError: something is asked that cannot be; nothing was started.
+        ServerError: the server did not come up, or its verification failed.
+    """
+    machine = machines.look()
+    env = {**os.environ, **request.env}
+    chosen = choose(request, env, machine)
+    if request.engine == "auto":
+        on_event(LaunchEvent("note", f"engine {chosen.build.engine}: {chosen.reason}"))
+    made = adapter(chosen.build.engine)
+    request = replace(request, engine=made.name)
+    model = model_facts.read(_model(request))
+    if request.verify:
+        from kvload.servers.verify import launch_verified
+
+        return launch_verified(
+            request,
+            made,
+            chosen.build,
+            model,
+            lambda wanted: _start(wanted, made, chosen.build, model, machine, on_event),
+            on_event,
+        )
+    return _start(request, made, chosen.build, model, machine, on_event)
+
+
+def stop(entry: ServerEntry) -> StopReport:
+    """End all processes of a server, and only those, then forget it.
+
+    Raises:
+        ServerError: some would not end; they are named.
+    """
+
+    def members() -> list[psutil.Process]:
+        return session_members(entry.anchors, entry.token)
+
+    was_running = bool(entry.pid) and is_alive(entry.pid, entry.mark)
+    # Taken while its processes prove that they are ours; the session's later members are found through them.
+    known = {process.pid: process for process in members()}
+
+    def left() -> list[psutil.Process]:
+        alive = {p.pid: p for p in known.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
+        return list({**alive, **{p.pid: p for p in members()}}.values())
+
+    if was_running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(entry.pid, signal.SIGTERM)
+        _wait_for_end(entry, entry.stop_grace_s)
+    killed = was_running and is_alive(entry.pid, entry.mark)
+    stubborn = end_all(left)
+    if stubborn:
+        raise ServerError(
+            f"processes {', '.join(map(str, stubborn))} of the server '{entry.name}' do not end",
+            hint="they may be waiting for a device; try again, or see what they are with ps",
+        )
+    registry.remove(entry)
+    return StopReport(was_running, killed, _gpu_left(entry))
+
+
+def reset_prefix_cache(entry: ServerEntry) -> str:
+    """Empty a server's prefix cache, so that a run does not live off the one before.
+
+    Returns:
+        ``off`` where it has none, ``reset`` where it was emptied, ``on`` where it has one that could not be emptied.
+    """
+    if entry.info.prefix_cache == "off":
+        return "off"
+    if entry.reset_path is None:
+        return "on"
+    try:
+        answer = http_request(f"{entry.url}{entry.reset_path}", method="POST", headers=api_headers(os.environ))
+    except ServerError:
+        return "on"
+    return "reset" if answer.ok else "on"
+
+
+def api_headers(env: Mapping[str, str], engine_args: tuple[str, ...] = ()) -> dict[str, str]:
+    """The ``Authorization`` header for a server started with an API key in its arguments or its environment."""
+    key = flag_value(engine_args, "--api-key") or env.get("VLLM_API_KEY") or env.get("KVLOAD_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _start(
+    request: LaunchRequest, made: Adapter, build: Build, model: ModelFacts, machine: Machine, on_event: OnEvent
+) -> ServerEntry:
+    for attempt in range(PORT_TRIES):
+        try:
+            return _start_once(request, made, build, model, machine, on_event)
+        except StartFailedError as error:
+            # Between finding a free port and listening on it, another program may have taken it.
+            if error.cause.kind != "port" or request.port is not None or attempt == PORT_TRIES - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _start_once(
+    request: LaunchRequest, made: Adapter, build: Build, model: ModelFacts, machine: Machine, on_event: OnEvent
+) -> ServerEntry:
+    if request.port is not None:
+        check_port(request.host, request.port)
+    port = request.port or free_port(request.host)
+    plan = made.plan(request, port, build, model, machine)
+    for note in plan.notes:
+        on_event(LaunchEvent("note", note))
+    name = request.name or _free_name(request)
+    entry = new_entry(request, name, made, build, plan, port, str(model.folder or model.name))
+    entry = msgspec.structs.replace(entry, vocab_size=model.vocab_size)
+    registry.claim(entry)
+    try:
+        with _signals_interrupt():
+            entry = spawn(entry, plan, {**os.environ, **request.env})
+            registry.save(entry)
+            entry = wait_until_ready(
+                entry,
+                made,
+                request.timeout_s or made.start_timeout_s,
+                api_headers({**os.environ, **request.env}, request.engine_args),
+                on_event,
+            )
+            registry.save(entry)
+    except BaseException:
+        stop(entry)
+        raise
+    on_event(LaunchEvent("ready", _ready_text(entry), time.time() - entry.launched_at))
+    return entry
+
+
+def _ready_text(entry: ServerEntry) -> str:
+    pool = f", {entry.info.pool_tokens:,} tokens of KV cache" if entry.info.pool_tokens else ""
+    return f"{entry.name} is ready on {entry.url}: {entry.info.model}, method {entry.info.method}{pool}"
+
+
+def _model(request: LaunchRequest) -> str:
+    if request.model is not None:
+        return request.model
+    from kvload.servers.probe import MODEL_DIR
+
+    if not (MODEL_DIR / "config.json").is_file():
+        raise UsageError("the probe model is not installed", where=str(MODEL_DIR), hint="name a MODEL")
+    return str(MODEL_DIR)
+
+
+def _free_name(request: LaunchRequest) -> str:
+    """``vllm-fp8-e4m3``, with a number where a living server has that name."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{request.engine}-{request.method}")[:56]
+    for number in range(1, 1000):
+        name = plain if number == 1 else f"{plain}-{number}"
+        old = registry.load(name)
+        if old is None or registry.state_of(old) == "dead":
+            return name
+    raise UsageError("too many servers of this kind", where="--name")
+
+
+def _wait_for_end(entry: ServerEntry, grace_s: float) -> None:
+    deadline = time.monotonic() + grace_s
+    while is_alive(entry.pid, entry.mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _gpu_left(entry: ServerEntry) -> int | None:
+    """GPU memory still in use beyond what was before the start, once it no longer shrinks; small rests count as none."""
+    if entry.gpu_used_before_mib is None:
+        return None
+    deadline = time.monotonic() + GPU_FREE_TIMEOUT_S
+    while True:
+        used = machines.gpu_used_mib()
+        if used is None:
+            return None
+        left = used - entry.gpu_used_before_mib
+        if left <= GPU_SLACK_MIB:
+            return 0
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a start the way Ctrl-C does, so that they leave no half-started server either."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def plan_for(request: LaunchRequest) -> tuple[LaunchPlan, Build]:
+    """The command a request leads to, with all checks made and nothing started.
+
+    Raises:
+        UsageError: as :func:`launch`.
+    """
+    machine = machines.look()
+    chosen = choose(request, {**os.environ, **request.env}, machine)
+    made = adapter(chosen.build.engine)
+    request = replace(request, engine=made.name)
+    model = model_facts.read(_model(request))
+    return made.plan(request, request.port or 0, chosen.build, model, machine), chosen.build
