@@ -16,6 +16,7 @@ from kvload.servers.engine.compression.base import PageShape, TokenMethod
 from kvload.servers.engine.kernels import attention
 from kvload.servers.engine.kernels.attention import Block, Load, Sight
 from kvload.servers.engine.kernels.layout import PageLayout
+from kvload.servers.engine.kernels.quantise import random_hadamard
 
 
 @dataclass
@@ -97,6 +98,9 @@ class TokenCache(PagedCache):
         self._halves = pool.storage.view(geometry.layers, 2 * pool.pages, self.layout.page_bytes)
         self._tables = BlockTables()
         self._grouped = geometry.kv_heads, geometry.query_heads // geometry.kv_heads, 1, geometry.head_dim
+        self._rotation = None
+        if method.rotation_seed is not None:
+            self._rotation = random_hadamard(geometry.head_dim, method.rotation_seed).to(geometry.device)
         self._sink_slots = -(-method.sink_tokens // self.page_tokens) * self.page_tokens
         decoded = 2 * self.page_tokens * geometry.kv_heads * geometry.head_dim * 4
         self.limit_scratch(max(1, self.scratch_bytes // decoded))
@@ -207,6 +211,8 @@ class TokenCache(PagedCache):
         extras: AttentionExtras,
     ) -> torch.Tensor:
         """Decodes read their own token as stored; a prompt's chunk sees itself exactly and earlier chunks as stored."""
+        if self._rotation is not None:
+            query, key, value = (self._rotated(x, self._rotation) for x in (query, key, value))
         self._store(layer, plan, key, value)
         sight = Sight(extras.sliding_window, self.method.recent_tokens, self.method.sink_tokens)
         sinks = None if extras.sinks is None else extras.sinks.view(self.geometry.kv_heads, -1, 1)
@@ -230,7 +236,11 @@ class TokenCache(PagedCache):
                     grouped, blocks, scaling=extras.scaling, softcap=extras.softcap, sinks=sinks
                 )
             out[chunk.tokens] = attention.by_token(attended)
-        return out
+        return out if self._rotation is None else self._rotated(out, self._rotation.T)
+
+    @staticmethod
+    def _rotated(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+        return (x.float() @ rotation).to(x.dtype)
 
     def _store(self, layer: int, plan: TokenPlan, key: torch.Tensor, value: torch.Tensor) -> None:
         both = zip(self.method.encode(key), self.method.encode(value), strict=True)

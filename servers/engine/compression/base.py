@@ -54,6 +54,11 @@ class TokenMethod(ABC):
         """See the class."""
         return None
 
+    @property
+    def rotation_seed(self) -> int | None:
+        """Seed of the random Hadamard transform that queries, keys and values are turned by; None: they are not."""
+        return None
+
     @abstractmethod
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
         """The arrays of one page for the keys (or the values), each ``(tokens, heads, ...)``."""

@@ -31,4 +31,4 @@ class Int8(TokenMethod):
     def decode(self, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
         """``q * scale``."""
         data, scale = parts
-        return data.to(dtype).mul_(scale[..., None].to(dtype))
+        return data.float().mul_(scale[..., None]).to(dtype)

@@ -61,7 +61,7 @@ class Driver:
     dtype: torch.dtype = torch.float32
     total_bytes: int = 4 << 20
     extras: AttentionExtras | None = None
-    tolerance: float = 2e-4
+    tolerance: float = 2e-4  # of every number; in half precision, of the root mean square
     seed: int = 0
     spread: float = 1.0
     chunk_tokens: int = 512
@@ -121,6 +121,10 @@ class Driver:
                     *(x[part].double().numpy() for x in (query, key, value)), entry.prompt_tokens
                 )
                 got = out[part].double().numpy()
+                if self.dtype.itemsize == 2:
+                    error = np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2))
+                    assert error < self.tolerance, f"{name} layer {layer}: relative error {error}"
+                    continue
                 np.testing.assert_allclose(
                     got, expected, rtol=self.tolerance, atol=self.tolerance, err_msg=f"{name} layer {layer}"
                 )

@@ -62,6 +62,40 @@ class Int8Reference(Reference):
         return np.array([round(float(x) / scale) * scale for x in vector])
 
 
+class Fp8Reference(Reference):
+    """Rounds to the nearest of all numbers of the format, listed from its definition."""
+
+    numbers = np.array(
+        sorted(
+            {m * 2.0**-9 for m in range(8)}
+            | {(1 + m / 8) * 2.0 ** (e - 7) for e in range(1, 16) for m in range(8) if (e, m) != (15, 7)}
+        )
+    )
+
+    def stored(self, vector: np.ndarray) -> np.ndarray:
+        largest = max(abs(float(x)) for x in vector)
+        scale = np.float64(np.float32(largest / 448)) if largest else 1.0
+        nearest = [self.numbers[np.abs(self.numbers - abs(float(x)) / scale).argmin()] for x in vector]
+        return np.sign(vector) * np.array(nearest) * scale
+
+
+class Int4Reference(Reference):
+    """Rotates by a matrix written element by element, rounds, and rotates back."""
+
+    def stored(self, vector: np.ndarray) -> np.ndarray:
+        size = len(vector)
+        rotation = np.eye(size)
+        if self.options["rotate"]:
+            signs = np.random.default_rng(0).integers(0, 2, size) * 2 - 1
+            hadamard = [[(-1) ** (i & j).bit_count() / size**0.5 for j in range(size)] for i in range(size)]
+            rotation = signs[:, None] * np.array(hadamard)
+        turned = vector @ rotation
+        low = np.float64(np.float16(turned.min()))
+        step = np.float64(np.float16((turned.max() - turned.min()) / 15)) or 1.0
+        codes = np.clip(np.round((turned - low) / step), 0, 15)
+        return (codes * step + low) @ rotation.T
+
+
 class StreamingReference(Reference):
     """Sinks and a window."""
 
@@ -73,6 +107,9 @@ class StreamingReference(Reference):
 TABLE = {
     "none": Reference,
     "int8": Int8Reference,
+    "fp8-e4m3": Fp8Reference,
+    "int4": Int4Reference,
+    "int4:rotate=0": Int4Reference,
     "streamingllm:start=4,recent=20": StreamingReference,
     "streamingllm:start=0,recent=1": StreamingReference,
     "streamingllm:start=17,recent=33": StreamingReference,
@@ -113,10 +150,10 @@ def test_blocks_smaller_than_a_sequence(method: str, driver: Callable[..., Any])
 
 @pytest.mark.parametrize("method", TABLE)
 def test_half_precision(method: str, driver: Callable[..., Any]) -> None:
-    driver(method, TABLE[method], dtype=torch.bfloat16, tolerance=6e-2).run(*MIXED[:8])
+    driver(method, TABLE[method], dtype=torch.bfloat16, tolerance=3e-2).run(*MIXED[:8])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_schedule_agrees(data: st.DataObject, driver: Callable[..., Any]) -> None:
     """Random chunking, decoding and preemption; the pool is empty again at the end."""
@@ -142,3 +179,28 @@ def test_streamingllm_frees_what_nobody_will_see(driver: Callable[..., Any]) -> 
     # The sinks' page, and the window of 32 in at most three pages.
     assert sequence.pages <= 4
     assert sequence.allocated_bytes == run.cache.allocated_bytes == sequence.pages * 16 * 2 * 2 * 16 * 4
+
+
+@pytest.mark.parametrize("method", ["int8", "int4", "int4:rotate=0", "fp8-e4m3"])
+@pytest.mark.parametrize("number", [0.0, 3.0, -7.5])
+def test_constant_vectors_come_back(method: str, number: float, driver: Callable[..., Any]) -> None:
+    """Maximum equal to minimum must not divide by zero."""
+    run = driver(method, TABLE[method], layers=1)
+    run.draw = lambda *shape: torch.full(shape, number)
+    run.run([("a", 5, 5)], [("a", 1, 5)], [("a", 1, 5)])
+
+
+def test_rotation_helps_where_one_channel_is_large(driver: Callable[..., Any]) -> None:
+    """What the rotation is for: its error on keys with a dominant channel is the smaller one."""
+    errors = {}
+    for method in ("int4", "int4:rotate=0"):
+        run = driver(method, TABLE[method], layers=1)
+        x = torch.randn(64, 2, 16, generator=torch.Generator().manual_seed(1))
+        x[..., 3] *= 20
+        cache = run.cache
+        turned = x if cache._rotation is None else x @ cache._rotation
+        back = cache.method.decode(tuple(part[None] for part in cache.method.encode(turned)), torch.float32)[0]
+        restored = back if cache._rotation is None else back @ cache._rotation.T
+        others = [channel for channel in range(16) if channel != 3]
+        errors[method] = float((restored - x)[..., others].square().mean())
+    assert errors["int4"] < errors["int4:rotate=0"]
