@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kvload.errors import TraceError, UsageError
+from kvload.workloads.durations import parse_duration
 
 Kind = Literal["trace", "constant", "poisson", "gamma", "once"]
 Floats = npt.NDArray[np.float64]
 
 _OFFSET_DIGITS = 9
-_RAMP = re.compile(r"(?P<start>[0-9.]+)(?:-(?P<end>[0-9.]+))?/(?P<duration>[0-9.]+)(?P<unit>s|m|h)?", re.ASCII)
-_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_RAMP = re.compile(r"(?P<start>[0-9.]+)(?:-(?P<end>[0-9.]+))?/(?P<duration>.+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def parse_ramps(text: str) -> tuple[Ramp, ...]:
                 raise ValueError
             start = float(match["start"])
             end = float(match["end"]) if match["end"] else start
-            duration = float(match["duration"]) * _UNIT_S[match["unit"] or "s"]
+            duration = parse_duration(match["duration"], flag="--ramp")
             if duration <= 0:
                 raise ValueError
         except ValueError:

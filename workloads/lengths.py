@@ -109,17 +109,31 @@ def fit(requests: Sequence[TraceRequest], needs: Sequence[int], limit: int | Non
             f"('{requests[texts[0]].id}' is the first)",
             hint="a text is never cut: choose --too-long drop",
         )
-    room = {index: min(needs[index], max(limit // 2, limit - (sizes[index] or 0))) for index in long}
     if policy == "cap":
-        result = list(requests)
-        for index in long:
-            result[index] = cap_input(cap_output(requests[index], room[index]), limit - room[index])
+        result = [squeezed(request, need, limit) for request, need in zip(requests, needs, strict=True)]
         return Fitted(result, [f"{told}: capped"], changed=len(long))
-    factor = min((limit - room[index]) / (sizes[index] or 1) for index in long)
-    result = []
-    for index, request in enumerate(requests):
-        shorter = cap_output(request, room[index]) if index in room else request
-        need = room.get(index, needs[index])
-        result.append(cap_input(scale_input(shorter, min(factor, 1.0)), limit - need))
+    factor = min(fitting_factor(requests[index], needs[index], limit) for index in long)
+    result = [
+        squeezed(scale_input(request, factor), need, limit) for request, need in zip(requests, needs, strict=True)
+    ]
     changed = sum(after is not before for after, before in zip(result, requests, strict=True))
-    return Fitted(result, [f"{told}: {changed} prompts scaled by {min(factor, 1.0):.4g}"], changed=changed)
+    return Fitted(result, [f"{told}: {changed} prompts scaled by {factor:.4g}"], changed=changed)
+
+
+def squeezed(request: TraceRequest, need: int, limit: int) -> TraceRequest:
+    """The request cut to ``limit`` tokens: its made-up prompt, and its answer where that takes over half of them."""
+    size = input_tokens(request) or 0
+    if size + need <= limit:
+        return request
+    room = _answer_room(size, need, limit)
+    return cap_input(cap_output(request, room), limit - room)
+
+
+def fitting_factor(request: TraceRequest, need: int, limit: int) -> float:
+    """The factor, at most 1, by which the prompt has to shrink for the request to fit into ``limit`` tokens."""
+    size = input_tokens(request) or 1
+    return min((limit - _answer_room(size, need, limit)) / size, 1.0)
+
+
+def _answer_room(size: int, need: int, limit: int) -> int:
+    return min(need, max(limit // 2, limit - size))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -270,7 +270,8 @@ def open_trace(path: Path) -> Iterator[BufferedReader]:
     with file:
         if file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
             with gzip.GzipFile(fileobj=file) as packed, BufferedReader(packed, _UNPACKED_BYTES) as unpacked:
-                yield unpacked
+                # typeshed has no way to say that a buffer over a gzip file is like any other
+                yield cast(BufferedReader, unpacked)
         else:
             yield file
 

@@ -22,6 +22,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+ARRIVAL_DIGITS = 7
+"""Arrivals are rounded to 100 ns, the finest clock of any format: two readers of the same requests then agree."""
+
 
 class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request as a trace describes it.
@@ -59,6 +62,14 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     task: str | None = None
     sampling: dict[str, Any] = {}
     extra: dict[str, Any] = {}
+
+
+def shifted(request: TraceRequest, zero_s: float) -> TraceRequest:
+    """The request with its arrival counted from ``zero_s``, rounded to 100 ns."""
+    if request.arrival is None:
+        return request
+    arrival = round(request.arrival - zero_s, ARRIVAL_DIGITS)
+    return request if arrival == request.arrival else msgspec.structs.replace(request, arrival=arrival)
 
 
 def continues_conversation(request: TraceRequest) -> bool:

@@ -12,15 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import msgspec
-
 from kvload.errors import TraceError, UsageError
 from kvload.workloads.json_array import array_items
 from kvload.workloads.reader import Cursor, Format, Head, open_trace
-from kvload.workloads.trace import TraceRequest
-
-ARRIVAL_DIGITS = 7
-"""Arrivals are rounded to 100 ns, the finest clock of any format: two readers of the same requests then agree."""
+from kvload.workloads.trace import TraceRequest, shifted
 
 
 @functools.cache
@@ -122,7 +117,7 @@ def _read_ordered(path: Path, name: str | None) -> Iterator[TraceRequest]:
                         hint="allow it with --sort",
                     )
                 last = arrival
-                request = _at(request, arrival - zero)  # noqa: PLW2901
+                request = shifted(request, zero)  # noqa: PLW2901
             yield request
     if empty:
         raise TraceError("the trace is empty", where=str(path))
@@ -142,11 +137,4 @@ def _read_sorted(path: Path, name: str | None) -> Iterator[TraceRequest]:
     zero = min((request.arrival for request in requests if request.arrival is not None), default=0.0)
     for index in sorted(range(len(requests)), key=keys.__getitem__):
         request = requests[index]
-        yield request if request.arrival is None else _at(request, request.arrival - zero)
-
-
-def _at(request: TraceRequest, arrival: float) -> TraceRequest:
-    arrival = round(arrival, ARRIVAL_DIGITS)
-    if arrival == request.arrival:
-        return request
-    return msgspec.structs.replace(request, arrival=arrival)
+        yield request if request.arrival is None else shifted(request, zero)

@@ -1,0 +1,188 @@
+"""``kvload traces``: describe, convert and make traces."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+if TYPE_CHECKING:
+    from kvload.workloads.selection import Selection
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Trace = Annotated[str, typer.Argument(metavar="TRACE", help="A trace file, or sample:demo.")]
+FormatName = Annotated[
+    str | None, typer.Option("--format", help="The trace's format; told from the content if absent.")
+]
+Sort = Annotated[bool, typer.Option("--sort", help="Allow arrivals out of order; the trace is then held in memory.")]
+Start = Annotated[str, typer.Option(help="Use the trace from this time on: 90s, 5min.")]
+End = Annotated[str | None, typer.Option(help="Use the trace up to this time.")]
+Limit = Annotated[int | None, typer.Option(help="Use at most so many requests.")]
+Sample = Annotated[float, typer.Option(help="Share of whole sessions to keep, 0 to 1.")]
+Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; standard output if absent.")]
+
+
+class TooLong(StrEnum):
+    """Values of ``--too-long``."""
+
+    ERROR = "error"
+    DROP = "drop"
+    CAP = "cap"
+    SCALE = "scale"
+
+
+@app.callback()
+def traces() -> None:
+    """Describe, convert and sample traces."""
+
+
+@app.command(help="Print counts, rates, lengths, block reuse, sessions, and a picture of the arrivals.")
+def describe(
+    trace: Trace,
+    format_name: FormatName = None,
+    sort: Sort = False,
+    start: Start = "0s",
+    end: End = None,
+    limit: Limit = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    import json
+
+    from kvload.workloads.convert import Conversion, ConversionCounts, convert
+    from kvload.workloads.describe import describe as described
+    from kvload.workloads.formats import find_format, read_trace
+    from kvload.workloads.samples import trace_path
+
+    path = trace_path(trace)
+    found_format = find_format(path, format_name)
+    part = Conversion(selection=_selection(start, end, limit, 1.0, 0))
+    requests = read_trace(path, found_format.name, sort=sort)
+    found = described(convert(requests, part, ConversionCounts()))
+    if as_json:
+        print(json.dumps({"trace": str(path), "format": found_format.name, **found.as_dict()}, indent=2))
+        return
+    from rich.console import Console
+
+    from kvload.workloads.describe_text import print_description
+
+    print_description(trace, found_format, found, Console())
+
+
+@app.command("convert", help="Write a trace, or a part of it, as kvload JSONL.")
+def convert_trace(
+    trace: Trace,
+    format_name: FormatName = None,
+    sort: Sort = False,
+    start: Start = "0s",
+    end: End = None,
+    limit: Limit = None,
+    sample: Sample = 1.0,
+    seed: Seed = 0,
+    scale_input: Annotated[float, typer.Option(help="Factor on the length of made-up prompts.")] = 1.0,
+    cap_input: Annotated[int | None, typer.Option(help="Cut longer made-up prompts to so many tokens.")] = None,
+    cap_output: Annotated[int | None, typer.Option(help="Cut longer answers to so many tokens.")] = None,
+    max_total: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")] = None,
+    too_long: Annotated[TooLong, typer.Option(help="What to do about requests beyond --max-total.")] = TooLong.ERROR,
+    output: Output = None,
+) -> None:
+    from dataclasses import replace
+
+    from kvload.workloads.convert import Conversion, ConversionCounts, common_factor, convert
+    from kvload.workloads.formats import read_trace
+    from kvload.workloads.samples import trace_path
+    from kvload.workloads.trace import write_trace
+
+    conversion = Conversion(
+        selection=_selection(start, end, limit, sample, seed),
+        scale_input=scale_input,
+        cap_input=cap_input,
+        cap_output=cap_output,
+        max_total=max_total,
+        too_long=too_long.value,
+    )
+    path = trace_path(trace)
+    if too_long is TooLong.SCALE:
+        factor = common_factor(read_trace(path, format_name, sort=sort), conversion)
+        conversion = replace(conversion, factor=factor)
+        print(f"made-up prompts are scaled by {factor:.4g}", file=sys.stderr)
+    counts = ConversionCounts()
+    requests = convert(read_trace(path, format_name, sort=sort), conversion, counts)
+    with _writing(output) as file:
+        write_trace(requests, file)
+    print(counts, file=sys.stderr)
+
+
+@app.command("sample", help="Make a trace by seed: lengths and arrivals, or (--probe) scored questions.")
+def sample_trace(
+    requests: Annotated[int, typer.Option(help="How many requests.")] = 100,
+    rate: Annotated[float, typer.Option(help="Arrivals per second (of conversations, with --sessions).")] = 4.0,
+    burstiness: Annotated[float, typer.Option(help="1 is Poisson; below 1 arrivals come in bursts.")] = 1.0,
+    input_mean: Annotated[float, typer.Option(help="Mean prompt length in tokens.")] = 512.0,
+    output_mean: Annotated[float, typer.Option(help="Mean answer length in tokens.")] = 128.0,
+    input_max: Annotated[int, typer.Option(help="Longest prompt in tokens.")] = 8192,
+    output_max: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 2048,
+    sessions: Annotated[int, typer.Option(help="Spread the requests over so many conversations.")] = 0,
+    think: Annotated[str, typer.Option(help="Mean pause before a later turn.")] = "2s",
+    seed: Seed = 0,
+    probe: Annotated[bool, typer.Option("--probe", help="Ask the probe model's questions.")] = False,
+    tasks: Annotated[str, typer.Option(help="With --probe: tasks in turn, by comma.")] = "recall,list",
+    context: Annotated[str, typer.Option(help="With --probe: prompt lengths in turn, by comma: 512,2k.")] = "1k",
+    output: Output = None,
+) -> None:
+    from kvload.workloads import synthetic
+    from kvload.workloads.durations import parse_duration
+    from kvload.workloads.trace import write_trace
+
+    spec = synthetic.SyntheticSpec(
+        requests=requests,
+        rate=rate,
+        burstiness=burstiness,
+        input_mean=input_mean,
+        output_mean=output_mean,
+        input_max=input_max,
+        output_max=output_max,
+        sessions=sessions,
+        think_mean_s=parse_duration(think, flag="--think"),
+        seed=seed,
+    )
+    if probe:
+        from kvload.servers.probe.generator import generate
+
+        lengths = synthetic.parse_lengths(context, flag="--context")
+        made = [generate(tasks.split(","), length, -(-requests // len(lengths)), seed) for length in lengths]
+        trace = synthetic.asked(synthetic.interleaved(made, requests), spec.arrivals)
+    else:
+        trace = synthetic.synthetic(spec)
+    with _writing(output) as file:
+        count = write_trace(trace, file)
+    print(f"{count:,} requests written", file=sys.stderr)
+
+
+def _selection(start: str, end: str | None, limit: int | None, sample: float, seed: int) -> "Selection":
+    from kvload.workloads.durations import parse_duration
+    from kvload.workloads.selection import Selection
+
+    start_s = parse_duration(start, flag="--start")
+    end_s = None if end is None else parse_duration(end, flag="--end")
+    return Selection(start_s=start_s, end_s=end_s, sample=sample, limit=limit, seed=seed)
+
+
+@contextmanager
+def _writing(path: Path | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    from kvload.errors import UsageError
+
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    with file:
+        yield file
