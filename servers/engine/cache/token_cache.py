@@ -211,9 +211,11 @@ class TokenCache(PagedCache):
         extras: AttentionExtras,
     ) -> torch.Tensor:
         """Decodes read their own token as stored; a prompt's chunk sees itself exactly and earlier chunks as stored."""
+        dtype = query.dtype
         if self._rotation is not None:
-            query, key, value = (self._rotated(x, self._rotation) for x in (query, key, value))
+            query, key, value = (x.float() @ self._rotation for x in (query, key, value))
         self._store(layer, plan, key, value)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         sight = Sight(extras.sliding_window, self.method.recent_tokens, self.method.sink_tokens)
         sinks = None if extras.sinks is None else extras.sinks.view(self.geometry.kv_heads, -1, 1)
         plain = extras.softcap is None and sinks is None
@@ -236,11 +238,7 @@ class TokenCache(PagedCache):
                     grouped, blocks, scaling=extras.scaling, softcap=extras.softcap, sinks=sinks
                 )
             out[chunk.tokens] = attention.by_token(attended)
-        return out if self._rotation is None else self._rotated(out, self._rotation.T)
-
-    @staticmethod
-    def _rotated(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        return (x.float() @ rotation).to(x.dtype)
+        return out if self._rotation is None else (out.float() @ self._rotation.T).to(dtype)
 
     def _store(self, layer: int, plan: TokenPlan, key: torch.Tensor, value: torch.Tensor) -> None:
         both = zip(self.method.encode(key), self.method.encode(value), strict=True)
