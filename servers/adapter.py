@@ -90,6 +90,7 @@ class LaunchPlan:
     Attributes:
         command: the whole command line.
         env: variables set for it on top of the user's.
+        unset: variables taken out of its environment.
         claim: None where the model's shape or the method's figures are not known.
         error_limit: how much of the context's effect on the answers the method may lose and still count as sound (see
             :mod:`kvload.servers.verify`).
@@ -103,6 +104,7 @@ class LaunchPlan:
     claim: Claim | None = None
     error_limit: float = 0.5
     prefix_cache: str = "off"
+    unset: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -26,14 +26,26 @@ class EmbeddedAdapter:
     start_timeout_s = 180.0
     stop_grace_s = 10.0
     reset_path: str | None = None
-    scoring = "forced"
+    scoring = "chunked"
 
-    def find(self, python: str | None, env: Mapping[str, str], machine: Machine) -> Build | None:
+    def find(
+        self,
+        python: str | None,
+        env: Mapping[str, str],  # noqa: ARG002  the protocol's
+        machine: Machine,
+    ) -> Build | None:
         """Always there, in kvload's own environment; its version is kvload's."""
         device = "cuda" if machine.gpus else "cpu"
         return Build(self.name, find_python(python) if python else sys.executable, __version__, device)
 
-    def plan(self, request: LaunchRequest, port: int, build: Build, model: ModelFacts, machine: Machine) -> LaunchPlan:
+    def plan(
+        self,
+        request: LaunchRequest,
+        port: int,
+        build: Build,
+        model: ModelFacts,
+        machine: Machine,  # noqa: ARG002  the protocol's
+    ) -> LaunchPlan:
         """The command line; the method is checked against the catalogue.
 
         Raises:

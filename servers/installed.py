@@ -24,7 +24,8 @@ def folder(module):
     spec = importlib.util.find_spec(module)
     return str(pathlib.Path(spec.origin).parent) if spec and spec.origin else None
 modules = json.loads(sys.argv[1])
-print(json.dumps({m: {"version": version(*names), "folder": folder(m), "plain": version(m)} for m, names in modules.items()}))
+found = {m: {"version": version(*n), "folder": folder(m), "plain": version(m)} for m, n in modules.items()}
+print(json.dumps(found))
 """
 """Asked of the other Python: metadata by several distribution names, and where the module lies."""
 

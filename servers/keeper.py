@@ -47,7 +47,7 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._pass_on)
         try:
-            self._server = subprocess.Popen(command)  # noqa: S603  an argument list, never a shell
+            self._server = subprocess.Popen(command)
         except OSError as error:
             self._record(error=f"{error.strerror}: {error.filename}", ended_at=time.time())
             return

@@ -5,33 +5,34 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 
 import msgspec
-import psutil
 
 from kvload.errors import ServerError, UsageError
 from kvload.servers import machine as machines
 from kvload.servers import model_facts, registry
-from kvload.servers.adapter import Adapter, Build, LaunchPlan, LaunchRequest, adapter, flag_value
+from kvload.servers.adapter import Adapter, Build, LaunchPlan, LaunchRequest, adapter
 from kvload.servers.choice import choose
 from kvload.servers.http_client import request as http_request
 from kvload.servers.machine import Machine
 from kvload.servers.model_facts import ModelFacts
-from kvload.servers.process import end_all, is_alive, session_members
 from kvload.servers.registry import ServerEntry
 from kvload.servers.starting import (
     LaunchEvent,
     OnEvent,
     StartFailedError,
+    api_headers,
     check_port,
     free_port,
     new_entry,
     spawn,
     wait_until_ready,
 )
+from kvload.servers.stopping import StopReport, stop
+from kvload.servers.verify import launch_verified
 
 __all__ = [
     "LaunchEvent",
@@ -45,23 +46,6 @@ __all__ = [
 ]
 
 PORT_TRIES = 3
-GPU_FREE_TIMEOUT_S = 15.0
-GPU_SLACK_MIB = 512
-
-
-@dataclass(frozen=True)
-class StopReport:
-    """How a server was stopped.
-
-    Attributes:
-        was_running: False where it was dead already.
-        killed: processes that did not end in time and were killed.
-        gpu_left_mib: GPU memory still in use beyond what was in use before the server was started; None without a GPU.
-    """
-
-    was_running: bool
-    killed: bool
-    gpu_left_mib: int | None = None
 
 
 def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
@@ -86,50 +70,13 @@ def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
     request = replace(request, engine=made.name)
     model = model_facts.read(_model(request))
     if request.verify:
-        from kvload.servers.verify import launch_verified
+        plan = made.plan(request, request.port or 0, chosen.build, model, machine)
 
-        return launch_verified(
-            request,
-            made,
-            chosen.build,
-            model,
-            lambda wanted: _start(wanted, made, chosen.build, model, machine, on_event),
-            on_event,
-        )
+        def start(wanted: LaunchRequest) -> ServerEntry:
+            return _start(wanted, made, chosen.build, model, machine, on_event)
+
+        return launch_verified(request, made, chosen.build, model, plan, start, on_event)
     return _start(request, made, chosen.build, model, machine, on_event)
-
-
-def stop(entry: ServerEntry) -> StopReport:
-    """End all processes of a server, and only those, then forget it.
-
-    Raises:
-        ServerError: some would not end; they are named.
-    """
-
-    def members() -> list[psutil.Process]:
-        return session_members(entry.anchors, entry.token)
-
-    was_running = bool(entry.pid) and is_alive(entry.pid, entry.mark)
-    # Taken while its processes prove that they are ours; the session's later members are found through them.
-    known = {process.pid: process for process in members()}
-
-    def left() -> list[psutil.Process]:
-        alive = {p.pid: p for p in known.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
-        return list({**alive, **{p.pid: p for p in members()}}.values())
-
-    if was_running:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(entry.pid, signal.SIGTERM)
-        _wait_for_end(entry, entry.stop_grace_s)
-    killed = was_running and is_alive(entry.pid, entry.mark)
-    stubborn = end_all(left)
-    if stubborn:
-        raise ServerError(
-            f"processes {', '.join(map(str, stubborn))} of the server '{entry.name}' do not end",
-            hint="they may be waiting for a device; try again, or see what they are with ps",
-        )
-    registry.remove(entry)
-    return StopReport(was_running, killed, _gpu_left(entry))
 
 
 def reset_prefix_cache(entry: ServerEntry) -> str:
@@ -147,12 +94,6 @@ def reset_prefix_cache(entry: ServerEntry) -> str:
     except ServerError:
         return "on"
     return "reset" if answer.ok else "on"
-
-
-def api_headers(env: Mapping[str, str], engine_args: tuple[str, ...] = ()) -> dict[str, str]:
-    """The ``Authorization`` header for a server started with an API key in its arguments or its environment."""
-    key = flag_value(engine_args, "--api-key") or env.get("VLLM_API_KEY") or env.get("KVLOAD_API_KEY")
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _start(
@@ -224,29 +165,6 @@ def _free_name(request: LaunchRequest) -> str:
         if old is None or registry.state_of(old) == "dead":
             return name
     raise UsageError("too many servers of this kind", where="--name")
-
-
-def _wait_for_end(entry: ServerEntry, grace_s: float) -> None:
-    deadline = time.monotonic() + grace_s
-    while is_alive(entry.pid, entry.mark) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def _gpu_left(entry: ServerEntry) -> int | None:
-    """GPU memory still in use beyond what was before the start, once it no longer shrinks; small rests count as none."""
-    if entry.gpu_used_before_mib is None:
-        return None
-    deadline = time.monotonic() + GPU_FREE_TIMEOUT_S
-    while True:
-        used = machines.gpu_used_mib()
-        if used is None:
-            return None
-        left = used - entry.gpu_used_before_mib
-        if left <= GPU_SLACK_MIB:
-            return 0
-        if time.monotonic() > deadline:
-            return left
-        time.sleep(0.5)
 
 
 @contextlib.contextmanager

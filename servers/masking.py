@@ -30,10 +30,15 @@ def mask_command(command: Sequence[str]) -> list[str]:
     return masked
 
 
-def mask_env(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables that matter to an engine, secrets masked."""
+def mask_env(env: Mapping[str, str], *, without: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that matter to an engine, secrets masked.
+
+    Args:
+        env: the environment it runs in.
+        without: names to leave out.
+    """
     return {
         name: MASK if SECRET_NAME.search(name) else value
         for name, value in sorted(env.items())
-        if KEPT_VARIABLE.search(name) and name != "KVLOAD_SERVER_TOKEN"
+        if KEPT_VARIABLE.search(name) and name != "KVLOAD_SERVER_TOKEN" and name not in without
     }

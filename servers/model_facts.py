@@ -10,7 +10,7 @@ from kvload.errors import UsageError
 
 CONFIG_LIMIT = 16 * 2**20
 SAMPLED_BYTES = 2**20
-"""Bytes of each end of a weight file that enter the digest: hashing 100 GB would take longer than starting the server."""
+"""Bytes of each end of a weight file that enter the digest: reading 100 GB would take longer than the start itself."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-TOKEN_VARIABLE = "KVLOAD_SERVER_TOKEN"
+TOKEN_VARIABLE = "KVLOAD_SERVER_TOKEN"  # noqa: S105  a name
 """Environment variable that every process of a launched server inherits, with that server's own random value."""
 
 

@@ -135,12 +135,12 @@ PATTERNS = (
     ),
     _pattern(
         "toolchain",
-        r"(?P<text>Failed to find C compiler[^\n]{0,120}|InvalidCxxCompiler[^\n]{0,120}|nvcc[^\n]{0,40}not found[^\n]{0,80}"
+        r"(?P<text>Failed to find C compiler[^\n]{0,120}|InvalidCxxCompiler[^\n]{0,120}|nvcc[^\n]{0,40}not found"
         r"|Could not find nvcc[^\n]{0,120}|CUDA_HOME environment variable is not set[^\n]{0,80}|Ninja is required"
         r"[^\n]{0,80}|ninja: build stopped[^\n]{0,80}|Python\.h: No such file[^\n]{0,40}|No such file or directory: "
         r"'?(?:nvcc|gcc|g\+\+|cc|c\+\+|ninja)'?)",
         "the engine compiles kernels at start and found no working toolchain: {text}",
-        "install a C++ compiler (and nvcc, ninja and Python's headers where they are named), or point CC and CXX to one",
+        "install a C++ compiler (nvcc, ninja, Python's headers where they are named), or point CC and CXX to one",
     ),
     _pattern(
         "metadata",
@@ -171,8 +171,8 @@ PATTERNS = (
 """In the order they are tried: what names its cause exactly comes before what many causes lead to."""
 
 ECHOES = re.compile(
-    r"Engine core initialization failed|Engine process failed to start|EngineDeadError|EngineCore encountered an issue"
-    r"|check the stack trace above|Rank \d+ scheduler is dead|CancelledError|KeyboardInterrupt|WorkerProc initialization"
+    r"Engine core initialization failed|Engine process failed to start|EngineDeadError|EngineCore encountered an"
+    r"|check the stack trace above|Rank \d+ scheduler is dead|CancelledError|KeyboardInterrupt|WorkerProc init"
     r"|leaked shared_memory|Initialization failed\. Please see"
 )
 """Exceptions that only say that something else failed."""

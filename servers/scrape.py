@@ -1,7 +1,7 @@
 """A server's own account of itself over time: ``/metrics`` of every engine in one vocabulary.
 
-The vocabulary is :class:`kvload.records.ServerSample`. A scrape that fails becomes a sample with ``error``: a gap in the
-series is seen as one.
+The vocabulary is :class:`kvload.records.ServerSample`. A scrape that fails becomes a sample with ``error``: a gap in
+the series is seen as one.
 """
 
 import math
@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
+
+import msgspec
 
 from kvload.errors import KvloadError
 from kvload.records import ServerSample
@@ -118,7 +120,7 @@ def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
                 break
     if "pool_tokens" not in values and (blocks := _pool_from_blocks(by_name)) is not None:
         values["pool_tokens"] = blocks
-    return ServerSample(t_s=t_s, **values)
+    return msgspec.convert({"t_s": t_s, **values}, ServerSample)
 
 
 def sample_once(

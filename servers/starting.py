@@ -1,4 +1,4 @@
-"""Starting one server and waiting until it really answers: detached, watched by its log, with nothing left on failure."""
+"""Starting one server, detached, and waiting until it really answers."""
 
 import os
 import secrets
@@ -15,9 +15,10 @@ import msgspec
 
 from kvload.errors import KvloadError, ServerError, UsageError
 from kvload.records import ServerInfo
-from kvload.servers import discover, registry, rootcause
-from kvload.servers.adapter import Adapter, Build, LaunchPlan, LaunchRequest
+from kvload.servers import discover, masking, registry, rootcause
+from kvload.servers.adapter import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
 from kvload.servers.http_client import request as http_request
+from kvload.servers.machine import gpu_used_mib
 from kvload.servers.process import TOKEN_VARIABLE, is_alive, start_mark
 from kvload.servers.registry import ServerEntry
 
@@ -65,9 +66,6 @@ def new_entry(
     request: LaunchRequest, name: str, adapter: Adapter, build: Build, plan: LaunchPlan, port: int, model_path: str
 ) -> ServerEntry:
     """The entry of a server that is about to be started."""
-    from kvload.servers import masking
-    from kvload.servers.machine import gpu_used_mib
-
     folder = registry.folder()
     logs = folder.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -88,7 +86,7 @@ def new_entry(
             method=request.method,
             name=name,
             command=masking.mask_command(plan.command),
-            env=masking.mask_env({**os.environ, **request.env, **plan.env}),
+            env=masking.mask_env({**os.environ, **request.env, **plan.env}, without=plan.unset),
             bytes_per_token=plan.claim.bytes_per_token if plan.claim else None,
             prefix_cache=plan.prefix_cache,
             device=build.device,
@@ -119,7 +117,8 @@ def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str]) -> Serve
     exit_path = Path(entry.exit_path)
     exit_path.unlink(missing_ok=True)
     keeper = Path(__file__).with_name("keeper.py")
-    full_env = {**env, **plan.env, TOKEN_VARIABLE: entry.token}
+    kept = {name: value for name, value in env.items() if name not in plan.unset}
+    full_env = {**kept, **plan.env, TOKEN_VARIABLE: entry.token}
     with entry.log.open("wb") as log:
         subprocess.run(
             [sys.executable, "-I", str(keeper), str(exit_path), "--", *plan.command],
@@ -217,6 +216,12 @@ def first_token(entry: ServerEntry, vocabulary: int | None, headers: Mapping[str
     usage = answer.json().get("usage") or {}
     if not usage.get("completion_tokens"):
         raise ServerError("the answer to a first request holds no token", where=entry.url)
+
+
+def api_headers(env: Mapping[str, str], engine_args: tuple[str, ...] = ()) -> dict[str, str]:
+    """The ``Authorization`` header for a server started with an API key in its arguments or its environment."""
+    key = flag_value(engine_args, "--api-key") or env.get("VLLM_API_KEY") or env.get("KVLOAD_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class LogFollower:
