@@ -3,12 +3,13 @@
 from typing import Any
 
 from kvload.errors import UsageError
+from kvload.servers.engine.cache.block_cache import BlockCache
 from kvload.servers.engine.cache.token_cache import TokenCache
 from kvload.servers.engine.cache_api import CacheGeometry, KVCache
 from kvload.servers.engine.compression import build_method
 from kvload.servers.methods import MethodSpec
 
-STRUCTURES: dict[str, Any] = {"tokens": TokenCache}
+STRUCTURES: dict[str, Any] = {"tokens": TokenCache, "blocks": BlockCache}
 """The cache for each structure a method may name."""
 
 

@@ -18,6 +18,9 @@ class PagePool:
         page_bytes: bytes of a page in one plane.
         planes: number of arrays.
         device: where they live.
+
+    Attributes:
+        null_page: id of a page of zeros beyond the pool, for the padding of tables.
     """
 
     def __init__(self, total_bytes: int, page_bytes: int, planes: int, device: torch.device) -> None:
@@ -25,7 +28,8 @@ class PagePool:
         self.planes = planes
         self.pages = total_bytes // (page_bytes * planes)
         # Zeros, not whatever memory held: bytes of unwritten slots are read as numbers before they are masked.
-        self.storage = torch.zeros((planes, self.pages, page_bytes), dtype=torch.uint8, device=device)
+        self.storage = torch.zeros((planes, self.pages + 1, page_bytes), dtype=torch.uint8, device=device)
+        self.null_page = self.pages
         self._free = np.arange(self.pages - 1, -1, -1, dtype=np.int64)
         self._free_count = self.pages
 

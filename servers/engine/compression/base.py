@@ -74,3 +74,60 @@ class TokenMethod(ABC):
         Args:
             dtype: of the result.
         """
+
+
+@dataclass(frozen=True)
+class BlockMethod(ABC):
+    """A method that packs tokens when they leave a window of full precision, keys and values into pages of their own.
+
+    Keys leave the window together, whenever their number reaches a multiple of ``window_tokens``; values either with
+    them, or one by one as the window slides on. All pages have equal bytes, whatever they hold.
+
+    Attributes:
+        structure: the cache it lives in.
+    """
+
+    structure: ClassVar[str] = "blocks"
+
+    @property
+    @abstractmethod
+    def page_tokens(self) -> int:
+        """Tokens of a packed page; divides ``window_tokens``."""
+
+    @property
+    @abstractmethod
+    def window_tokens(self) -> int:
+        """Most tokens in full precision."""
+
+    @property
+    @abstractmethod
+    def sliding_values(self) -> bool:
+        """Whether the newest ``window_tokens`` values are always in full precision."""
+
+    @abstractmethod
+    def key_fields(self, shape: PageShape) -> tuple[Field, ...]:
+        """The arrays of a page of packed keys."""
+
+    @abstractmethod
+    def value_fields(self, shape: PageShape) -> tuple[Field, ...]:
+        """The arrays of a page of packed values; ``(tokens, ...)`` each where values slide."""
+
+    @abstractmethod
+    def encode_keys(self, x: torch.Tensor, *, prompt: bool) -> tuple[torch.Tensor, ...]:
+        """Keys ``(pages, page_tokens, heads, head_dim)`` as the fields of as many pages.
+
+        Args:
+            prompt: whether they belong to the prompt or were generated.
+        """
+
+    @abstractmethod
+    def encode_values(self, x: torch.Tensor, *, prompt: bool) -> tuple[torch.Tensor, ...]:
+        """As :meth:`encode_keys`; where values slide, ``(tokens, heads, head_dim)`` as ``(tokens, ...)`` each."""
+
+    @abstractmethod
+    def decode_keys(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The fields of pages as ``(pages, page_tokens, heads, head_dim)`` float32."""
+
+    @abstractmethod
+    def decode_values(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """As :meth:`decode_keys`."""

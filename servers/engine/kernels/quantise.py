@@ -27,34 +27,37 @@ def affine(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torc
     return codes.round_().clamp_(0, 2**bits - 1).to(torch.uint8), step, low
 
 
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def pack(codes: torch.Tensor, bits: int, dim: int = -1) -> torch.Tensor:
     """Put ``8 / bits`` codes into a byte: byte ``j`` of ``m`` holds codes ``j, j + m, j + 2 m ...``, lowest bits first.
 
     Neighbouring bytes thus unpack to neighbouring numbers, with no shuffling inside a register.
 
     Args:
-        codes: ``(..., n)`` uint8, ``n`` a multiple of ``8 / bits``.
+        codes: ``(..., n, ...)`` uint8, ``n`` a multiple of ``8 / bits``.
+        dim: the dimension that is packed.
 
     Returns:
-        ``(..., n * bits / 8)`` uint8.
+        ``(..., n * bits / 8, ...)`` uint8.
     """
-    parts = codes.chunk(8 // bits, dim=-1)
+    parts = codes.chunk(8 // bits, dim)
     packed = parts[0].clone()
     for index, part in enumerate(parts[1:], 1):
         packed |= part << (index * bits)
     return packed
 
 
-def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+def unpack(packed: torch.Tensor, bits: int, dim: int = -1) -> torch.Tensor:
     """The reverse of :func:`pack`, as float32."""
-    bytes_ = packed.shape[-1]
     count = 8 // bits
-    out = torch.empty((*packed.shape[:-1], bytes_ * count), dtype=torch.float32, device=packed.device)
+    shape = list(packed.shape)
+    shape[dim] *= count
+    out = torch.empty(shape, dtype=torch.float32, device=packed.device)
+    parts = out.chunk(count, dim)
     for index in range(count):
         part = packed if index == 0 else packed >> (index * bits)
         if index < count - 1:
             part = part & (2**bits - 1)
-        out[..., index * bytes_ : (index + 1) * bytes_].copy_(part)
+        parts[index].copy_(part)
     return out
 
 

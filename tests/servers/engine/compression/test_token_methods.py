@@ -35,19 +35,19 @@ class Reference:
         heads, groups = key.shape[1], query.shape[1] // key.shape[1]
         lossy = [[np.stack([self.stored(x[t, h]) for h in range(heads)]) for t in range(len(x))] for x in (key, value)]
         own = lossy if decoding else (list(key), list(value))
-        keys, values = self.keys + list(own[0]), self.values + list(own[1])
+        keys, values = np.stack(self.keys + list(own[0])), np.stack(self.values + list(own[1]))
         out = np.zeros_like(query)
         for t in range(len(query)):
             seen = [p for p in range(len(keys)) if self.sees(first + t, p)]
             for head in range(query.shape[1]):
                 sink = None if self.extras.sinks is None else float(self.extras.sinks[head])
-                scores = np.array([query[t, head] @ keys[p][head // groups] for p in seen]) * self.extras.scaling
+                scores = keys[seen, head // groups] @ query[t, head] * self.extras.scaling
                 if self.extras.softcap is not None:
                     scores = np.tanh(scores / self.extras.softcap) * self.extras.softcap
                 weights = np.exp(scores - scores.max())
                 rest = 0.0 if sink is None else np.exp(sink - scores.max())
                 weights /= weights.sum() + rest
-                out[t, head] = sum(w * values[p][head // groups] for w, p in zip(weights, seen, strict=True))
+                out[t, head] = weights @ values[seen, head // groups]
         self.keys += lossy[0]
         self.values += lossy[1]
         return out
