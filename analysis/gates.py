@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kvload.analysis.comparison import ArmComparison, Comparison
 from kvload.analysis.report.model import Report
 from kvload.errors import GateFailedError, UsageError
 
@@ -118,4 +119,49 @@ def run_values(report: Report) -> dict[str, float | None]:
         values[f"{name}.max"] = metric.max_s
         for percent, found in metric.percentiles.items():
             values[f"{name}.p{percent:g}"] = found.estimate
+    return values
+
+
+def comparison_values(comparison: Comparison) -> dict[str, dict[str, float | None]]:
+    """The figures of every arm but baseline and floor that gates may name."""
+    arms = {arm.name: arm for arm in comparison.arms}
+    values = {}
+    for change in comparison.comparisons:
+        if change.floor:
+            continue
+        arm = arms[change.name]
+        values[change.name] = {
+            "attainment": arm.attainment.estimate if arm.attainment else None,
+            "attainment.low": arm.attainment.low if arm.attainment else None,
+            "goodput": arm.goodput_rps,
+            "failed": float(arm.sent - arm.answered),
+            "failed.share": (arm.sent - arm.answered) / arm.sent if arm.sent else None,
+            "client_bound": float(any(run.trust.client_bound for run in arm.runs)),
+            **{f"attainment.{name}": share.estimate for name, share in arm.attainment_by_metric.items()},
+            **{f"{name}.mean": metric.mean.estimate for name, metric in arm.metrics.items()},
+            **{
+                f"{name}.p{percent:g}": found.estimate
+                for name, metric in arm.metrics.items()
+                for percent, found in metric.percentiles.items()
+            },
+            **_change_values(change),
+        }
+    return values
+
+
+def _change_values(change: ArmComparison) -> dict[str, float | None]:
+    lengths, met = change.lengths, change.slo
+    values: dict[str, float | None] = {
+        "inflation.mean": lengths.ratio_mean.estimate if lengths else None,
+        "inflation.median": lengths.ratio_median.estimate if lengths else None,
+        "inflation.total": lengths.ratio_total.estimate if lengths else None,
+        "inflation.beyond_floor": lengths.beyond_floor.estimate if lengths and lengths.beyond_floor else None,
+        "length.grown": lengths.grown.estimate if lengths else None,
+        "length.shrunk": lengths.shrunk.estimate if lengths else None,
+        "length.capped": lengths.capped.estimate if lengths else None,
+        "attainment.change": met.difference.estimate if met else None,
+        "goodput.change": met.goodput.estimate if met else None,
+    }
+    for name, found in change.latency.items():
+        values[f"{name}.change"] = found.relative.estimate
     return values

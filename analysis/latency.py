@@ -122,7 +122,7 @@ class TokenGaps:
 
 def token_gaps(table: RecordTable, rows: Ints) -> TokenGaps:
     """Collect the gaps between token-carrying chunks of the requests at ``rows``."""
-    histogram = np.zeros(_HISTOGRAM_US, np.int64)
+    histogram = np.zeros(0, np.int64)
     long_gaps: list[Ints] = []
     gaps_of, sums_of = np.zeros(len(table), np.int64), np.zeros(len(table), np.int64)
     tokens = chunks = backwards = 0
@@ -137,7 +137,11 @@ def token_gaps(table: RecordTable, rows: Ints) -> TokenGaps:
             long_gaps.append(gaps[gaps >= _HISTOGRAM_US])
             gaps = gaps[gaps < _HISTOGRAM_US]
         found = np.bincount(gaps)
-        histogram[: len(found)] += found
+        if len(found) > len(histogram):
+            found[: len(histogram)] += histogram
+            histogram = found
+        else:
+            histogram[: len(found)] += found
     values = np.flatnonzero(histogram)
     long_values, long_counts = np.unique(np.concatenate([np.empty(0, np.int64), *long_gaps]), return_counts=True)
     with_gaps = np.flatnonzero(gaps_of)

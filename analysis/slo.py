@@ -184,9 +184,12 @@ def attainment_over_scale(
     """Attainment where all limits are multiplied by each of ``scales``."""
     each = {name: limit for name, limit in limits_s.items() if name in REQUEST_METRICS}
     sent = count_true(table.sent)
-    return [
-        (scale, count_true(meets_all(table, {name: limit * scale for name, limit in each.items()})) / sent)
-        if sent
-        else (scale, None)
-        for scale in scales
-    ]
+    if not sent:
+        return [(scale, None) for scale in scales]
+    needed = np.where(table.ok, 0.0, np.inf)
+    for metric, limit in each.items():
+        ratio = np.where(_cannot_have(table, metric), 0.0, latency.METRICS[metric](table) / limit)
+        # What was not measured is missed at every scale.
+        needed = np.maximum(needed, np.nan_to_num(ratio, nan=np.inf))
+    ordered = np.sort(needed)
+    return [(scale, int(np.searchsorted(ordered, scale, side="right")) / sent) for scale in scales]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvload.analysis.table import Floats, Ints
+from kvload.analysis.table import Bools, Floats, Ints
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -52,6 +52,15 @@ class Estimate:
         """Whether the interval lies wholly on one side of ``value``."""
         return (self.low is not None and self.low > value) or (self.high is not None and self.high < value)
 
+    def shifted(self, offset: float) -> "Estimate":
+        """The same estimate counted from elsewhere."""
+        return replace(
+            self,
+            estimate=_plus(self.estimate, offset),
+            low=_plus(self.low, offset),
+            high=_plus(self.high, offset),
+        )
+
     def scaled(self, factor: float) -> "Estimate":
         """The same estimate in another unit."""
 
@@ -62,6 +71,10 @@ class Estimate:
         if factor < 0:
             low, high = high, low
         return replace(self, estimate=times(self.estimate), low=low, high=high)
+
+
+def _plus(value: float | None, offset: float) -> float | None:
+    return None if value is None else value + offset
 
 
 def undefined(method: str, *, n: int = 0, level: float = LEVEL) -> Estimate:
@@ -86,13 +99,36 @@ def wilson(successes: int, n: int, *, level: float = LEVEL) -> Estimate:
     """
     if n == 0:
         return undefined("Wilson", level=level)
+    return _wilson(successes / n, n, level)
+
+
+def _wilson(share: float, n: float, level: float) -> Estimate:
     z = normal_quantile((1 + level) / 2)
-    share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Estimate(estimate=share, low=low, high=high, method="Wilson", n=n, level=level)
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
+    return Estimate(estimate=share, low=low, high=high, method="Wilson", n=round(n), level=level)
+
+
+def clustered_share(which: Bools, clusters: Ints, *, level: float = LEVEL) -> Estimate:
+    """A share of observations of which those with the same cluster number belong together.
+
+    Wilson's interval for the effective number of observations (Kish 1965): as many independent ones as would have the
+    share's variance over clusters, at least the number of clusters and at most that of observations.
+    """
+    _, place = np.unique(clusters, return_inverse=True)
+    groups = int(place.max()) + 1 if len(place) else 0
+    if groups == len(which):
+        return wilson(int(np.count_nonzero(which)), len(which), level=level)
+    size = np.bincount(place)
+    share = float(np.mean(which))
+    residuals = np.bincount(place, weights=which) - share * size
+    variance = float(np.square(residuals).sum()) / len(which) ** 2 * groups / max(groups - 1, 1)
+    effective = share * (1 - share) / variance if variance > 0 else groups
+    effective = min(max(effective, groups), len(which))
+    found = _wilson(share, effective, level)
+    return replace(found, method="Wilson, by request", n=groups)
 
 
 def mean(values: Floats, *, rng: np.random.Generator, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
@@ -120,6 +156,21 @@ def clustered_mean(
     _, which = np.unique(clusters, return_inverse=True)
     sums = np.bincount(which, weights=values).astype(np.float64)
     return ratio_of_sums(sums, np.bincount(which).astype(np.float64), rng=rng, level=level, resamples=resamples)
+
+
+def clustered_ratio(
+    above: Floats,
+    below: Floats,
+    clusters: Ints,
+    *,
+    rng: np.random.Generator,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """``sum(above) / sum(below)`` over pairs of which those with the same cluster number belong together."""
+    _, which = np.unique(clusters, return_inverse=True)
+    sums = [np.bincount(which, weights=values).astype(np.float64) for values in (above, below)]
+    return ratio_of_sums(sums[0], sums[1], rng=rng, level=level, resamples=resamples)
 
 
 def paired_difference(

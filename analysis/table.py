@@ -4,7 +4,7 @@ A run may hold millions of requests, so lines are decoded in batches into a narr
 only (texts stay on disk, see :func:`texts`), and chunk rows are read block by block where they are needed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -150,7 +150,9 @@ class RecordTable:
 
     def has_status(self, *names: Status) -> Bools:
         """Where the status is one of ``names``."""
-        return np.isin(self.status, [_STATUS_CODE[name] for name in names])
+        wanted = np.isin(STATUSES, names)
+        found: Bools = wanted[self.status]
+        return found
 
     @property
     def ok(self) -> Bools:
@@ -172,6 +174,30 @@ class RecordTable:
             else:
                 kept[field.name] = value[rows] if isinstance(value, np.ndarray) else value
         return RecordTable(**kept)
+
+
+def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
+    """The rows of several tables one after the other (repeats of an arm).
+
+    ``shard`` is renumbered over the joined ``shards``, so chunk rows are found as before.
+    """
+    joined: dict[str, Any] = {"shards": tuple(shard for table in tables for shard in table.shards)}
+    joined["torn"] = sum(table.torn for table in tables)
+    for field in fields(RecordTable):
+        parts = [getattr(table, field.name) for table in tables]
+        if field.name in _WORD_COLUMNS:
+            joined[field.name] = _join_words(parts)
+        elif field.name not in joined:
+            joined[field.name] = np.concatenate(parts)
+    before = np.cumsum([0, *(len(table.shards) for table in tables[:-1])])
+    joined["shard"] = np.concatenate([table.shard + first for table, first in zip(tables, before, strict=True)])
+    return RecordTable(**joined)
+
+
+def _join_words(parts: Sequence[Words]) -> Words:
+    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    places = [np.array([names.index(name) for name in part.names], np.int64) for part in parts]
+    return Words(names, np.concatenate([place[part.codes] for place, part in zip(places, parts, strict=True)]))
 
 
 def load(run: RunDir) -> RecordTable:
@@ -269,16 +295,16 @@ def _check_unique(index: Ints, run: RunDir) -> None:
         raise RunDirError(f"two records have the index {index[again[0]]}", where=str(run.records_dir))
 
 
-def texts(run: RunDir, wanted: Iterable[int] | None = None) -> dict[int, RequestRecord]:
+def texts(path: Path, wanted: Iterable[int] | None = None) -> dict[int, RequestRecord]:
     """Whole records with their texts, by index.
 
     Args:
-        run: the run folder.
+        path: the run folder.
         wanted: indices to keep; all where None.
     """
     keep = None if wanted is None else set(wanted)
     found = {}
-    for record, _ in run.records():
+    for record, _ in RunDir(path).records():
         if keep is None or record.index in keep:
             found[record.index] = record
     return found

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kvload.analysis import latency, server_side, slo, stats, trust
+from kvload.analysis.outcome import cap_hit
 from kvload.analysis.report import words
 from kvload.analysis.report.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
-from kvload.analysis.table import STATUSES, Bools, Floats, RecordTable, count_true, load
+from kvload.analysis.table import STATUSES, Floats, RecordTable, count_true, load
 from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir
 
@@ -46,12 +47,12 @@ def build_from(
     rng = np.random.default_rng(manifest.seed)
     limits = dict(manifest.slo if slo_limits is None else slo_limits)
     gaps = latency.token_gaps(table, np.flatnonzero(table.ok))
-    throughput = _throughput(table, manifest)
+    throughput = throughput_of(table, manifest)
     metrics = {
         name: _metric(name, slo.finite(values(table)[table.sent if name == "lag" else table.ok]), rng, level)
         for name, values in latency.METRICS.items()
     }
-    metrics["itl"] = _gap_metric(gaps, rng, level)
+    metrics["itl"] = gap_metric(gaps, rng, level)
     return Report(
         manifest=manifest,
         counts=_counts(table, manifest),
@@ -62,7 +63,7 @@ def build_from(
         attainment_over_scale=slo.attainment_over_scale(table, limits, SLO_SCALES) if limits else [],
         trust=trust.judge(table, manifest),
         server=server_side.summarise(samples, table),
-        timeline=_timeline(table, samples),
+        timeline=timeline_of(table, samples),
         notes=_notes(table, manifest, gaps),
     )
 
@@ -83,7 +84,7 @@ def _metric(name: str, values: Floats, rng: np.random.Generator, level: float) -
     )
 
 
-def _gap_metric(gaps: latency.TokenGaps, rng: np.random.Generator, level: float) -> Metric:
+def gap_metric(gaps: latency.TokenGaps, rng: np.random.Generator, level: float) -> Metric:
     """ITL: gaps of one answer resemble each other, so intervals count requests, not gaps."""
     n = gaps.n
     sums_s, numbers = gaps.request_sums_us / 1e6, gaps.request_gaps.astype(np.float64)
@@ -145,7 +146,8 @@ def run_duration_s(table: RecordTable, manifest: RunManifest) -> float | None:
     return float(ends.max()) if len(ends) else None
 
 
-def _throughput(table: RecordTable, manifest: RunManifest) -> Throughput:
+def throughput_of(table: RecordTable, manifest: RunManifest) -> Throughput:
+    """Rates over a run."""
     duration_s = run_duration_s(table, manifest)
     ok = table.ok
     prompt = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)[ok]
@@ -185,15 +187,8 @@ def _lengths(table: RecordTable, gaps: latency.TokenGaps, rng: np.random.Generat
     )
 
 
-def cap_hit(table: RecordTable) -> Bools:
-    """Answers that were cut off at ``max_tokens``: the server says ``length``, or the count reached the cap."""
-    reached = table.output_tokens >= table.max_tokens
-    natural = table.finish_reason.equals("stop")
-    hit: Bools = table.ok & (table.finish_reason.equals("length") | (reached & ~natural))
-    return hit
-
-
-def _timeline(table: RecordTable, samples: Sequence[ServerSample]) -> Timeline:
+def timeline_of(table: RecordTable, samples: Sequence[ServerSample]) -> Timeline:
+    """What was going on at each moment of a run."""
     times, number = latency.in_flight(table)
     keep = np.isfinite(times)
     times, number = times[keep], number[keep]

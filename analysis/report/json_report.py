@@ -3,14 +3,10 @@
 Keys of ours stand beside them: ``sent``, ``slo_attainment``, ``slo_attainment_by_metric``, ``intervals`` and more.
 """
 
-import dataclasses
-import math
 from typing import Any
 
-import msgspec
-
 from kvload.analysis.report.model import Metric, Report
-from kvload.analysis.stats import Estimate
+from kvload.analysis.report.plain import plain
 
 _PREFIX = {"e2e": "e2el", "e2e_sched": "e2el_sched"}
 
@@ -49,7 +45,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "slo": met.limits_s if met else None,
         "slo_attainment": met.share.estimate if met else None,
         "slo_attainment_by_metric": {k: v.estimate for k, v in met.by_metric.items()} if met else None,
-        "slo_percentile_limits": [dataclasses.asdict(limit) for limit in met.percentiles] if met else None,
+        "slo_percentile_limits": plain(met.percentiles) if met else None,
         "token_goodput": met.goodput_tokens_per_s if met else None,
     }
     for name, metric in report.metrics.items():
@@ -63,11 +59,11 @@ def as_dict(report: Report) -> dict[str, Any]:
         "tokens_per_chunk": report.lengths.tokens_per_chunk,
     }
     values["slo_attainment_over_scale"] = report.attainment_over_scale
-    values["client"] = dataclasses.asdict(report.trust)
-    values["server"] = dataclasses.asdict(report.server)
+    values["client"] = plain(report.trust)
+    values["server"] = plain(report.server)
     values["notes"] = report.notes
-    values["manifest"] = msgspec.to_builtins(manifest)
-    return {key: _clean(value) for key, value in values.items()}
+    values["manifest"] = plain(manifest)
+    return {key: plain(value) for key, value in values.items()}
 
 
 def _metric_keys(name: str, metric: Metric) -> dict[str, float | int | None]:
@@ -91,30 +87,14 @@ def _intervals(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, metric in report.metrics.items():
         prefix = _PREFIX.get(name, name)
-        found[f"mean_{prefix}_ms"] = estimate_dict(metric.mean.scaled(1e3))
+        found[f"mean_{prefix}_ms"] = plain(metric.mean.scaled(1e3))
         for percent, value in metric.percentiles.items():
-            found[f"p{percent:g}_{prefix}_ms"] = estimate_dict(value.scaled(1e3))
+            found[f"p{percent:g}_{prefix}_ms"] = plain(value.scaled(1e3))
     if report.attainment:
-        found["slo_attainment"] = estimate_dict(report.attainment.share)
+        found["slo_attainment"] = plain(report.attainment.share)
         for name, share in report.attainment.by_metric.items():
-            found[f"slo_attainment_{name}"] = estimate_dict(share)
-    found["mean_output_tokens"] = estimate_dict(report.lengths.mean)
-    found["median_output_tokens"] = estimate_dict(report.lengths.median)
-    found["cap_hit_rate"] = estimate_dict(report.lengths.cap_hits)
+            found[f"slo_attainment_{name}"] = plain(share)
+    found["mean_output_tokens"] = plain(report.lengths.mean)
+    found["median_output_tokens"] = plain(report.lengths.median)
+    found["cap_hit_rate"] = plain(report.lengths.cap_hits)
     return found
-
-
-def estimate_dict(value: Estimate) -> dict[str, Any]:
-    """An estimate with its interval and where that comes from."""
-    return dataclasses.asdict(value)
-
-
-def _clean(value: Any) -> Any:
-    """JSON has no NaN or infinity: neither is a figure, so both become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _clean(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(inner) for inner in value]
-    return value

@@ -60,7 +60,15 @@ def share(value: float | None, digits: int = 1) -> str:
 
 def signed_share(value: float | None, digits: int = 1) -> str:
     """A relative change in per cent, with its sign."""
-    return ABSENT if value is None else f"{value * 100:+.{digits}f} %"
+    if value is None:
+        return ABSENT
+    text = f"{value * 100:+.{digits}f} %"
+    return text.replace("-", "").replace("+", "") if float(text[:-2]) == 0 else text
+
+
+def ratio(value: float | None) -> str:
+    """A factor: ``×1.23``."""
+    return ABSENT if value is None else f"×{value:.2f}" if value < 10 else f"×{value:,.0f}"
 
 
 def whole(value: float | None) -> str:

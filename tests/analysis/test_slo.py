@@ -81,6 +81,8 @@ def test_attainment_grows_with_the_scale_of_its_limits(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     run = write(tmp_path / "run", [answer(rng, i, tokens=5) for i in range(100)])
     curve = slo.attainment_over_scale(load(run), {"ttft": 0.1}, [0.1, 0.5, 1.0, 2.0, 100.0])
+    for scale, share in curve:
+        assert share == slo.attainment(load(run), {"ttft": 0.1 * scale}, 1.0).share.estimate
     shares = [share for _, share in curve if share is not None]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
