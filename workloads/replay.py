@@ -1,0 +1,413 @@
+"""A replay from outside: Locust in child processes, their events read here, the run folder completed at the end.
+
+Locust runs in processes of its own since it patches the standard library, reads ``sys.argv`` and owns its process's
+signals. Children are told what to do over one pipe and report over another; a child whose parent has gone ends by
+itself, a parent whose child has gone keeps what was measured.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kvload.records import RunManifest, ServerSample
+from kvload.rundir import CHUNK_DTYPE, RunDir
+from kvload.workloads import plan as plans
+from kvload.workloads.live import LiveBoard, LiveReport, Progress
+from kvload.workloads.plan import ReplayPlan
+from kvload.workloads.recording import lost_record, unsent_record
+
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+HEADERS_VARIABLE = "KVLOAD_HEADERS"
+POLL_S = 0.25
+_HEALTH_EVERY_S = 1.0
+_DEAD_AFTER = 3
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller wants to know of a run while it goes on.
+
+    Attributes:
+        on_progress: called a few times a second.
+        on_start: called once, with the run's zero on ``time.monotonic``.
+        on_notice: called with a sentence for the user (a worker died, the server died ...).
+        is_server_dead: asked after failures, at most once a second: the reason if the server is certainly gone.
+    """
+
+    on_progress: Callable[[Progress], None] = lambda _progress: None
+    on_start: Callable[[float], None] = lambda _zero: None
+    on_notice: Callable[[str], None] = lambda _text: None
+    is_server_dead: Callable[[], str | None] = lambda: None
+
+
+def run_replay(plan: ReplayPlan, run: RunDir, hooks: Hooks | None = None) -> RunManifest:
+    """Replay a plan and complete the run folder; returns the final manifest.
+
+    The first interrupt (Ctrl-C) ends the sending and lets answers in flight come in, a second one cuts them off; the
+    manifest then says ``interrupted`` and is partial. Whatever happens every planned request has a record afterwards.
+
+    Args:
+        plan: what to send where.
+        run: a run folder whose manifest is written, without what only the end can tell.
+    """
+    return _Replay(plan, run, hooks or Hooks()).run()
+
+
+class _Replay:
+    def __init__(self, plan: ReplayPlan, run: RunDir, hooks: Hooks) -> None:
+        self.plan = plan
+        self.run_dir = run
+        self.hooks = hooks
+        self.board = LiveBoard(plan.slo)
+        self.zero_ns: int | None = None
+        self.started_at: float | None = None
+        self.over = False
+        self.ended: str | None = None
+        self.lost: dict[int, int] = {}
+        self.errors: list[str] = []
+        self._interrupts = 0
+        self._stopping = False
+        self._cut = False
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._gone: set[int] = set()
+        self._events_fd = self._control_fd = -1
+        self._pending = b""
+        self._next_progress = 0.0
+        self._failed_seen = 0
+        self._dead_answers = 0
+        self._next_health = 0.0
+        self._wall_started = time.monotonic()
+
+    def run(self) -> RunManifest:
+        folder = plans.spool(self.plan, self.run_dir.path)
+        former = self._catch_interrupts()
+        try:
+            self._spawn(folder)
+            self._watch()
+        finally:
+            self._end_children()
+            for number, handler in former.items():
+                signal.signal(number, handler)
+        manifest = self._complete()
+        plans.remove(folder)
+        return manifest
+
+    # -- children ---------------------------------------------------------------------------------------------------
+
+    def _catch_interrupts(self) -> dict[int, Any]:
+        def note(_number: int, _frame: FrameType | None) -> None:
+            self._interrupts += 1
+
+        former: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals ends the run
+            for number in (signal.SIGINT, signal.SIGTERM):
+                former[number] = signal.signal(number, note)
+        return former
+
+    def _spawn(self, folder: Path) -> None:
+        plan = self.plan
+        events_read, events_write = os.pipe()
+        control_read, control_write = os.pipe()
+        self._events_fd, self._control_fd = events_read, control_write
+        alone = plan.all_workers == 1 and plan.remote_workers == 0
+        master = ["--kvload-plan", str(folder), "--users", str(plan.all_workers), "--spawn-rate", "1000"]
+        master += ["--kvload-events-fd", str(events_write), "--kvload-control-fd", str(control_read)]
+        if plan.web_port is None:
+            master += ["--headless", "--only-summary"]
+        else:
+            master += ["--web-host", plan.web_host, "--web-port", str(plan.web_port)]
+        port = plan.master_port if plan.remote_workers else _free_port()
+        if not alone:
+            host = (plan.master_host or "127.0.0.1") if plan.remote_workers else "127.0.0.1"
+            master += ["--master", "--master-bind-host", host, "--master-bind-port", str(port)]
+            master += ["--expect-workers", str(plan.all_workers)]
+        self._start(master, (events_write, control_read), "locust")
+        os.close(events_write)
+        os.close(control_read)
+        if not alone:
+            for number in range(plan.workers):
+                worker = ["--worker", "--master-host", "127.0.0.1", "--master-port", str(port)]
+                self._start(worker, (), f"locust-worker-{number}")
+
+    def _start(self, arguments: list[str], fds: tuple[int, ...], log_name: str) -> None:
+        command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", self.plan.url, *arguments]
+        command += ["--loglevel", "INFO", "--config", os.devnull]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("LOCUST_")}
+        environment[HEADERS_VARIABLE] = json.dumps(dict(self.plan.headers))
+        with (self.run_dir.path / f"{log_name}.log").open("wb") as log:
+            # A session of its own: Ctrl-C on the terminal reaches only us, and we decide what it means.
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=fds,
+                env=environment,
+                start_new_session=True,
+                cwd=self.run_dir.path,
+            )
+        self._children.append(child)
+
+    def _command(self, **command: Any) -> None:
+        if self._control_fd < 0:
+            return
+        try:
+            os.write(self._control_fd, json.dumps(command).encode() + b"\n")
+        except BrokenPipeError:
+            os.close(self._control_fd)
+            self._control_fd = -1
+
+    def _end_children(self) -> None:
+        """End whatever still runs: first by closing the pipe, then by asking, then by force."""
+        if self._control_fd >= 0:
+            os.close(self._control_fd)
+            self._control_fd = -1
+        for child in self._children[1:]:
+            _end(child, patience_s=5.0 if self.over else 0.5)
+        for child in self._children[:1]:
+            _end(child, patience_s=10.0)
+        if self._events_fd >= 0:
+            self._read_events(0.0)
+            os.close(self._events_fd)
+            self._events_fd = -1
+
+    # -- while it runs ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        master = self._children[0]
+        while not self.over:
+            alive = self._read_events(POLL_S)
+            self._heed_interrupts()
+            self._look_after_workers()
+            self._look_after_server()
+            self._show_progress()
+            if not alive or master.poll() is not None:
+                self._read_events(0.0)
+                if not self.over:
+                    self._master_gone(master)
+                break
+        self._show_progress(final=True)
+
+    def _master_gone(self, master: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            master.wait(5.0)
+        log = self.run_dir.path / "locust.log"
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if log.exists() else []
+        self.ended = self.ended or "the load generator ended unexpectedly"
+        self.errors.append(f"Locust ended with status {master.returncode} ({' '.join(last)}): see {log}")
+        self.hooks.on_notice(self.errors[-1])
+
+    def _read_events(self, patience_s: float) -> bool:
+        """Handle what the master has to tell; False once its pipe is closed."""
+        if self._events_fd < 0 or not select.select([self._events_fd], [], [], patience_s)[0]:
+            return True
+        data = os.read(self._events_fd, 1 << 20)
+        if not data:
+            return False
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            self._handle(json.loads(line))
+        return True
+
+    def _handle(self, event: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "live":
+            self.board.take(msgspec.convert(event["report"], LiveReport, strict=False))
+        elif kind == "started":
+            self.zero_ns = event["zero_ns"]
+            self.started_at = event["started_at"]
+            self.hooks.on_start(event["zero_ns"] / 1e9)
+        elif kind == "worker_lost":
+            self.lost[event["shard"]] = event["at_ns"]
+            self.hooks.on_notice(f"worker {event['shard']} died; the others go on")
+        elif kind == "worker_error":
+            self.errors.append(f"worker {event['shard']}: {event['error']}")
+            self.hooks.on_notice(self.errors[-1])
+        elif kind == "notice":
+            self.hooks.on_notice(event["text"])
+        elif kind == "stopped":
+            self.ended = self.ended or event["cause"]
+        elif kind == "over":
+            self.over = True
+
+    def _heed_interrupts(self) -> None:
+        if self._interrupts and not self._stopping:
+            self._stopping = True
+            self.ended = self.ended or "interrupted"
+            self.hooks.on_notice("interrupted: waiting for the answers in flight; interrupt again to cut them off")
+            self._command(command="stop", cause="interrupted", cut=False)
+        if self._interrupts > 1 and not self._cut:
+            self._cut = True
+            self._command(command="stop", cause="interrupted", cut=True)
+
+    def _look_after_workers(self) -> None:
+        for child in self._children[1:]:
+            if child.poll() is not None and child.pid not in self._gone:
+                self._gone.add(child.pid)
+                self._command(command="worker_gone", pid=child.pid)
+
+    def _look_after_server(self) -> None:
+        """After failures ask whether the server is still there; if it certainly is not, end the run."""
+        failed = self.board.total("failed")
+        now = time.monotonic()
+        if self._stopping or failed == self._failed_seen or now < self._next_health:
+            return
+        self._next_health = now + _HEALTH_EVERY_S
+        reason = self.hooks.is_server_dead()
+        if reason is None:
+            self._failed_seen, self._dead_answers = failed, 0
+            return
+        self._dead_answers += 1
+        if self._dead_answers >= _DEAD_AFTER:
+            self._stopping = True
+            self.ended = f"server died: {reason}"
+            self.hooks.on_notice(f"the server died ({reason}): nothing more is sent")
+            self._command(command="stop", cause="server_died", cut=False)
+
+    def show_sample(self, sample: ServerSample) -> None:
+        """Pass a scrape on to the web page."""
+        self._command(command="sample", t_s=sample.t_s, cache_usage=sample.cache_usage)
+
+    def _show_progress(self, *, final: bool = False) -> None:
+        now = time.monotonic()
+        if now < self._next_progress and not final:
+            return
+        self._next_progress = now + POLL_S
+        board = self.board
+        elapsed = 0.0 if self.zero_ns is None else max(0.0, now - self.zero_ns / 1e9)
+        span = max((request.offset_s for request in self.plan.planned[-1:]), default=0.0)
+        sent, unsent = board.total("sent"), board.total("unsent")
+        if self.over or final:
+            state = "ended"
+        elif self.zero_ns is None:
+            state = "preparing"
+        else:
+            state = "draining" if sent + unsent >= len(self.plan.planned) or self._stopping else "running"
+        self.hooks.on_progress(
+            Progress(
+                state=state,
+                planned=len(self.plan.planned),
+                sent=sent,
+                done=board.total("done"),
+                failed=board.total("failed"),
+                unsent=unsent,
+                in_flight=board.total("in_flight"),
+                elapsed_s=elapsed,
+                left_s=None if self.zero_ns is None or self.plan.concurrency else max(0.0, span - elapsed),
+                ttft_p50_s=board.quantile("ttft", 0.5),
+                ttft_p99_s=board.quantile("ttft", 0.99),
+                tpot_p50_s=board.quantile("tpot", 0.5),
+                lag_p99_s=board.quantile("lag", 0.99),
+                attainment=board.met / board.judged if board.slo and board.judged else None,
+                workers=self.plan.all_workers,
+                lost_workers=len(self.lost),
+            )
+        )
+
+    # -- at the end -------------------------------------------------------------------------------------------------
+
+    def _complete(self) -> RunManifest:
+        """Account for every request and write the final manifest."""
+        torn = self.run_dir.torn_records()
+        statuses: dict[int, str] = {}
+        end_s = 0.0
+        clocks: set[str] = set()
+        for record, _ in self.run_dir.records():
+            statuses[record.index] = record.status
+            end_s = max(end_s, record.t_end_s or 0.0)
+            if record.t_headers_s is not None:
+                clocks.add(record.clock)
+        missing = [request for request in self.plan.planned if request.index not in statuses]
+        if missing:
+            self._account_for(missing, statuses)
+        unsent = sum(status == "unsent" for status in statuses.values())
+        notes = list(self.run_dir.manifest().notes)
+        if self.lost:
+            notes.append(f"workers {sorted(self.lost)} died during the run: {len(missing)} requests without an outcome")
+        if torn:
+            notes.append(f"{torn} records were cut short by the death of their worker")
+        notes += self.errors
+        cut = sum(status == "censored" for status in statuses.values())
+        if cut:
+            notes.append(f"{cut} answers were cut off at the end of the run (censored)")
+        return self.run_dir.update_manifest(
+            started_at=self.started_at,
+            duration_s=end_s,
+            sent=len(statuses) - unsent,
+            unsent=unsent,
+            partial=self.ended is not None or bool(self.lost),
+            ended=self.ended or ("a worker died" if self.lost else "completed"),
+            client=self._client(clocks, end_s),
+            notes=notes,
+        )
+
+    def _account_for(self, missing: list[Any], statuses: dict[int, str]) -> None:
+        """Write records for requests that nobody accounted for: lost with their worker, or never sent."""
+        shares = plans.shard_of(self.plan.planned, self.plan.all_workers)
+        with self.run_dir.writer("unaccounted") as writer:
+            for request in missing:
+                shard = shares[request.index]
+                died_ns = self.lost.get(shard, time.monotonic_ns())
+                was_due = self.zero_ns is not None and self.zero_ns + request.offset_s * 1e9 <= died_ns
+                if was_due and request.previous is None and not self.plan.concurrency:
+                    record = lost_record(request, "worker_died", shard, "under way when its worker died")
+                else:
+                    cause = "worker_died" if shard in self.lost else "interrupted"
+                    record = unsent_record(request, cause, shard)
+                writer.append(record, np.empty(0, CHUNK_DTYPE))
+                statuses[request.index] = record.status
+
+    def _client(self, clocks: set[str], duration_s: float) -> dict[str, Any]:
+        import locust
+
+        cpu = self.board.cpu_s()
+        return {
+            "workers": self.plan.all_workers,
+            "remote_workers": self.plan.remote_workers,
+            "clocks": sorted(clocks),
+            "cpu_share": {str(worker): round(used / duration_s, 4) for worker, used in cpu.items() if duration_s > 0},
+            "cpu_s": {str(worker): round(used, 3) for worker, used in cpu.items()},
+            "stale_connection_retries": self.board.total("retries"),
+            "chunks_sharing_a_read": self.board.total("merged_reads"),
+            "timeout_s": self.plan.timeout_s,
+            "drain_s": self.plan.drain_s,
+            "concurrency": self.plan.concurrency,
+            "host": socket.gethostname(),
+            "system": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+            "locust": locust.__version__,
+            "cpus": len(os.sched_getaffinity(0)),
+        }
+
+
+def _end(child: subprocess.Popen[bytes], *, patience_s: float) -> None:
+    for ask in (lambda: None, child.terminate, child.kill):
+        with contextlib.suppress(ProcessLookupError):
+            ask()
+        try:
+            child.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
