@@ -215,7 +215,7 @@ class Session:
 def add_options(parser: Any) -> None:
     """Our options beside Locust's own."""
     parser.add_argument(
-        "--kvload-plan", type=Path, default=None, help="A plan spooled by kvload replay", include_in_web_ui=False
+        "--kvload-plan", type=str, default=None, help="A plan spooled by kvload replay", include_in_web_ui=False
     )
     for name in ("--kvload-events-fd", "--kvload-control-fd"):
         parser.add_argument(name, type=int, default=None, help="A pipe of kvload replay", include_in_web_ui=False)
@@ -225,7 +225,8 @@ def add_options(parser: Any) -> None:
 def on_init(environment: Environment, **_: Any) -> None:
     """Set up this process's part of the run."""
     options = environment.parsed_options
-    session = Session(environment, options.kvload_plan)
+    # a plain string: Locust sends its options to the workers
+    session = Session(environment, Path(options.kvload_plan) if options.kvload_plan else None)
     environment.kvload_session = session
     environment.stop_timeout = 1.0 if session.coordinator is None else session.coordinator.settings.drain_s + 5
 

@@ -7,6 +7,7 @@ itself, a parent whose child has gone keeps what was measured.
 
 import contextlib
 import json
+import math
 import os
 import platform
 import select
@@ -36,6 +37,7 @@ HEADERS_VARIABLE = "KVLOAD_HEADERS"
 POLL_S = 0.25
 _HEALTH_EVERY_S = 1.0
 _DEAD_AFTER = 3
+_GIVE_UP_AFTER_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class _Replay:
         self._interrupts = 0
         self._stopping = False
         self._cut = False
+        self._give_up_at = math.inf
         self._children: list[subprocess.Popen[bytes]] = []
         self._gone: set[int] = set()
         self._events_fd = self._control_fd = -1
@@ -110,8 +113,9 @@ class _Replay:
     # -- children ---------------------------------------------------------------------------------------------------
 
     def _catch_interrupts(self) -> dict[int, Any]:
-        def note(_number: int, _frame: FrameType | None) -> None:
-            self._interrupts += 1
+        def note(number: int, _frame: FrameType | None) -> None:
+            # asked to end from outside, we do not linger
+            self._interrupts += 1 if number == signal.SIGINT else 2
 
         former: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals ends the run
@@ -196,6 +200,9 @@ class _Replay:
             self._look_after_workers()
             self._look_after_server()
             self._show_progress()
+            if time.monotonic() > self._give_up_at:
+                self.errors.append("the load generator did not end when told to")
+                break
             if not alive or master.poll() is not None:
                 self._read_events(0.0)
                 if not self.over:
@@ -253,6 +260,7 @@ class _Replay:
             self._command(command="stop", cause="interrupted", cut=False)
         if self._interrupts > 1 and not self._cut:
             self._cut = True
+            self._give_up_at = time.monotonic() + _GIVE_UP_AFTER_S
             self._command(command="stop", cause="interrupted", cut=True)
 
     def _look_after_workers(self) -> None:

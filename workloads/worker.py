@@ -121,13 +121,15 @@ class ReplayWorker:
             self.go(time.monotonic_ns() + 1_000_000_000)
         if self._dispatcher is not None:
             self._dispatcher.stop(cause, cut=cut)
+            if self._dispatcher.finished:
+                self._finish()
         else:
             self._finish()
 
     def _turn(self) -> None:
         """The watcher's callback: runs in the hub and must neither block nor raise."""
         dispatcher = self._dispatcher
-        if dispatcher is None or dispatcher.finished:
+        if dispatcher is None or self.finished.is_set():
             return
         try:
             dispatcher.turn()
