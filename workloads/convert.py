@@ -74,15 +74,13 @@ def convert(
         counts.scaled += scaled is not request
         capped = scaled if conversion.cap_input is None else cap_input(scaled, conversion.cap_input)
         capped = capped if conversion.cap_output is None else cap_output(capped, conversion.cap_output)
-        policy: TooLong = "cap" if conversion.too_long == "scale" else conversion.too_long
-        if policy == "error":
-            _check_total(capped, conversion.max_total)
-        fitted = fit([capped], [_need(capped)], conversion.max_total, policy).requests
-        if not fitted:
-            counts.dropped += 1
-            continue
-        capped = fitted[0]
-        counts.capped += capped != scaled
+        if conversion.max_total is not None:
+            fitted = _fitted(capped, conversion.max_total, conversion.too_long)
+            if fitted is None:
+                counts.dropped += 1
+                continue
+            capped = fitted
+        counts.capped += capped is not scaled and capped != scaled
         if capped.arrival is not None:
             zero = capped.arrival if zero is None else zero
             capped = shifted(capped, zero)
@@ -91,13 +89,16 @@ def convert(
     counts.rows, counts.headless = selected.rows, selected.headless
 
 
-def _check_total(request: TraceRequest, limit: int | None) -> None:
+def _fitted(request: TraceRequest, limit: int, policy: TooLong) -> TraceRequest | None:
     size, need = input_tokens(request) or 0, _need(request)
-    if limit is not None and size + need > limit:
+    if policy == "error" and size + need > limit:
         raise TraceError(
             f"request '{request.id}' has {size} + {need} tokens, beyond --max-total {limit}",
             hint="choose --too-long drop, cap or scale",
         )
+    # prompts are scaled already, by the factor for the whole trace
+    fitted = fit([request], [need], limit, "cap" if policy == "scale" else policy).requests
+    return fitted[0] if fitted else None
 
 
 def common_factor(requests: Iterable[TraceRequest], conversion: Conversion) -> float:

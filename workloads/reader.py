@@ -33,6 +33,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
 _SHOWN_CHARACTERS = 60
 _PEEKED_BYTES = 4096
+_DIGITS = len(str(MAX_TOKENS))
 _UNPACKED_BYTES = 1 << 18
 
 
@@ -153,7 +154,9 @@ class Cursor:
 
     def tokens(self, value: object, name: str) -> int:
         """A number of tokens, 0 or more; a float or a text of a whole number will do."""
-        if type(value) is int:
+        if type(value) is str and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
+            number = int(value)
+        elif type(value) is int:
             number = value
         elif isinstance(value, str | float) and not isinstance(value, bool):
             try:
