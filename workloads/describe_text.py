@@ -35,7 +35,8 @@ def _facts(found: Description) -> Iterable[tuple[str, str]]:
     if found.span_s is None:
         yield "arrivals", "the trace has no times"
     else:
-        yield "span", f"{found.span_s:,.1f} s ({_duration(found.span_s)})"
+        longer = f" ({_duration(found.span_s)})" if found.span_s >= _MINUTE_S else ""
+        yield "span", f"{found.span_s:,.1f} s{longer}"
         if found.rate is not None:
             yield "rate", f"{found.rate:.2f} requests/s, at most {found.peak_rate:,} in one second"
         if found.gap_cv is not None:
