@@ -66,6 +66,29 @@ def signed_share(value: float | None, digits: int = 1) -> str:
     return text.replace("-", "").replace("+", "") if float(text[:-2]) == 0 else text
 
 
+def share_range(value: Estimate | None) -> str:
+    """A share's interval: ``18.3…25.1 %``."""
+    if value is None or value.low is None or value.high is None:
+        return ""
+    return f"{value.low * 100:.1f}…{value.high * 100:.1f} %"
+
+
+def change_range(value: Estimate | None) -> str:
+    """A relative change's interval: ``-26.3…-19.2 %``."""
+    if value is None or value.low is None or value.high is None:
+        return ""
+    return f"{_signed(value.low * 100)}…{_signed(value.high * 100)} %"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}" if round(value, 1) else "0.0"
+
+
+def points(value: float | None) -> str:
+    """A change of a share in percentage points."""
+    return ABSENT if value is None else f"{value * 100:+.1f} pt" if round(value * 100, 1) else "0.0 pt"
+
+
 def ratio(value: float | None) -> str:
     """A factor: ``×1.23``."""
     return ABSENT if value is None else f"×{value:.2f}" if value < 10 else f"×{value:,.0f}"

@@ -1,0 +1,242 @@
+"""What reports of comparisons show, as plain rows of text."""
+
+from kvload.analysis.arms import ArmSummary
+from kvload.analysis.comparison import ArmComparison, Comparison
+from kvload.analysis.report import words
+from kvload.analysis.report.tables import Row, TableData
+from kvload.analysis.stats import Estimate
+from kvload.analysis.verdict import p_text, signed_seconds
+
+
+def what_was_compared(comparison: Comparison) -> list[str]:
+    """Trace, mode, repeats, limits and floor in a few lines."""
+    trace = comparison.trace
+    mode = {"free": "free-running", "forced": "forced-length"}[comparison.mode]
+    floor = comparison.floor
+    lines = [
+        f"{trace.path} ({trace.format}, {trace.used:,} of {trace.rows:,} rows), {mode}, "
+        f"{words.plural(comparison.repeats, 'repeat')} of each arm",
+        f"baseline: {comparison.baseline.name}"
+        + (f"; noise floor: {floor.name}" if floor else "; no noise floor was measured"),
+    ]
+    if comparison.limits_s:
+        limits = ", ".join(f"{words.METRIC_NAMES[m]} ≤ {words.seconds(v)}" for m, v in comparison.limits_s.items())
+        lines.append(f"limits: {limits}")
+    return lines
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """Notes of the whole and of each arm."""
+    return [*comparison.notes, *(f"{c.name}: {note}" for c in comparison.comparisons for note in c.notes)]
+
+
+def tables_of(comparison: Comparison) -> list[TableData]:
+    """All tables in the order they are read."""
+    found = [arms_table(comparison), latency_table(comparison), decomposition_table(comparison)]
+    if any(change.lengths for change in comparison.comparisons):
+        found.append(length_table(comparison))
+        found.append(censored_table(comparison))
+    if comparison.limits_s:
+        found.append(slo_table(comparison))
+    return found
+
+
+def label(comparison: Comparison, name: str) -> str:
+    """An arm's name, with its part in the comparison."""
+    floor = comparison.floor
+    return f"{name} · A/A" if floor and floor.name == name else name
+
+
+def arms_table(comparison: Comparison) -> TableData:
+    """Every arm by itself."""
+    return TableData(
+        title="Every arm by itself",
+        columns=("arm", "sent", "done", "TTFT p50", "p99", "TPOT p50", "p99", "E2E p50", "p99", "tokens", "tokens/s"),
+        rows=[
+            Row(
+                cells=(
+                    label(comparison, arm.name),
+                    f"{arm.sent:,}",
+                    f"{arm.answered:,}",
+                    *(_percentile(arm, name, p) for name in ("ttft", "tpot", "e2e") for p in (50.0, 99.0)),
+                    words.number(arm.output_tokens.estimate),
+                    words.number(arm.output_tokens_per_s),
+                )
+            )
+            for arm in comparison.arms
+        ],
+        caption="tokens: mean length of an answer; tokens/s: output of all answered requests",
+    )
+
+
+def _percentile(arm: ArmSummary, metric: str, percent: float) -> str:
+    return words.seconds(arm.metrics[metric].percentiles[percent].estimate)
+
+
+def latency_table(comparison: Comparison) -> TableData:
+    """Changes of mean latencies, with and beyond the noise floor."""
+    rows = []
+    for change in comparison.comparisons:
+        values = [change.latency[name].relative for name in ("ttft", "tpot", "e2e")]
+        beyond = change.latency["e2e"].beyond_floor
+        rows.append(
+            Row(
+                cells=(
+                    label(comparison, change.name),
+                    f"{change.latency['e2e'].n:,}",
+                    *(words.signed_share(value.estimate) for value in values),
+                    words.signed_share(beyond.estimate) if beyond else words.ABSENT,
+                    p_text(change.latency["e2e"].test.p_value).removeprefix("= "),
+                ),
+                details=("", "", *map(words.change_range, values), words.change_range(beyond), ""),
+            )
+        )
+    value = comparison.comparisons[0].latency["e2e"].relative
+    return TableData(
+        title=f"Change of mean latency against {comparison.baseline.name}, request by request",
+        columns=("arm", "pairs", "TTFT", "TPOT", "E2E", "E2E beyond A/A", "Wilcoxon p"),
+        rows=rows,
+        caption=f"below each figure its {words.level_of(value)} interval ({value.method}, whole requests resampled)",
+    )
+
+
+def decomposition_table(comparison: Comparison) -> TableData:
+    """The four parts of the change of E2E."""
+    rows = []
+    for change in comparison.comparisons:
+        parts = change.decomposition.parts
+        rows.append(
+            Row(
+                cells=(
+                    label(comparison, change.name),
+                    signed_seconds(change.decomposition.total.estimate),
+                    *(
+                        signed_seconds(parts[name].estimate) if name in parts else words.ABSENT
+                        for name in ("queueing", "prefill", "speed", "length")
+                    ),
+                    _eaten(change.decomposition.eaten),
+                )
+            )
+        )
+    told = all("queueing" in change.decomposition.parts for change in comparison.comparisons)
+    return TableData(
+        title="Where the change of E2E comes from: mean per request, the parts add up",
+        columns=("arm", "E2E", "queueing", "prefill", "speed", "length", "of speed-up eaten"),
+        rows=rows,
+        caption=None if told else "the server tells no queueing times: prefill holds the whole change of TTFT",
+    )
+
+
+def _eaten(value: Estimate | None) -> str:
+    if value is None or value.estimate is None:
+        return words.ABSENT
+    return f"{words.share(value.estimate, 0)} ({words.share(value.low, 0)} to {words.share(value.high, 0)})"
+
+
+def length_table(comparison: Comparison) -> TableData:
+    """Changes of answer lengths."""
+    rows = []
+    for change in comparison.comparisons:
+        lengths = change.lengths
+        if lengths is None:
+            continue
+        beyond = lengths.beyond_floor
+        shares = (lengths.grown, lengths.shrunk)
+        rows.append(
+            Row(
+                cells=(
+                    label(comparison, change.name),
+                    f"{lengths.n:,}",
+                    words.ratio(lengths.ratio_mean.estimate),
+                    words.signed_share(beyond.estimate) if beyond else words.ABSENT,
+                    words.signed_share(lengths.difference_mean.estimate),
+                    words.signed_share(lengths.difference_median.estimate),
+                    *(words.share(value.estimate) for value in shares),
+                    p_text(lengths.test.p_value).removeprefix("= "),
+                ),
+                details=(
+                    "",
+                    "",
+                    f"{words.ratio(lengths.ratio_mean.low)}…{words.ratio(lengths.ratio_mean.high)}",
+                    words.change_range(beyond),
+                    words.change_range(lengths.difference_mean),
+                    words.change_range(lengths.difference_median),
+                    *map(words.share_range, shares),
+                    "",
+                ),
+            )
+        )
+    return TableData(
+        title="Answer lengths, request by request",
+        columns=(
+            *("arm", "pairs", "mean ratio", "beyond A/A", "mean D", "median D"),
+            *("D ≤ -50 %", "D ≥ +50 %", "Wilcoxon p"),
+        ),
+        rows=rows,
+        caption="D = (base - arm) / base tokens: negative, the answer grew; ratio = arm / base",
+    )
+
+
+def censored_table(comparison: Comparison) -> TableData:
+    """Answers cut off at ``max_tokens``, and median lengths with and without regard to them."""
+    rows = []
+    for change in comparison.comparisons:
+        lengths = change.lengths
+        if lengths is None:
+            continue
+        naive, censored = (lengths.naive_base, lengths.naive_other), (lengths.curve_base, lengths.curve_other)
+        rows.append(
+            Row(
+                cells=(
+                    label(comparison, change.name),
+                    words.share(lengths.cap_base.estimate),
+                    words.share(lengths.cap_other.estimate),
+                    *(" → ".join(_median(curve.median) for curve in curves) for curves in (naive, censored)),
+                )
+            )
+        )
+    return TableData(
+        title="Answers cut off at max_tokens (of unknown length)",
+        columns=("arm", "cut, base", "cut, arm", "median tokens, naive", "median tokens, Kaplan-Meier"),
+        rows=rows,
+    )
+
+
+def _median(value: float | None) -> str:
+    return "beyond the cap" if value is None else words.number(value)
+
+
+def slo_table(comparison: Comparison) -> TableData:
+    """Attainment of every arm and its change."""
+    changes: dict[str, ArmComparison] = {change.name: change for change in comparison.comparisons}
+    rows = []
+    for arm in comparison.arms:
+        share = arm.attainment
+        met = changes[arm.name].slo if arm.name in changes else None
+        rows.append(
+            Row(
+                cells=(
+                    label(comparison, arm.name),
+                    words.share(share.estimate if share else None),
+                    words.points(met.difference.estimate) if met else "",
+                    f"{met.lost:,}" if met else "",
+                    f"{met.won:,}" if met else "",
+                    p_text(met.test.p_value).removeprefix("= ") if met else "",
+                    f"{words.number(arm.goodput_rps)}/s",
+                    words.signed_share(met.goodput.estimate) if met else "",
+                ),
+                details=(
+                    "",
+                    words.share_range(share),
+                    words.change_range(met.difference).replace("%", "pt") if met else "",
+                    *("", "", "", ""),
+                    words.change_range(met.goodput) if met else "",
+                ),
+            )
+        )
+    return TableData(
+        title="Service levels, request by request",
+        columns=("arm", "attainment", "change", "lost", "won", "McNemar p", "goodput", "change"),
+        rows=rows,
+        caption="lost: requests that met all limits under the baseline only; won: under the arm only",
+    )

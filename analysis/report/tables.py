@@ -1,0 +1,213 @@
+"""What reports show, as plain rows of text: every renderer only lays it out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvload.analysis.report import words
+from kvload.analysis.report.model import PERCENTILES, Metric, Report
+from kvload.analysis.server_side import Agreement, Gauge
+from kvload.analysis.stats import Estimate
+
+Facts = list[tuple[str, str]]
+"""Names and what is to be said about them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row; ``details`` stand small below the cells (intervals), and may be empty."""
+
+    cells: Sequence[str]
+    details: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableData:
+    """A table; the first column names the row, the others are figures."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    caption: str | None = None
+
+
+def count_lines(report: Report) -> list[str]:
+    """What became of all planned requests."""
+    counts = report.counts
+    parts = [f"{counts.completed:,} done"]
+    parts += [f"{counts.by_status[name]:,} {name}" for name in ("failed", "timeout", "refused", "censored")]
+    lines = [f"{counts.sent:,} sent = {' + '.join(parts)}"]
+    if counts.planned != counts.sent:
+        rest = f"{counts.unsent:,} never sent + {counts.lost:,} without a record"
+        rest += f" ({counts.torn} of them cut short)" if counts.torn else ""
+        lines.append(f"{counts.planned:,} planned = {counts.sent:,} sent + {rest}")
+    lines += [f"{number:,} {status}: {cause or 'no cause given'}" for status, cause, number in counts.causes]
+    if counts.retried:
+        lines.append(f"{counts.retried:,} were sent more than once")
+    return lines
+
+
+def latency_table(report: Report) -> TableData:
+    """Latencies of answered requests with their intervals."""
+    shown = ["ttft", "tpot", "itl", "e2e", *(f"{name}_sched" for name in ("ttft", "e2e") if _differs(report, name))]
+    methods = dict.fromkeys(
+        value.method
+        for name in ("ttft", "itl")
+        for value in (report.metrics[name].mean, *report.metrics[name].percentiles.values())
+        if value.estimate is not None
+    )
+    level = words.level_of(report.metrics["ttft"].mean)
+    return TableData(
+        title="Latency of answered requests",
+        columns=("", "n", "mean", *(f"p{percent:g}" for percent in PERCENTILES), "max"),
+        rows=[metric_row(report.metrics[name]) for name in shown],
+        caption=f"below each figure its {level} interval ({', '.join(methods)})" if methods else None,
+    )
+
+
+def _differs(report: Report, name: str) -> bool:
+    """Counting from the schedule is shown where it makes a difference a reader would see."""
+    plain = report.metrics[name].percentiles[99.0].estimate
+    scheduled = report.metrics[f"{name}_sched"].percentiles[99.0].estimate
+    return plain is not None and scheduled is not None and scheduled > 1.02 * plain
+
+
+def metric_row(metric: Metric) -> Row:
+    """One latency in the unit that suits its median."""
+    unit, factor = words.unit_for(metric.percentiles[50.0].estimate)
+    values = [value.scaled(factor) for value in (metric.mean, *metric.percentiles.values())]
+    return Row(
+        cells=(
+            f"{words.METRIC_NAMES[metric.name]}, {unit}",
+            f"{metric.n:,}",
+            *(words.number(value.estimate) for value in values),
+            words.number(None if metric.max_s is None else metric.max_s * factor),
+        ),
+        details=("", "", *(words.interval(value) for value in values), "") if metric.n else (),
+    )
+
+
+def throughput_facts(report: Report) -> Facts:
+    """Rates, tokens and answers."""
+    rates, lengths = report.throughput, report.lengths
+    out, both = words.number(rates.output_tokens_per_s), words.number(rates.total_tokens_per_s)
+    facts = [
+        ("duration", words.seconds(rates.duration_s)),
+        ("requests", f"{words.number(rates.request_rps)} a second"),
+        ("tokens", f"{out} out, {both} in all, a second"),
+        ("in and out", f"{rates.total_input_tokens:,} and {rates.total_output_tokens:,} tokens"),
+        ("in flight", f"{rates.max_in_flight:,} at most"),
+        (
+            "answers",
+            f"{words.number(lengths.mean.estimate)} tokens on average, {words.number(lengths.median.estimate)} in the "
+            f"middle, {words.share(lengths.cap_hits.estimate)} cut off at max_tokens",
+        ),
+    ]
+    if report.attainment is None:
+        facts.append(("goodput", "no limits were given (--slo ttft=500ms,tpot=50ms)"))
+    return facts
+
+
+def attainment_facts(report: Report) -> Facts:
+    """How far the limits were met; empty without limits."""
+    met = report.attainment
+    if met is None:
+        return []
+    facts = [("all limits", f"{share_text(met.share)}: {met.met:,} of {met.sent:,} sent")]
+    facts += [
+        (f"{words.METRIC_NAMES[name]} ≤ {words.seconds(met.limits_s[name])}", share_text(value))
+        for name, value in met.by_metric.items()
+    ]
+    facts += [
+        (
+            f"{limit.name.replace('_', ' ')} ≤ {words.seconds(limit.limit_s)}",
+            f"{'met' if limit.met else 'missed'}: {words.seconds(limit.measured_s)} over answered requests",
+        )
+        for limit in met.percentiles
+    ]
+    good, tokens = words.number(met.goodput_rps), words.number(met.goodput_tokens_per_s)
+    facts.append(("goodput", f"{good} requests and {tokens} output tokens a second"))
+    return facts
+
+
+def share_text(value: Estimate) -> str:
+    """A share with its interval."""
+    if value.estimate is None:
+        return words.ABSENT
+    low, high = words.share(value.low), words.share(value.high)
+    return f"{words.share(value.estimate)} ({words.level_of(value)} {value.method} {low} to {high})"
+
+
+def client_facts(report: Report) -> Facts:
+    """How well the client kept its schedule."""
+    trust, rates = report.trust, report.throughput
+    lags = [words.seconds(value) for value in (trust.lag_p50_s, trust.lag_p99_s, trust.lag_max_s)]
+    intended, achieved = words.number(rates.intended_rps), words.number(rates.achieved_rps)
+    facts = [
+        ("schedule lag", f"p50 {lags[0]}, p99 {lags[1]}, max {lags[2]}"),
+        ("rate", f"{intended} intended, {achieved} achieved, a second"),
+    ]
+    if trust.cpu:
+        workers = words.plural(len(trust.cpu), "worker")
+        facts.append(("CPU", f"{words.share(max(trust.cpu.values()), 0)} of a core in the busiest of {workers}"))
+    if trust.clocks:
+        facts.append(("clock", ", ".join(f"{name} ({number:,} requests)" for name, number in trust.clocks.items())))
+    facts.append(("own error", _calibration(report)))
+    return facts
+
+
+def client_verdict(report: Report) -> tuple[str, str]:
+    """``good``, ``bad`` or ``unknown``, and the verdict on the client in words."""
+    if report.trust.client_bound is None:
+        return "unknown", "nothing was sent, so the client cannot be judged"
+    if report.trust.client_bound:
+        return "bad", "client-bound: these figures are partly the client's own"
+    return "good", "not client-bound"
+
+
+def _calibration(report: Report) -> str:
+    found = report.trust.calibration
+    if not found:
+        return "not measured (kvload calibrate)"
+    return ", ".join(
+        f"{name.removesuffix('_s').replace('_', ' ')} {words.seconds(float(value)) if name.endswith('_s') else value}"
+        for name, value in found.items()
+        if isinstance(value, int | float) or (isinstance(value, str) and not name.endswith("_s"))
+    )
+
+
+def server_facts(report: Report) -> Facts:
+    """The server's own account, and whether its counters agree with the client's; empty without scrapes."""
+    server = report.server
+    if not server.samples:
+        return []
+    facts = []
+    if server.cache_usage:
+        mean, most = words.share(server.cache_usage.mean), words.share(server.cache_usage.max)
+        facts.append(("cache usage", f"{mean} mean, {most} max"))
+    gauges = (("running", server.running), ("waiting", server.waiting))
+    facts += [(name, _gauge(value)) for name, value in gauges if value]
+    pairs = [
+        ("pool", f"{server.pool_tokens:,} tokens" if server.pool_tokens is not None else None),
+        ("preemptions", None if server.preemptions is None else f"{server.preemptions:,}"),
+        ("prefix hits", None if server.prefix_hit_rate is None else words.share(server.prefix_hit_rate)),
+        ("queue", None if server.queue_mean_s is None else f"{words.seconds(server.queue_mean_s)} a request"),
+        ("prefill", None if server.prefill_mean_s is None else f"{words.seconds(server.prefill_mean_s)} a request"),
+    ]
+    facts += [(name, text) for name, text in pairs if text is not None]
+    facts += [(agreement.name, _agreement(agreement)) for agreement in server.agreement]
+    if server.failed_scrapes:
+        facts.append(("scrapes", f"{server.failed_scrapes} of {server.samples} failed"))
+    return facts
+
+
+def _gauge(value: Gauge) -> str:
+    return f"{words.number(value.mean)} mean, {words.number(value.max)} max"
+
+
+def _agreement(found: Agreement) -> str:
+    if found.equal is None:
+        return f"client {words.whole(found.client)}, server {words.whole(found.server)}: cannot be compared"
+    if found.equal:
+        return f"client and server agree: {words.whole(found.client)}"
+    text = f"client {words.whole(found.client)}, server {words.whole(found.server)}: they differ"
+    return f"{text} ({found.uncounted:,} requests ended without a full count)" if found.uncounted else text
