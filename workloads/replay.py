@@ -47,12 +47,14 @@ class Hooks:
     Attributes:
         on_progress: called a few times a second.
         on_start: called once, with the run's zero on ``time.monotonic``.
+        on_end: called once, when the last answer has ended and nothing has been evaluated yet.
         on_notice: called with a sentence for the user (a worker died, the server died ...).
         is_server_dead: asked after failures, at most once a second: the reason if the server is certainly gone.
     """
 
     on_progress: Callable[[Progress], None] = lambda _progress: None
     on_start: Callable[[float], None] = lambda _zero: None
+    on_end: Callable[[], None] = lambda: None
     on_notice: Callable[[str], None] = lambda _text: None
     is_server_dead: Callable[[], str | None] = lambda: None
 
@@ -67,10 +69,12 @@ def run_replay(plan: ReplayPlan, run: RunDir, hooks: Hooks | None = None) -> Run
         plan: what to send where.
         run: a run folder whose manifest is written, without what only the end can tell.
     """
-    return _Replay(plan, run, hooks or Hooks()).run()
+    return Replay(plan, run, hooks or Hooks()).run()
 
 
-class _Replay:
+class Replay:
+    """One run; see :func:`run_replay`."""
+
     def __init__(self, plan: ReplayPlan, run: RunDir, hooks: Hooks) -> None:
         self.plan = plan
         self.run_dir = run
@@ -97,6 +101,7 @@ class _Replay:
         self._wall_started = time.monotonic()
 
     def run(self) -> RunManifest:
+        """Run to the end and return the final manifest."""
         folder = plans.spool(self.plan, self.run_dir.path)
         former = self._catch_interrupts()
         try:
@@ -208,6 +213,7 @@ class _Replay:
                 if not self.over:
                     self._master_gone(master)
                 break
+        self.hooks.on_end()
         self._show_progress(final=True)
 
     def _master_gone(self, master: subprocess.Popen[bytes]) -> None:

@@ -101,6 +101,7 @@ class StreamLoop:
         """Call ``on_due(now_ns)`` once, as soon as ``due_ns`` (monotonic) has come; replaces what was set before."""
         self._due_ns = _NEVER if due_ns is None else due_ns
         self._on_due = on_due
+        self._arm()
 
     def start(self, key: Any, path: str, body: bytes, request_id: str) -> RawStream:
         """Send a request now, or as soon as a connection to send it on is open."""
@@ -108,6 +109,7 @@ class StreamLoop:
         payload = self._heads.head(path, len(body), request_id) + body
         self.in_flight += 1
         self._assign(raw, payload)
+        self._arm()
         return raw
 
     def warm(self, connections: int) -> None:
@@ -123,9 +125,6 @@ class StreamLoop:
 
     def turn(self, wait: bool = False) -> None:
         """Handle what is ready, and what is due; with ``wait`` block until there is something."""
-        next_ns = min(self._due_ns, self._timeouts[0][0] if self._timeouts else _NEVER)
-        if next_ns != _NEVER:
-            self._timer.arm(next_ns)
         ready = self._epoll.poll(-1 if wait else 0, _EVENTS_A_TURN)
         now = time.monotonic_ns()
         if now >= self._due_ns:
@@ -163,6 +162,7 @@ class StreamLoop:
             self._fire(time.monotonic_ns())
         if self._closing:
             self._close_discarded()
+        self._arm()
 
     def close(self) -> None:
         """Cut what is in flight and close every descriptor."""
@@ -178,6 +178,12 @@ class StreamLoop:
         for sock in self._closing:
             sock.close()
         self._closing.clear()
+
+    def _arm(self) -> None:
+        """Have the timer ready for what is due next, before anybody waits for this loop."""
+        next_ns = min(self._due_ns, self._timeouts[0][0] if self._timeouts else _NEVER)
+        if next_ns != _NEVER:
+            self._timer.arm(next_ns)
 
     def _fire(self, now: int) -> None:
         on_due = self._on_due

@@ -1,4 +1,4 @@
-"""One worker's side of a run inside a Locust process: it gets its share, walks it, and gives back records and figures."""
+"""One worker's side of a run, inside a Locust process: gets its share, walks it, gives back records and figures."""
 
 import gc
 import socket

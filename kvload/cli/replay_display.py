@@ -1,0 +1,77 @@
+"""What ``kvload replay`` shows while it runs: one line that is drawn anew, on stderr, where that is a terminal."""
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from kvload.workloads.live import Progress
+
+
+class Display:
+    """Progress and notices of a run. Not on a terminal, or when quiet, only notices are printed."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._live: Any = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def notice(self, text: str) -> None:
+        """Print a sentence that stays."""
+        from rich.text import Text
+
+        if self._live is not None:
+            self._live.console.print(Text(text))
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def progress(self, progress: "Progress") -> None:
+        """Draw the run as it stands."""
+        if self._live is not None:
+            self._live.update(_draw(progress), refresh=True)
+
+
+def _draw(progress: "Progress") -> Any:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    ended = progress.done + progress.failed + progress.unsent
+    grid = Table.grid(padding=(0, 2))
+    left = "" if progress.left_s is None else f"{progress.left_s:.0f} s left"
+    grid.add_row(progress.state, ProgressBar(total=max(progress.planned, 1), completed=ended, width=30), left)
+    words = [
+        f"sent {progress.sent}/{progress.planned}",
+        f"done {progress.done}",
+        f"[red]failed {progress.failed}[/]" if progress.failed else "failed 0",
+        f"in flight {progress.in_flight}",
+        f"TTFT {_ms(progress.ttft_p50_s)} (p99 {_ms(progress.ttft_p99_s)})",
+        f"TPOT {_ms(progress.tpot_p50_s)}",
+        f"lag p99 {_ms(progress.lag_p99_s)}",
+    ]
+    if progress.attainment is not None:
+        words.append(f"SLO {progress.attainment:.1%}")
+    table = Table.grid()
+    table.add_row(grid)
+    table.add_row("  ".join(words))
+    return table
+
+
+def _ms(value_s: float | None) -> str:
+    return "-" if value_s is None else f"{value_s * 1e3:.1f} ms" if value_s < 10 else f"{value_s:.1f} s"
