@@ -131,3 +131,43 @@ class BlockMethod(ABC):
     @abstractmethod
     def decode_values(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """As :meth:`decode_keys`."""
+
+
+@dataclass(frozen=True)
+class ScoredMethod(ABC):
+    """A method that keeps, in every layer and head, the tokens that drew the most attention; others are dropped.
+
+    Keys and values stay in the model's dtype, each token with its position and its score: the attention weights it
+    received, summed over the queries that count and over the query heads that share it.
+
+    Attributes:
+        structure: the cache it lives in.
+        page_tokens: tokens of a page.
+    """
+
+    structure: ClassVar[str] = "scored"
+    page_tokens: ClassVar[int] = 16
+
+    @property
+    @abstractmethod
+    def kept_tokens(self) -> int:
+        """Tokens that stay at the end of the prompt, the newest included."""
+
+    @property
+    @abstractmethod
+    def newest_tokens(self) -> int:
+        """How many of them are the newest, whatever their score."""
+
+    @property
+    @abstractmethod
+    def judging_queries(self) -> int | None:
+        """How many of the prompt's last queries give scores; None: all of them, and the generated ones as well."""
+
+    @property
+    @abstractmethod
+    def evicts_while_decoding(self) -> bool:
+        """Whether each generated token pushes one out once ``kept_tokens`` are reached."""
+
+    @abstractmethod
+    def smoothed(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores ``(..., n)`` of consecutive positions as they are compared at the end of the prompt."""

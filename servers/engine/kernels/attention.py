@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from kvload.servers.engine.cache_api import AttentionExtras
+
 SCORE_BYTES = 64 << 20
 """Most bytes of float32 scores that exist at once; more queries than that allows are taken in turn."""
 
@@ -182,3 +184,46 @@ def by_head(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 def by_token(out: torch.Tensor) -> torch.Tensor:
     """The reverse of :func:`by_head`."""
     return out[0].permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def attend_scored(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    judges: int,
+    extras: AttentionExtras,
+    kv_heads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention that also says how much weight each key received.
+
+    Args:
+        query: ``(b, H, G, t, D)``.
+        key, value, mask: all the queries see.
+        judges: first query whose weights count.
+        extras: what the layer adds.
+        kv_heads: ``H``.
+
+    Returns:
+        the output ``(b, H, G, t, D)`` in the query's dtype; weights summed over the group's heads and over the queries
+        from ``judges`` on, ``(b, H, n)``.
+    """
+    b, heads, groups, tokens, _ = query.shape
+    sinks = None if extras.sinks is None else extras.sinks.float().view(kv_heads, -1, 1)
+    scaled = query.float() * extras.scaling
+    key, value = key.float(), value.float()
+    received = torch.zeros((b, heads, key.shape[2]), device=query.device)
+    out = torch.empty_like(query)
+    step = max(1, SCORE_BYTES // (4 * b * heads * groups * key.shape[2]))
+    for start in range(0, tokens, step):
+        part = slice(start, start + step)
+        found = scores(scaled[:, :, :, part], key, mask if mask.shape[3] == 1 else mask[:, :, :, part], extras.softcap)
+        if sinks is None:
+            weights = found.softmax(-1)
+        else:
+            total = torch.logaddexp(found.logsumexp(-1), sinks)
+            weights = (found - total[..., None]).exp_()
+        out[:, :, :, part] = weighted(weights, value).to(query.dtype)
+        if start + step > judges:
+            received += weights[..., max(0, judges - start) :, :].sum((2, 3))
+    return out, received
