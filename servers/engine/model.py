@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,10 @@ import torch
 from kvload.errors import UsageError
 from kvload.servers.engine.attention import ATTENTION_NAME, Probe, StepContext, attention
 from kvload.servers.engine.cache_api import AttentionExtras, CacheGeometry, KVCache
+from kvload.servers.engine.graph import Recording
 from kvload.servers.engine.support import check_config, context_limit, text_config
+
+logger = logging.getLogger(__name__)
 
 LoadFormat = Literal["auto", "dummy"]
 
@@ -22,11 +27,13 @@ class Model:
     """A loaded model.
 
     Attributes:
+        module: the causal language model, its attention replaced by ours.
         geometry: shape of its keys and values.
         extras: what each layer adds to plain attention.
-        vocab_size: rows of its output.
+        vocab_size: columns of its output.
         context_limit: positions it can take; None where unknown.
         eos_ids: tokens that end an answer.
+        recording: the recorded forward pass; None where the model is run as it is.
     """
 
     module: Any
@@ -35,7 +42,7 @@ class Model:
     vocab_size: int
     context_limit: int | None
     eos_ids: frozenset[int]
-    keeps_logits: bool
+    recording: Recording | None = None
 
     @torch.inference_mode()
     def forward(
@@ -51,14 +58,23 @@ class Model:
         Returns:
             logits, ``(rows, vocab_size)``, float32.
         """
-        return self._run(ids, positions, keep, StepContext(cache, plan, self.extras))
+        step = StepContext(cache, plan, self.extras)
+        if self.recording is not None:
+            return self.recording(ids, positions, keep, step)
+        return run_module(self.module, ids, positions, keep, step)
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, step: Any) -> torch.Tensor:
-        own = {"logits_to_keep": keep} if self.keeps_logits else {}
-        logits: torch.Tensor = self.module(
-            input_ids=ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, kvload_step=step, **own
-        ).logits[0]
-        return (logits if self.keeps_logits else logits[keep]).float()
+
+def run_module(module: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, step: Any) -> torch.Tensor:
+    """The model's own forward pass; see :meth:`Model.forward`."""
+    if "logits_to_keep" in inspect.signature(type(module).forward).parameters:
+        chosen, rows = {"logits_to_keep": keep}, slice(None)
+    else:
+        chosen, rows = {}, keep  # type: ignore[assignment]
+    output = module(
+        input_ids=ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, kvload_step=step, **chosen
+    )
+    logits: torch.Tensor = output.logits[0][rows].float()
+    return logits
 
 
 def load_model(
@@ -113,7 +129,7 @@ def load_model(
         raise UsageError(
             f"the model cannot be loaded: {error}", where=name, hint="--load-format dummy makes random weights"
         ) from error
-    return inspect_model(module.eval(), name)
+    return record(inspect_model(module.eval(), name))
 
 
 def inspect_model(module: Any, name: str) -> Model:
@@ -134,22 +150,29 @@ def inspect_model(module: Any, name: str) -> Model:
     try:
         if "position_ids" not in parameters:
             raise ValueError("it takes no position ids")
-        unknown = CacheGeometry(0, 0, 0, 0, embeddings.dtype, embeddings.device)
-        model = Model(module, unknown, (), 0, None, frozenset(), "logits_to_keep" in parameters)
         with torch.inference_mode():
-            logits = model._run(ids, torch.arange(2, device=ids.device), ids[:1], probe)
+            logits = run_module(module, ids, torch.arange(2, device=ids.device), ids[:1], probe)
         geometry, extras = probe.result(config, embeddings.dtype, embeddings.device)
     except (ValueError, TypeError) as error:
         raise UsageError(f"the embedded engine cannot serve this model: {error}", where=name) from error
     return Model(
-        module,
-        geometry,
-        tuple(extras),
-        int(logits.shape[-1]),
-        context_limit(module.config),
-        _eos_ids(module),
-        model.keeps_logits,
+        module=module,
+        geometry=geometry,
+        extras=tuple(extras),
+        vocab_size=int(logits.shape[-1]),
+        context_limit=context_limit(module.config),
+        eos_ids=_eos_ids(module),
     )
+
+
+def record(model: Model) -> Model:
+    """The model with its forward pass recorded, or as it was where that cannot be done (the log says why)."""
+    try:
+        recording = Recording(model.module, partial(run_module, model.module), model.vocab_size, model.geometry.device)
+    except ValueError as error:
+        logger.warning("%s; it runs as it is, more slowly", error)
+        return model
+    return replace(model, recording=recording)
 
 
 def _eos_ids(module: Any) -> frozenset[int]:
