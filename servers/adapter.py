@@ -92,8 +92,9 @@ class LaunchPlan:
         env: variables set for it on top of the user's.
         unset: variables taken out of its environment.
         claim: None where the model's shape or the method's figures are not known.
+        compresses: whether the method is meant to store tokens in fewer bytes.
         error_limit: how much of the context's effect on the answers the method may lose and still count as sound (see
-            :mod:`kvload.servers.verify`).
+            :mod:`kvload.servers.verify`); None where that follows from how much room it makes.
         prefix_cache: ``off``, ``on``, or ``reset`` where kvload can empty it.
         notes: what the user should know.
     """
@@ -102,7 +103,8 @@ class LaunchPlan:
     env: Mapping[str, str]
     served_name: str
     claim: Claim | None = None
-    error_limit: float = 0.5
+    compresses: bool = True
+    error_limit: float | None = None
     prefix_cache: str = "off"
     unset: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

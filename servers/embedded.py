@@ -74,6 +74,7 @@ class EmbeddedAdapter:
             env={**env, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
             served_name=name,
             claim=self._claim(request, model, build),
+            compresses=method.name != "none",
             error_limit=error_limit(method.name),
             prefix_cache="off",
         )

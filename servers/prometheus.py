@@ -33,7 +33,7 @@ def parse(text: str) -> Iterator[Sample]:
         text: the whole answer of ``/metrics``.
     """
     count = 0
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line or line.startswith("#") or len(line) > LINE_LIMIT:
             continue
         sample = _sample(line)

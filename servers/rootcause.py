@@ -105,7 +105,7 @@ PATTERNS = (
     ),
     _pattern(
         "kv_room",
-        r"To serve at least one request with the model'?s'? max seq len \(?(?P<length>\d+)\)?"
+        r"To serve at least one request with the model[s']* max seq len \(?(?P<length>\d+)\)?"
         r"[^\n]*?\(?(?P<needed>[\d.]+) GiB KV cache is needed"
         r"[^\n]*?available KV cache memory \((?P<there>[\d.]+) GiB\)"
         r"(?:[^\n]*?maximum model length is (?P<possible>\d+))?",
@@ -129,7 +129,7 @@ PATTERNS = (
         r"(?P<text>Repository Not Found[^\n]{0,160}|[^\n]{0,160}is not a valid model identifier[^\n]{0,80}"
         r"|Invalid repository ID or local directory specified[^\n]{0,160}|[^\n]{0,120}does not appear to have a file"
         r"[^\n]{0,80}|Cannot find any model weights[^\n]{0,120}|No (?:safetensors|model) (?:files|weights)[^\n]{0,120}"
-        r"|LocalEntryNotFoundError[^\n]{0,160}|Can't load the configuration of[^\n]{0,120})",
+        r"|LocalEntryNotFoundError: [^\n]{0,160}|Can't load the configuration of[^\n]{0,120})",
         "the model was not found: {text}",
         "give a folder with config.json and weights, or a model that is in the Hugging Face cache",
     ),
@@ -176,6 +176,9 @@ ECHOES = re.compile(
     r"|leaked shared_memory|Initialization failed\. Please see"
 )
 """Exceptions that only say that something else failed."""
+
+HARMLESS = re.compile(r"\b(?:WARNING|INFO|DEBUG)\b|Warning:")
+"""Lines that may speak of an exception without there being one."""
 
 EXCEPTION = re.compile(r"(?:^|[\s\]])((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exit|Interrupt)): (\S.{0,400})$")
 PREFIX = re.compile(r"^(?:\x1b\[[\d;]*m)*(?:\([\w ]+pid=\d+\)(?:\x1b\[[\d;]*m)* ?)?")
@@ -242,7 +245,7 @@ def _last_exception(log: str) -> RootCause | None:
     found: RootCause | None = None
     for line in log.splitlines():
         match = EXCEPTION.search(line[-800:])
-        if match and not ECHOES.search(line):
+        if match and not ECHOES.search(line) and not HARMLESS.search(line):
             found = RootCause("exception", f"{match.group(1)}: {_tidy(match.group(2))}", None, _tidy(line))
     return found
 

@@ -29,7 +29,7 @@ class Setting:
         skipped_layers: layers left uncompressed, half of them at each end of the model.
         arguments: further arguments it needs.
         error_limit: how much of the context's effect on the answers it may lose and still count as sound (see
-            :mod:`kvload.servers.verify`).
+            :mod:`kvload.servers.verify`); None where that follows from how much room it makes.
         backend: attention backend that the engine takes for it, for the record.
         note: what else is known.
     """
@@ -42,12 +42,18 @@ class Setting:
     cpu: bool = False
     skipped_layers: int = 0
     arguments: tuple[str, ...] = ()
-    error_limit: float = 0.35
+    error_limit: float | None = 0.35
     backend: str = ""
     note: str = ""
 
 
-UNKNOWN = Setting("raw", "", None, capability=(0, 0), cpu=True, error_limit=0.6, note="passed through as it is")
+PLAIN_DTYPES = frozenset({"auto", "bfloat16", "float16", "bf16"})
+"""KV-cache dtypes of 16 bits: as ``raw:`` they are a choice, not a compression."""
+
+PLAIN = Setting("raw", "", None, capability=(0, 0), cpu=True, error_limit=0.2)
+UNKNOWN = Setting(
+    "raw", "", None, capability=(0, 0), cpu=True, error_limit=None, note="kvload knows nothing of this setting"
+)
 
 
 def pick(settings: Mapping[str, Setting], method: str, engine: str) -> tuple[Setting, str]:
@@ -60,6 +66,8 @@ def pick(settings: Mapping[str, Setting], method: str, engine: str) -> tuple[Set
         dtype = method.removeprefix(RAW)
         if not dtype:
             raise UsageError("raw: needs the engine's own name of a KV-cache dtype", where=f"--method {method}")
+        if dtype in PLAIN_DTYPES:
+            return PLAIN, dtype
         return next((row for row in settings.values() if row.dtype == dtype), UNKNOWN), dtype
     row = settings.get(method)
     if row is None:
@@ -97,6 +105,11 @@ def obstacle(row: Setting, build: Build, model: ModelFacts, machine: Machine) ->
     if row.skipped_layers and model.layers is not None and model.layers <= row.skipped_layers:
         return f"{row.method} leaves {row.skipped_layers} layers uncompressed, and the model has only {model.layers}"
     return None
+
+
+def compresses(row: Setting) -> bool:
+    """Whether a row is meant to store tokens in fewer bytes."""
+    return row is UNKNOWN or row.bytes_per_token is not None
 
 
 def refuse_obstacle(

@@ -89,6 +89,7 @@ class SglangAdapter:
             claim=settings.claim_of(
                 row, model, settings.element_bytes(flag_value(request.engine_args, "--dtype"), model)
             ),
+            compresses=settings.compresses(row),
             error_limit=row.error_limit,
             prefix_cache="off" if off else "reset",
             notes=tuple(filter(None, (build.problem, row.note))),

@@ -183,9 +183,9 @@ def wait_until_ready(
     except KvloadError as error:
         if not is_alive(entry.pid, entry.mark):
             raise _failed(entry, "the server ended at its first request") from error
-        cause = rootcause.RootCause("exception", error.message)
+        cause = _cause_of_refusal(entry, error)
         raise StartFailedError(
-            f"the server answers /health but produced no token: {error.message}", cause, entry.log, _log_end(entry)
+            f"the server answers /health but produced no token: {cause.message}", cause, entry.log, _log_end(entry)
         ) from error
     info = msgspec.structs.replace(
         entry.info,
@@ -300,6 +300,13 @@ def _failed(entry: ServerEntry, what: str) -> StartFailedError:
         time.sleep(0.02)
     cause = rootcause.recognise(rootcause.read_tail(entry.log), state)
     return StartFailedError(f"{what}: {cause.message}", cause, entry.log, _log_end(entry))
+
+
+def _cause_of_refusal(entry: ServerEntry, error: KvloadError) -> rootcause.RootCause:
+    """Why a living server fails at a request: what its log says of it, or else what it answered."""
+    time.sleep(0.5)  # the log follows the answer
+    cause = rootcause.recognise(rootcause.read_tail(entry.log))
+    return rootcause.RootCause("answer", error.message, error.hint) if cause.kind == "exit" else cause
 
 
 def _timed_out(entry: ServerEntry, timeout_s: float, where_it_was: str) -> StartFailedError:

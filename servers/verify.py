@@ -163,16 +163,29 @@ def check(
     fixed = next((flag for flag in FIXED_POOL_FLAGS if has_flag(request.engine_args, flag)), None)
     if fixed is None and made.name == "sglang" and request.kv_memory is not None:
         fixed = "--kv-memory (SGLang is given tokens)"
-    pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, plan.claim, fixed)
-    return combine(pool, judge_scores(scores, baseline, plan.error_limit))
+    pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, plan.claim, plan.compresses, fixed)
+    limit = plan.error_limit or limit_by_size(pool.figures.get("ratio"))
+    return combine(pool, judge_scores(scores, baseline, limit))
 
 
-def judge_pool(tokens: int | None, baseline_tokens: int | None, claim: Claim | None, fixed_by: str | None) -> Verdict:
+def limit_by_size(ratio: float | None) -> float:
+    """The error limit of a setting nothing is known of: who keeps half of the bytes has little reason to err.
+
+    Args:
+        ratio: the pool's tokens over the baseline's; None where they are not known.
+    """
+    return 0.6 if ratio is None else 0.35 if ratio < 2.2 else 0.6 if ratio < 4.2 else 0.75
+
+
+def judge_pool(
+    tokens: int | None, baseline_tokens: int | None, claim: Claim | None, compresses: bool, fixed_by: str | None
+) -> Verdict:
     """Hold the pool's size against the claim.
 
     Args:
         tokens, baseline_tokens: pool sizes as the servers report them.
         claim: None where it is not known; then the pool must only be larger than the baseline's.
+        compresses: whether the method is meant to make room.
         fixed_by: the flag that set the number of tokens, if one did: then it shows nothing.
     """
     figures: dict[str, Any] = {"tokens": tokens, "baseline_tokens": baseline_tokens, "checked": False}
@@ -184,10 +197,10 @@ def judge_pool(tokens: int | None, baseline_tokens: int | None, claim: Claim | N
     ratio = tokens / baseline_tokens
     figures |= {"checked": True, "ratio": round(ratio, 4)}
     if claim is None:
-        if ratio <= 1 + POOL_TOLERANCE:
+        if compresses and ratio <= 1 + POOL_TOLERANCE:
             return Verdict(figures, (f"nothing is compressed: the pool holds {ratio:.2f} times the baseline's tokens",))
         return Verdict(figures, ())
-    if claim.ratio <= 1:
+    if compresses and claim.ratio <= 1:
         return Verdict(figures, ("nothing is compressed: the method leaves all layers of this model as they are",))
     tolerance = POOL_TOLERANCE + POOL_GRAIN_TOKENS / baseline_tokens
     if abs(ratio / claim.ratio - 1) > tolerance:
@@ -233,7 +246,7 @@ def judge_scores(scores: Scores | ServerError, baseline: Baseline, limit: float)
     if lost <= limit:
         return Verdict(figures, ())
     problem = (
-        f"the cache is corrupt: its error is {lost:.2f} of the context's whole effect on the answers (limit {limit:g}); "
+        f"the cache is corrupt: its error is {lost:.2f} of the effect of the context (limit {limit:g}); "
         f"{figures['nll']:.3f} nats a token against {figures['baseline_nll']:.3f}"
     )
     return Verdict(figures, (problem,))

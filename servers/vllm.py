@@ -110,6 +110,7 @@ class VllmAdapter:
             claim=settings.claim_of(
                 row, model, settings.element_bytes(flag_value(request.engine_args, "--dtype"), model)
             ),
+            compresses=settings.compresses(row),
             error_limit=row.error_limit,
             prefix_cache=prefix_cache,
             notes=tuple(filter(None, (build.problem, row.note))),

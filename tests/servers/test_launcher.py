@@ -1,0 +1,211 @@
+"""The launcher against a real process: start, failure, interruption, death, stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kvload.errors import ServerError, UsageError
+from kvload.servers import registry
+from kvload.servers.launcher import LaunchEvent, reset_prefix_cache
+from kvload.servers.process import session_members, start_mark
+from kvload.servers.registry import ServerEntry
+from kvload.servers.starting import StartFailedError, free_port
+from kvload.servers.stopping import stop
+
+
+def wait_for(condition, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def living(pids: list[int]) -> list[int]:
+    return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+
+
+def members(entry: ServerEntry) -> list[int]:
+    return [process.pid for process in session_members(entry.anchors, entry.token)]
+
+
+def test_launch_waits_for_a_token_and_tells_what_it_waits_for(start) -> None:
+    events: list[LaunchEvent] = []
+    entry = start(events=events)
+    assert registry.state_of(entry) == "ready"
+    assert entry.info.pool_tokens == 4096
+    assert entry.info.max_model_len == 512
+    assert entry.info.prefix_cache == "off"
+    assert entry.vocab_size == 1000
+    assert "loading weights" in [event.text for event in events]
+    assert events[-1].kind == "ready"
+    assert registry.find() == registry.find("fake-none") == entry
+
+
+def test_the_server_is_detached_from_its_launcher(start) -> None:
+    entry = start()
+    assert os.getsid(entry.pid) not in {os.getsid(0), entry.pid}
+    assert os.getsid(entry.pid) == entry.keeper_pid
+    assert psutil.Process(entry.keeper_pid).ppid() != os.getpid()
+
+
+def test_stop_ends_the_whole_family_even_those_that_left_the_session(start) -> None:
+    entry = start("--children", "4")
+    family = members(entry)
+    assert len(family) == 6
+    report = stop(entry)
+    assert report.was_running
+    assert not report.killed
+    assert living(family) == []
+    assert registry.load(entry.name) is None
+
+
+def test_stop_kills_what_does_not_end_by_itself(start) -> None:
+    entry = start("--children", "2", "--stubborn")
+    family = members(entry)
+    report = stop(entry)
+    assert report.killed
+    assert living(family) == []
+
+
+def test_a_server_that_is_killed_is_reported_as_dead_with_why(start) -> None:
+    entry = start("--children", "1")
+    family = members(entry)
+    os.kill(entry.pid, signal.SIGKILL)
+    assert wait_for(lambda: registry.state_of(entry) == "dead")
+    assert wait_for(lambda: living(family) == [])
+    assert "SIGKILL" in registry.why_dead(entry).message
+    with pytest.raises(ServerError, match="died: the process was killed"):
+        registry.find()
+    assert not stop(entry).was_running
+
+
+def test_a_stranger_with_the_same_pid_is_never_touched(start) -> None:
+    entry = start()
+    stop(entry)
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        forged = ServerEntry(
+            **{
+                **{field: getattr(entry, field) for field in entry.__struct_fields__},
+                "pid": stranger.pid,
+                "keeper_pid": stranger.pid,
+            }
+        )
+        assert registry.state_of(forged) == "dead"
+        assert not stop(forged).was_running
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_failed_start_names_the_cause_and_leaves_nothing(start, tmp_path: Path) -> None:
+    log = tmp_path / "crash.txt"
+    log.write_text(
+        "Traceback ...\nOSError: /no/model does not appear to have a file named config.json\n", encoding="utf-8"
+    )
+    with pytest.raises(StartFailedError, match="the model was not found") as caught:
+        start("--crash", str(log))
+    assert caught.value.exit_status == 3
+    assert caught.value.cause.kind == "model"
+    assert "does not appear to have a file" in caught.value.log_end
+    assert registry.entries() == []
+
+
+def test_a_start_that_takes_too_long_is_ended(start) -> None:
+    before = {p.pid for p in psutil.process_iter()}
+    with pytest.raises(StartFailedError, match="not ready after 1 s; it was at: loading weights"):
+        start("--sick", timeout_s=1.0)
+    assert registry.entries() == []
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "--sick" in (p.info["cmdline"] or [])
+    ]
+
+
+def test_healthy_without_a_token_is_not_ready(start) -> None:
+    with pytest.raises(StartFailedError, match="produced no token"):
+        start("--mute")
+    assert registry.entries() == []
+
+
+def test_death_at_the_first_request_is_told_from_the_log(start) -> None:
+    with pytest.raises(
+        StartFailedError, match="ended at its first request: ValueError: the first request was too much"
+    ):
+        start("--die-at-first-request")
+
+
+def test_an_interrupt_stops_the_half_started_server(start, state_folder: Path) -> None:
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        start("--sick", "--children", "1")
+    assert registry.entries() == []
+    ours = [p.pid for p in psutil.process_iter() if p.pid != os.getpid() and _mentions(p, str(state_folder))]
+    assert ours == []
+
+
+def _mentions(process: psutil.Process, text: str) -> bool:
+    try:
+        return process.environ().get("KVLOAD_STATE_DIR") == text
+    except psutil.Error:
+        return False
+
+
+def test_several_servers_by_name(start) -> None:
+    first, second = start(name="one"), start(name="two")
+    assert first.port != second.port
+    with pytest.raises(UsageError, match="several servers are running") as caught:
+        registry.find()
+    assert "one, two" in str(caught.value)
+    assert registry.find("two").pid == second.pid
+    with pytest.raises(UsageError, match="'one' is there already"):
+        start(name="one")
+    assert registry.state_of(first) == "ready"
+
+
+def test_names_without_a_wish_are_numbered_and_dead_ones_give_way(start) -> None:
+    first, second = start(), start()
+    assert (first.name, second.name) == ("fake-none", "fake-none-2")
+    os.kill(first.pid, signal.SIGKILL)
+    assert wait_for(lambda: registry.state_of(first) == "dead")
+    assert start().name == "fake-none"
+
+
+def test_a_taken_port_is_refused_before_anything_starts(start) -> None:
+    entry = start()
+    with pytest.raises(UsageError, match="cannot listen"):
+        start(name="other", port=entry.port)
+    assert [known.name for known in registry.entries()] == ["fake-none"]
+    assert free_port("127.0.0.1") != entry.port
+
+
+def test_secrets_are_neither_stored_nor_needed_to_stop(start, state_folder: Path) -> None:
+    entry = start("--api-key", "sesame-8421", env={"HF_TOKEN": "hf_sesame-8421", "HF_HOME": "/x"})
+    assert registry.state_of(entry) == "ready"
+    stored = b"".join(path.read_bytes() for path in state_folder.rglob("*") if path.is_file())
+    assert b"sesame-8421" not in stored
+    assert entry.info.env is not None
+    assert entry.info.env["HF_TOKEN"] == "***"
+    assert entry.info.env["HF_HOME"] == "/x"
+    assert entry.info.command is not None
+    assert entry.info.command[-1] == "***"
+
+
+def test_no_prefix_cache_needs_no_reset(start) -> None:
+    assert reset_prefix_cache(start()) == "off"
+
+
+def test_start_marks_tell_processes_apart() -> None:
+    mine = start_mark(os.getpid())
+    assert mine is not None
+    assert start_mark(os.getppid()) != mine or os.getppid() == 0
+    assert start_mark(2**22 + 1) is None
