@@ -101,7 +101,7 @@ class LiveMeter:
             if value is not None:
                 self._histograms[name].add((value,))
         if len(chunks) > 1:
-            self._histograms["itl"].add_array(np.diff(chunks["us"].astype(np.int64)) / 1e6)
+            self._histograms["itl"].add_array(np.diff(chunks["us"].astype(np.float64)) * 1e-6)
         tokens = record.output_tokens or 0
         met = record.status == "ok" and all(
             (value := values.get(name)) is None or value <= limit for name, limit in self._slo.items()

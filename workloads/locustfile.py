@@ -34,7 +34,7 @@ class ReplayUser(User):  # type: ignore[misc]
     fixed_count = 0
     wait_time = constant(1)
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def walk(self) -> None:
         """Wait until every request of this worker's share has its record."""
         session: Session | None = getattr(self.environment, "kvload_session", None)
@@ -211,7 +211,7 @@ class Session:
             fire(request_type="ttft", name=name, response_time=ttft, response_length=0, exception=None, context={})
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: Any) -> None:
     """Our options beside Locust's own."""
     parser.add_argument(
@@ -221,7 +221,7 @@ def add_options(parser: Any) -> None:
         parser.add_argument(name, type=int, default=None, help="A pipe of kvload replay", include_in_web_ui=False)
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def on_init(environment: Environment, **_: Any) -> None:
     """Set up this process's part of the run."""
     options = environment.parsed_options
@@ -231,7 +231,7 @@ def on_init(environment: Environment, **_: Any) -> None:
     environment.stop_timeout = 1.0 if session.coordinator is None else session.coordinator.settings.drain_s + 5
 
 
-@events.test_start.add_listener
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
 def on_test_start(environment: Environment, **_: Any) -> None:
     """Start the run, in the process that coordinates it."""
     session: Session = environment.kvload_session
@@ -239,7 +239,7 @@ def on_test_start(environment: Environment, **_: Any) -> None:
         gevent.spawn(session.coordinator.begin)
 
 
-@events.test_stopping.add_listener
+@events.test_stopping.add_listener  # type: ignore[untyped-decorator]
 def on_test_stopping(environment: Environment, **_: Any) -> None:
     """Stopped from Locust's page: nothing more is sent, what is in flight may end."""
     session: Session = environment.kvload_session

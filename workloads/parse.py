@@ -1,25 +1,16 @@
-"""From the bytes of one answer and their arrival times to what was answered and when, after the stream has ended.
-
-The event stream is that of OpenAI-compatible servers: ``data: JSON`` lines with empty lines between, ended by
-``data: [DONE]`` (WHATWG HTML, 9.2, for the lines). Chunks are not tokens: see :func:`_count_tokens`.
-"""
+"""From the bytes of one answer and their arrival times to what was answered and when, after the stream has ended."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from kvload.records import Status
 from kvload.rundir import CHUNK_DTYPE
 from kvload.workloads.clock import TIMESPEC
+from kvload.workloads.events import Event, Usage, count_tokens, error_text, read_events, server_times
 from kvload.workloads.wire import ResponseHead, dechunk
-
-MAX_ERROR_CHARS = 500
-_DONE = b"[DONE]"
-_SEPARATOR = b"\n\ndata: "
-_SEPARATOR_BYTES = len(_SEPARATOR)
 
 
 @dataclass(slots=True)
@@ -88,38 +79,6 @@ class Answer:
     merged_reads: int = 0
 
 
-class _Delta(msgspec.Struct):
-    role: str | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
-
-
-class _Choice(msgspec.Struct):
-    text: str | None = None
-    delta: _Delta | None = None
-    message: _Delta | None = None
-    finish_reason: str | None = None
-    token_ids: list[int] | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
-    metrics: dict[str, Any] | None = None
-
-
-_EVENT = msgspec.json.Decoder(_Event)
-_EVENTS = msgspec.json.Decoder(list[_Event])
-
-
 def parse_answer(raw: RawStream) -> Answer:
     """Take one answer apart. Never raises for anything a server may send: what is wrong becomes status and cause."""
     arrivals, clock = _arrivals(raw)
@@ -139,11 +98,13 @@ def parse_answer(raw: RawStream) -> Answer:
     if raw.head.status != 200:
         if status == "ok":
             status = "refused" if 400 <= raw.head.status < 500 else "failed"
-            cause, error = f"http_{raw.head.status}", _error_text(body)
+            cause, error = f"http_{raw.head.status}", error_text(body)
         return Answer(status=status, cause=cause, error=error, **base)
     piece_ends = np.cumsum([len(piece) for piece in raw.pieces])
-    events, ends, done, problem_text = _events(body, raw.head, raw.complete)
-    rows = np.searchsorted(piece_ends, _wire_positions(np.asarray(ends, np.int64), contents_ends, raw.body_start))
+    events, ends, done, problem_text = read_events(body, raw.head, raw.complete)
+    positions = _wire_positions(np.asarray(ends, np.int64), contents_ends, raw.body_start)
+    # a read holds the byte at a position if it ends behind it
+    rows = np.searchsorted(piece_ends, positions, side="right")
     times = arrivals[np.minimum(rows, len(arrivals) - 1)] if len(ends) else np.empty(0, np.int64)
     content = _content(events, times, raw.t_send_ns or raw.t_start_ns)
     failed = _failure(events, content, done=done, problem=broken or problem_text, complete=raw.complete)
@@ -201,81 +162,13 @@ def _wire_positions(
     return positions
 
 
-def _events(body: bytes, head: ResponseHead, complete: bool) -> tuple[list[_Event], list[int], bool, str | None]:
-    """Decode the events of a body.
-
-    Returns:
-        the events, where each one's data ends in the body, whether the answer says that it is done, and what was
-        wrong with the first event that did not decode (the events before it are returned).
-    """
-    if head.content_type == "application/json":
-        if not complete:
-            return [], [], False, None
-        try:
-            return [_EVENT.decode(body)], [len(body)], True, None
-        except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-            return [], [], True, str(problem)
-    datas, ends = _split_events(body)
-    done = False
-    if datas and datas[-1] == _DONE:
-        done = True
-        datas.pop()
-        ends.pop()
-    try:
-        return _EVENTS.decode(b"[" + b",".join(datas) + b"]"), ends, done, None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        events: list[_Event] = []
-        for data in datas:
-            try:
-                events.append(_EVENT.decode(data))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-                return events, ends[: len(events)], done, f"{problem}: {data[:80]!r}"
-        # each decodes alone but not together: something in one of them closed the list early
-        return events, ends, done, None
-
-
-def _split_events(body: bytes) -> tuple[list[bytes], list[int]]:
-    """The data of every whole event, and where it ends in the body."""
-    if body.startswith(b"data: ") and body.endswith(b"\n\n") and b"\r" not in body and b"\n:" not in body:
-        datas = body[6:-2].split(_SEPARATOR)
-        if not any(b"\n" in data for data in datas):
-            lengths = np.fromiter(map(len, datas), np.int64, len(datas))
-            ends = np.cumsum(lengths + _SEPARATOR_BYTES) + (6 - _SEPARATOR_BYTES)
-            return datas, ends.tolist()
-    return _split_any_events(body)
-
-
-def _split_any_events(body: bytes) -> tuple[list[bytes], list[int]]:
-    """:func:`_split_events` for all line ends, comments, other fields, and a last event that came only in part."""
-    datas: list[bytes] = []
-    ends: list[int] = []
-    parts: list[bytes] = []
-    part_end = 0
-    position = 0
-    for line_with_end in body.splitlines(keepends=True):
-        line = line_with_end.rstrip(b"\r\n")
-        if not line:
-            if parts:
-                datas.append(b"\n".join(parts))
-                ends.append(part_end)
-                parts = []
-        elif line.startswith(b"data:") and len(line) < len(line_with_end):
-            parts.append(line[5:].removeprefix(b" "))
-            part_end = position + len(line)
-        position += len(line_with_end)
-    if parts == [_DONE]:
-        datas.append(_DONE)
-        ends.append(part_end)
-    return datas, ends
-
-
-def _content(events: list[_Event], times: npt.NDArray[np.int64], t_send_ns: int) -> dict[str, Any]:
+def _content(events: list[Event], times: npt.NDArray[np.int64], t_send_ns: int) -> dict[str, Any]:
     """Tokens, text and the server's own figures, from the events and their arrival times."""
-    tokens, known = _count_tokens(events)
+    tokens, known = count_tokens(events)
     texts: list[str] = []
     token_ids: list[int] = []
     finish_reason: str | None = None
-    usage: _Usage | None = None
+    usage: Usage | None = None
     metrics: dict[str, Any] = {}
     for event in events:
         if event.usage is not None:
@@ -318,88 +211,17 @@ def _content(events: list[_Event], times: npt.NDArray[np.int64], t_send_ns: int)
         "prompt_tokens": usage.prompt_tokens if usage else None,
         "output_tokens": total,
         "output_tokens_source": source,
-        **_server_times(metrics),
+        **server_times(metrics),
     }
 
 
-def _count_tokens(events: list[_Event]) -> tuple[list[int], bool]:
-    """Tokens in every event, and whether the server said so itself.
-
-    Taken from token ids where the server sends them, else from usage where it comes with every chunk, else one for
-    each chunk with text. In the last case chunks of empty text are ambiguous: half a character waiting for its rest
-    (a token), an end-of-sequence token, or a chunk that only names the role or the reason to stop (none). As many of
-    them count as the final usage has tokens over those seen, those before the end first.
-    """
-    counts = [0] * len(events)
-    by_ids = False
-    running = 0
-    by_usage = False
-    for number, event in enumerate(events):
-        if not event.choices:
-            continue
-        choice = event.choices[0]
-        if choice.token_ids is not None:
-            by_ids = True
-            counts[number] = len(choice.token_ids)
-        elif _has_text(choice):
-            counts[number] = 1
-        if event.usage is not None and event.usage.completion_tokens is not None:
-            by_usage = True
-            if not by_ids:
-                counts[number] = max(0, event.usage.completion_tokens - running)
-            running = event.usage.completion_tokens
-    if by_ids or (by_usage and len(events) > 1):
-        return counts, True
-    total = next((event.usage.completion_tokens for event in reversed(events) if event.usage), None)
-    missing = 0 if total is None else total - sum(counts)
-    if missing > 0:
-        if len(events) == 1:
-            counts[0] += missing
-            return counts, False
-        empty = [number for number, event in enumerate(events) if event.choices and not counts[number]]
-        silent = [number for number in empty if not _names_a_role(events[number])]
-        silent.sort(key=lambda number: events[number].choices[0].finish_reason is not None)  # type: ignore[index]
-        for number in silent[:missing]:
-            counts[number] = 1
-    return counts, False
-
-
-def _has_text(choice: _Choice) -> bool:
-    if choice.text:
-        return True
-    delta = choice.delta or choice.message
-    if delta is None:
-        return False
-    return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
-
-
-def _names_a_role(event: _Event) -> bool:
-    """The opening chunk of a chat, with nothing in it but the role."""
-    choice = event.choices[0] if event.choices else None
-    return choice is not None and choice.delta is not None and choice.delta.role is not None
-
-
-def _server_times(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Queueing, prefill and decode time in seconds, from the ``metrics`` of the usage chunk."""
-
-    def seconds(name: str) -> float | None:
-        value = metrics.get(name)
-        return value / 1e3 if isinstance(value, int | float) and value >= 0 else None
-
-    queue, prefill, decode = seconds("queue_time_ms"), seconds("prefill_time_ms"), seconds("decode_time_ms")
-    first = seconds("time_to_first_token_ms")
-    if prefill is None and first is not None and queue is not None:
-        prefill = max(0.0, first - queue)
-    return {"queue_s": queue, "prefill_s": prefill, "decode_s": decode}
-
-
 def _failure(
-    events: list[_Event], content: dict[str, Any], *, done: bool, problem: str | None, complete: bool
+    events: list[Event], content: dict[str, Any], *, done: bool, problem: str | None, complete: bool
 ) -> tuple[str, str] | None:
     """What is wrong with a stream whose transport did not fail: cause and message; None if nothing is."""
     for event in events:
         if bytes(event.error) != b"null":
-            return "stream_error", _error_text(b'{"error":' + bytes(event.error) + b"}")
+            return "stream_error", error_text(b'{"error":' + bytes(event.error) + b"}")
     if problem is not None:
         return "malformed", problem
     if not complete:
@@ -409,15 +231,3 @@ def _failure(
             return "empty", "the answer has no tokens and no reason to stop"
         return None
     return "truncated", "the answer ended without [DONE] and without a reason to stop"
-
-
-def _error_text(body: bytes) -> str:
-    """The message of an error body, as OpenAI-compatible servers write it, or the start of whatever came."""
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return body[:MAX_ERROR_CHARS].decode("utf-8", "replace")
-    for _ in range(2):
-        if isinstance(value, dict):
-            value = value.get("error") or value.get("message") or value.get("detail") or value
-    return (value if isinstance(value, str) else str(value))[:MAX_ERROR_CHARS]

@@ -410,14 +410,12 @@ class Replay:
 
 
 def _end(child: subprocess.Popen[bytes], *, patience_s: float) -> None:
-    for ask in (lambda: None, child.terminate, child.kill):
-        with contextlib.suppress(ProcessLookupError):
-            ask()
-        try:
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if number is not None:
+            child.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            continue
-        return
+            return
 
 
 def _free_port() -> int:
