@@ -60,8 +60,8 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
             before the former turn's end plus ``think_time_s``.
         path: ``/v1/completions`` or ``/v1/chat/completions``.
         body: the whole JSON request; empty where ``follow_up`` is given, see :func:`next_turn`.
-        prompt_digest: digest of the prompt; for a turn that is built from answers, of the former turn's digest and what
-            this turn adds, so that it does not depend on the answers.
+        prompt_digest: digest of the prompt; of a turn that is still to be built, of the former turn's digest and what
+            this turn adds.
         input_tokens: the prompt's length where it is known; of a later turn, of what is new in it.
         previous: index of the turn before this one, which must have ended; None for the first.
     """
@@ -223,7 +223,7 @@ def next_turn(
     token_ids: Sequence[int] | None = None,
     output_tokens: int | None = None,
 ) -> PlannedRequest:
-    """The turn with its body, made of the former turn as it was sent, the server's answer to it, and what is new.
+    """The turn with its body and digest, made of the former turn as sent, the server's answer to it, and what is new.
 
     Args:
         turn: a planned turn; returned as it is where it is complete already.
@@ -246,7 +246,9 @@ def next_turn(
         else:
             answer = list(token_ids)
         conversation = sent["prompt"] + answer + new.token_ids
-    return msgspec.structs.replace(turn, body=_body(turn.path, conversation, new.fields))
+    return msgspec.structs.replace(
+        turn, body=_body(turn.path, conversation, new.fields), prompt_digest=prompt_digest(conversation)
+    )
 
 
 def block_reuse(requests: Iterable[TraceRequest]) -> float | None:

@@ -18,9 +18,12 @@ which tells the length of the whole prompt.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+
+from kvload.errors import UsageError
 
 ARRIVAL_DIGITS = 7
 """Arrivals are rounded to 100 ns, the finest clock of any format: two readers of the same requests then agree."""
@@ -89,3 +92,17 @@ def write_trace(requests: Iterable[TraceRequest], file: BinaryIO) -> int:
         file.write(encoder.encode(request) + b"\n")
         count += 1
     return count
+
+
+def write_trace_file(requests: Iterable[TraceRequest], path: Path) -> int:
+    """Write requests to a file, and return how many there were.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    with file:
+        return write_trace(requests, file)

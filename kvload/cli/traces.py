@@ -1,16 +1,17 @@
 """``kvload traces``: describe, convert and make traces."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kvload.workloads.selection import Selection
+    from kvload.workloads.trace import TraceRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -95,7 +96,6 @@ def convert_trace(
     from kvload.workloads.convert import Conversion, ConversionCounts, common_factor, convert
     from kvload.workloads.formats import read_trace
     from kvload.workloads.samples import trace_path
-    from kvload.workloads.trace import write_trace
 
     conversion = Conversion(
         selection=_selection(start, end, limit, sample, seed),
@@ -112,8 +112,7 @@ def convert_trace(
         print(f"made-up prompts are scaled by {factor:.4g}", file=sys.stderr)
     counts = ConversionCounts()
     requests = convert(read_trace(path, format_name, sort=sort), conversion, counts)
-    with _writing(output) as file:
-        write_trace(requests, file)
+    _write(requests, output)
     print(counts, file=sys.stderr)
 
 
@@ -136,7 +135,6 @@ def sample_trace(
 ) -> None:
     from kvload.workloads import synthetic
     from kvload.workloads.durations import parse_duration
-    from kvload.workloads.trace import write_trace
 
     spec = synthetic.SyntheticSpec(
         requests=requests,
@@ -158,8 +156,7 @@ def sample_trace(
         trace = synthetic.asked(synthetic.interleaved(made, requests), spec.arrivals)
     else:
         trace = synthetic.synthetic(spec)
-    with _writing(output) as file:
-        count = write_trace(trace, file)
+    count = _write(trace, output)
     print(f"{count:,} requests written", file=sys.stderr)
 
 
@@ -172,17 +169,11 @@ def _selection(start: str, end: str | None, limit: int | None, sample: float, se
     return Selection(start_s=start_s, end_s=end_s, sample=sample, limit=limit, seed=seed)
 
 
-@contextmanager
-def _writing(path: Path | None) -> Iterator[BinaryIO]:
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    from kvload.errors import UsageError
+def _write(requests: "Iterable[TraceRequest]", path: Path | None) -> int:
+    from kvload.workloads.trace import write_trace, write_trace_file
 
-    try:
-        file = path.open("wb")
-    except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    with file:
-        yield file
+    if path is not None:
+        return write_trace_file(requests, path)
+    count = write_trace(requests, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+    return count

@@ -213,11 +213,13 @@ def test_a_conversation_is_built_from_the_real_answers() -> None:
     assert next_turn(other, first, text="x") is other
 
 
-def test_digests_of_turns_do_not_depend_on_the_answers_but_on_the_questions() -> None:
+def test_the_digest_of_a_turn_is_that_of_what_is_sent() -> None:
     planned = plan(*CONVERSATION).planned
-    assert next_turn(planned[2], planned[0], text="x").prompt_digest == planned[2].prompt_digest
-    changed = [TraceRequest(id="t0", arrival=0.0, messages=[{"role": "user", "content": "Uno?"}], session="s", turn=0)]
-    assert plan(*changed, *CONVERSATION[1:]).planned[3].prompt_digest != planned[3].prompt_digest
+    built = next_turn(planned[2], planned[0], text="x")
+    assert built.prompt_digest == prompt_digest(body(built)["messages"])
+    assert next_turn(planned[2], planned[0], text="y").prompt_digest != built.prompt_digest
+    unsent = [TraceRequest(id="t0", arrival=0.0, messages=[{"role": "user", "content": "Uno?"}], session="s", turn=0)]
+    assert plan(*unsent, *CONVERSATION[1:]).planned[3].prompt_digest != planned[3].prompt_digest
 
 
 def test_text_and_token_conversations() -> None:
