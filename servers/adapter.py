@@ -92,6 +92,8 @@ class LaunchPlan:
         env: variables set for it on top of the user's.
         unset: variables taken out of its environment.
         claim: None where the model's shape or the method's figures are not known.
+        pool_claim: what the pool's size in tokens is held against, where that is another figure than ``claim``: an
+            engine may count only the tokens it keeps.
         compresses: whether the method is meant to store tokens in fewer bytes.
         error_limit: how much of the context's effect on the answers the method may lose and still count as sound (see
             :mod:`kvload.servers.verify`); None where that follows from how much room it makes.
@@ -103,6 +105,7 @@ class LaunchPlan:
     env: Mapping[str, str]
     served_name: str
     claim: Claim | None = None
+    pool_claim: Claim | None = None
     compresses: bool = True
     error_limit: float | None = None
     prefix_cache: str = "off"

@@ -16,6 +16,9 @@ from kvload.servers.model_facts import ModelFacts
 CLAIM_TOKENS = 2048
 """Length of the sequence that a method's bytes per token are stated for: budgets and windows make them depend on it."""
 
+POOL_CLAIM_TOKENS = 2**20
+"""Length at which windows no longer count."""
+
 PROGRESS = re.compile(r"^(starting|loading .*|making random weights|allocating .*|ready on .*)$", re.IGNORECASE)
 
 
@@ -73,8 +76,10 @@ class EmbeddedAdapter:
             command=tuple(command),
             env={**env, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
             served_name=name,
-            claim=self._claim(request, model, build),
-            compresses=method.name != "none",
+            claim=_claim(request, model, build, CLAIM_TOKENS),
+            # The engine's pool counts stored tokens: all in the long run, or the kept ones of a method that evicts.
+            pool_claim=_claim(request, model, build, 1 if METHODS[method.name].evicts else POOL_CLAIM_TOKENS),
+            compresses=method.name != "none" and not METHODS[method.name].evicts,
             error_limit=error_limit(method.name),
             prefix_cache="off",
         )
@@ -84,14 +89,15 @@ class EmbeddedAdapter:
         match = PROGRESS.match(line.strip())
         return match.group(1) if match else None
 
-    def _claim(self, request: LaunchRequest, model: ModelFacts, build: Build) -> Claim | None:
-        if model.layers is None or model.kv_heads is None or model.head_size is None:
-            return None
-        spec = parse_method(request.method)
-        element = _element_bytes(flag_value(request.engine_args, "--dtype"), model, build)
-        scale = model.layers * model.kv_heads
-        claimed = METHODS[spec.name].claim(Stored(CLAIM_TOKENS, model.head_size, element, spec.options))
-        return Claim(scale * claimed, scale * 2 * model.head_size * element)
+
+def _claim(request: LaunchRequest, model: ModelFacts, build: Build, tokens: int) -> Claim | None:
+    if model.layers is None or model.kv_heads is None or model.head_size is None:
+        return None
+    spec = parse_method(request.method)
+    element = _element_bytes(flag_value(request.engine_args, "--dtype"), model, build)
+    scale = model.layers * model.kv_heads
+    claimed = METHODS[spec.name].claim(Stored(tokens, model.head_size, element, spec.options))
+    return Claim(scale * claimed, scale * 2 * model.head_size * element)
 
 
 def error_limit(method: str) -> float:
@@ -103,7 +109,7 @@ def error_limit(method: str) -> float:
         return 1.2
     if method.endswith("-2"):
         return 0.9
-    return 0.6 if method.endswith("4") else 0.35
+    return 0.5 if method.endswith("4") else 0.3
 
 
 def _element_bytes(dtype: str | None, model: ModelFacts, build: Build) -> int:

@@ -42,7 +42,7 @@ class Setting:
     cpu: bool = False
     skipped_layers: int = 0
     arguments: tuple[str, ...] = ()
-    error_limit: float | None = 0.35
+    error_limit: float | None = 0.3
     backend: str = ""
     note: str = ""
 

@@ -23,14 +23,14 @@ def _microscaled_half_byte(head_size: int) -> float:
 _ROWS = (
     Setting("none", "auto", None, backend="fa3 (Hopper), flashinfer"),
     Setting("fp8-e4m3", "fp8_e4m3", _one_byte, since=(0, 4), capability=(8, 9), backend="fa3 (Hopper), flashinfer"),
-    Setting("fp8-e5m2", "fp8_e5m2", _one_byte, since=(0, 4), error_limit=0.45, backend="triton, flashinfer"),
+    Setting("fp8-e5m2", "fp8_e5m2", _one_byte, since=(0, 4), error_limit=0.35, backend="triton, flashinfer"),
     Setting(
         "fp4-mx",
         "fp4_mx_block16",
         _microscaled_half_byte,
         since=(0, 5, 17),
         arguments=("--attention-backend", "triton"),
-        error_limit=0.75,
+        error_limit=0.6,
         backend="triton, torch_native, flex_attention",
         note="the default backend on Hopper (fa3) refuses it: kvload names triton unless you name another",
     ),
@@ -41,7 +41,7 @@ _ROWS = (
         _microscaled_half_byte,
         since=(0, 5, 17),
         capability=(10, 0),
-        error_limit=0.6,
+        error_limit=0.5,
         backend="trtllm_mha (Blackwell)",
     ),
 )

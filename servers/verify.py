@@ -163,7 +163,8 @@ def check(
     fixed = next((flag for flag in FIXED_POOL_FLAGS if has_flag(request.engine_args, flag)), None)
     if fixed is None and made.name == "sglang" and request.kv_memory is not None:
         fixed = "--kv-memory (SGLang is given tokens)"
-    pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, plan.claim, plan.compresses, fixed)
+    claim = plan.pool_claim or plan.claim
+    pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, claim, plan.compresses, fixed)
     limit = plan.error_limit or limit_by_size(pool.figures.get("ratio"))
     return combine(pool, judge_scores(scores, baseline, limit))
 
@@ -174,7 +175,7 @@ def limit_by_size(ratio: float | None) -> float:
     Args:
         ratio: the pool's tokens over the baseline's; None where they are not known.
     """
-    return 0.6 if ratio is None else 0.35 if ratio < 2.2 else 0.6 if ratio < 4.2 else 0.75
+    return 0.5 if ratio is None or 2.2 <= ratio < 4.2 else 0.3 if ratio < 2.2 else 0.6
 
 
 def judge_pool(
