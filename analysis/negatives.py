@@ -91,9 +91,10 @@ class NegativeCount:
         pairs: rows with a score of the baseline and of every method.
         eligible: those whose baseline passes the gate.
         negative, mirror: counts by the rule and by the rule with exchanged roles.
-        floor_negative, floor_mirror: the same of the baseline's second run over the same rows, None without one.
+        floor_pairs: those rows of ``pairs`` that the baseline's second run has a score of; None without a second run.
+        floor_negative, floor_mirror: the counts of that second run over these rows.
         against_mirror: McNemar's test of negative against mirror.
-        against_floor: McNemar's test of negative against the second run's negative, None without one.
+        against_floor: McNemar's test of negative against the second run's negative over the same rows.
         rows: which rows are negative.
     """
 
@@ -104,6 +105,7 @@ class NegativeCount:
     eligible: int
     negative: int
     mirror: int
+    floor_pairs: int | None
     floor_negative: int | None
     floor_mirror: int | None
     against_mirror: TestResult
@@ -175,6 +177,7 @@ def negative_samples(
                 second = (
                     present & base_gate & fallen(base, floor, theta),
                     present & floor_gate & fallen(floor, base, theta),
+                    ~np.isnan(floor),
                 )
             for task in (ALL_TASKS, *names):
                 rows = np.arange(len(base)) if task is None else where[task]
@@ -198,7 +201,7 @@ def first_of_each(keys: Iterable[Hashable]) -> tuple[list[int], int]:
 
 
 def _rows_by_task(tasks: Sequence[str]) -> dict[str, Ints]:
-    names, place = np.unique(np.asarray(tasks, dtype=object).astype(str), return_inverse=True)
+    names, place = np.unique(np.array(list(tasks), dtype=str), return_inverse=True)
     return {str(name): np.flatnonzero(place == number) for number, name in enumerate(names)}
 
 
@@ -218,13 +221,19 @@ def _count(
     eligible: Bools,
     negative: Bools,
     mirror: Bools,
-    second: tuple[Bools, Bools] | None,
+    second: tuple[Bools, Bools, Bools] | None,
     clusters: Ints | None,
 ) -> NegativeCount:
     used = rows[present[rows]]
     units = None if clusters is None else clusters[used]
     lost, won = negative[used], mirror[used]
-    floor = None if second is None else (second[0][used], second[1][used])
+    floor: tuple[Bools, Bools] | None = None
+    against_floor = None
+    floor_pairs = None
+    if second is not None:
+        known = used[second[2][used]]
+        floor, floor_pairs = (second[0][known], second[1][known]), len(known)
+        against_floor = mcnemar(~floor[0], ~negative[known], None if clusters is None else clusters[known])
     return NegativeCount(
         methods=group,
         task=task,
@@ -233,10 +242,11 @@ def _count(
         eligible=int(eligible[used].sum()),
         negative=int(lost.sum()),
         mirror=int(won.sum()),
+        floor_pairs=floor_pairs,
         floor_negative=None if floor is None else int(floor[0].sum()),
         floor_mirror=None if floor is None else int(floor[1].sum()),
         # a row counts as lost where it is negative, as won where it is its mirror; it is never both
         against_mirror=mcnemar(~won, ~lost, units),
-        against_floor=None if floor is None else mcnemar(~floor[0], ~lost, units),
+        against_floor=against_floor,
         rows=tuple(used[lost].tolist()),
     )

@@ -17,9 +17,7 @@ def quality(
         list[Path],
         typer.Argument(help="Folders ARM/DATASET.json, one of such folders, or files ARM__DATASET.json."),
     ],
-    baseline: Annotated[
-        str | None, typer.Option(help="The arm to compare with, if not named none, base, fp16 ...")
-    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Arm to compare with, if not named none, base, fp16 ...")] = None,
     floor: Annotated[str | None, typer.Option(help="The arm that is the baseline's second run (A/A).")] = None,
     theta: Annotated[str, typer.Option(help="Relative falls that make a sample negative, by comma.")] = "0.1,0.2,0.5",
     gate: Annotated[str, typer.Option(help="What the baseline must reach: median, mean, or a score.")] = "median",
