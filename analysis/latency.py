@@ -20,7 +20,7 @@ from kvload.analysis.table import Floats, Ints, RecordTable, chunk_blocks, count
 _HISTOGRAM_US = 1 << 23
 """Gaps below this many microseconds (8.4 s) are counted in a histogram with one bin a microsecond."""
 
-_SAMPLE_REQUESTS = 20_000
+_SAMPLE_REQUESTS = 5000
 """Requests whose gaps are kept one by one, to see how far the gaps of one answer resemble each other."""
 
 
@@ -125,11 +125,16 @@ def token_gaps(table: RecordTable, rows: Ints) -> TokenGaps:
     histogram = np.zeros(0, np.int64)
     long_gaps: list[Ints] = []
     gaps_of, sums_of = np.zeros(len(table), np.int64), np.zeros(len(table), np.int64)
-    tokens = chunks = backwards = 0
+    tokens = chunks = backwards = borders = 0
     for block, part, starts in chunk_blocks(table, rows):
-        gaps, per_request, sums = _gaps(block, starts)
-        gaps_of[part], sums_of[part] = per_request, sums
+        times, ends = _times(block, starts)
+        gaps_of[part], sums_of[part] = ends - starts, times[ends] - times[starts]
         tokens, chunks = tokens + int(block["tokens"].sum(dtype=np.int64)), chunks + len(block)
+        gaps = np.diff(times)
+        # From one request's last chunk to the next one's first is no gap. Counted as 0 and taken off again below: that
+        # is cheaper than to cut them out.
+        gaps[ends[:-1]] = 0
+        borders += len(ends) - 1
         if len(gaps) and gaps.min() < 0:
             backwards += count_true(gaps < 0)
             gaps = np.maximum(gaps, 0)
@@ -142,6 +147,8 @@ def token_gaps(table: RecordTable, rows: Ints) -> TokenGaps:
             histogram = found
         else:
             histogram[: len(found)] += found
+    if borders:
+        histogram[0] -= borders
     values = np.flatnonzero(histogram)
     long_values, long_counts = np.unique(np.concatenate([np.empty(0, np.int64), *long_gaps]), return_counts=True)
     with_gaps = np.flatnonzero(gaps_of)
@@ -160,21 +167,20 @@ def token_gaps(table: RecordTable, rows: Ints) -> TokenGaps:
     )
 
 
-def _gaps(block: npt.NDArray[np.void], starts: Ints) -> tuple[Ints, Ints, Ints]:
-    """The gaps inside the requests of a block, and of each request how many and from first to last chunk."""
+def _times(block: npt.NDArray[np.void], starts: Ints) -> tuple[Ints, Ints]:
+    """The times of a block's chunks in microseconds, and where the last chunk of each request lies."""
     times = block["us"].astype(np.int64)
-    ends = np.append(starts[1:], len(times)) - 1
-    inside = np.ones(len(times) - 1, np.bool_)
-    inside[ends[:-1]] = False
-    return np.diff(times)[inside], ends - starts, times[ends] - times[starts]
+    return times, np.append(starts[1:], len(times)) - 1
 
 
 def _gaps_one_by_one(table: RecordTable, rows: Ints) -> tuple[Ints, Ints]:
     gaps, owners, number = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for block, part, starts in chunk_blocks(table, rows):
-        found, per_request, _ = _gaps(block, starts)
-        gaps.append(np.maximum(found, 0))
-        owners.append(np.repeat(np.arange(number, number + len(part)), per_request))
+        times, ends = _times(block, starts)
+        inside = np.ones(len(times) - 1, np.bool_)
+        inside[ends[:-1]] = False
+        gaps.append(np.maximum(np.diff(times)[inside], 0))
+        owners.append(np.repeat(np.arange(number, number + len(part)), ends - starts))
         number += len(part)
     return np.concatenate(gaps), np.concatenate(owners)
 

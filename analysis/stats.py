@@ -7,7 +7,7 @@ Every function returns an :class:`Estimate` that names its method, its n and its
 Wilson                       score interval of a share (Wilson 1927)
 BCa bootstrap                bias-corrected and accelerated bootstrap (Efron 1987) of means, ratios of sums and paired
                              differences, whole clusters resampled, acceleration from the closed-form jackknife
-ABC bootstrap                its analytic limit (DiCiccio and Efron 1992), for more than 4,096 clusters
+ABC bootstrap                its analytic limit (DiCiccio and Efron 1992), for more than 1,024 clusters
 binomial order statistics    distribution-free interval of a quantile
 Woodruff, by request         quantile of values that come in clusters (Woodruff 1952)
 ============================ ===========================================================================================
@@ -24,7 +24,7 @@ from kvload.analysis.table import Bools, Floats, Ints
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_RESAMPLE_UP_TO = 4096
+_RESAMPLE_UP_TO = 1024
 _BLOCK = 1 << 21
 
 
@@ -202,7 +202,7 @@ def ratio_of_sums(
 
     Args:
         numerators, denominators: one pair per cluster.
-        rng: source of the resampling; unused for more than 4,096 clusters.
+        rng: source of the resampling; unused for more than 1,024 clusters.
         level: confidence level.
         resamples: bootstrap samples.
     """

@@ -29,8 +29,14 @@ _STATUS_CODE = {name: code for code, name in enumerate(STATUSES)}
 _BATCH_BYTES = 8 << 20
 
 
+_MISSING: Any = float("nan")
+
+
 class _Row(msgspec.Struct, gc=False):
-    """The measured fields of a :class:`RequestRecord`; all other fields of a line are skipped by the decoder."""
+    """The measured fields of a :class:`RequestRecord`; all other fields of a line are skipped by the decoder.
+
+    A missing number is NaN at once: turning None into NaN later costs more than decoding the line.
+    """
 
     index: int
     request_id: str
@@ -40,30 +46,30 @@ class _Row(msgspec.Struct, gc=False):
     status: Status
     worker: int = 0
     session: str | None = None
-    turn: int | None = None
-    input_tokens: int | None = None
-    prompt_tokens: int | None = None
+    turn: int | None = _MISSING
+    input_tokens: int | None = _MISSING
+    prompt_tokens: int | None = _MISSING
     min_tokens: int = 0
     ignore_eos: bool = False
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int | None = None
-    t_send_s: float | None = None
-    t_first_s: float | None = None
-    t_last_s: float | None = None
-    t_end_s: float | None = None
-    output_tokens: int | None = None
+    seed: int | None = _MISSING
+    t_send_s: float | None = _MISSING
+    t_first_s: float | None = _MISSING
+    t_last_s: float | None = _MISSING
+    t_end_s: float | None = _MISSING
+    output_tokens: int | None = _MISSING
     output_tokens_source: str | None = None
-    first_chunk_tokens: int | None = None
+    first_chunk_tokens: int | None = _MISSING
     chunk_offset: int = 0
     chunk_count: int = 0
     finish_reason: str | None = None
     cause: str | None = None
     clock: str = "user"
     retries: int = 0
-    queue_s: float | None = None
-    prefill_s: float | None = None
-    decode_s: float | None = None
+    queue_s: float | None = _MISSING
+    prefill_s: float | None = _MISSING
+    decode_s: float | None = _MISSING
 
 
 _INT_COLUMNS = ("index", "max_tokens", "worker", "min_tokens", "retries", "chunk_offset", "chunk_count")
@@ -234,7 +240,7 @@ def load(run: RunDir) -> RecordTable:
 def _batches(path: Path) -> Iterator[list[_Row]]:
     """Rows of complete lines, some megabytes at a time."""
     decoder = msgspec.json.Decoder(_Row)
-    number = 0
+    done = 0
     with path.open("rb") as file:
         rest = b""
         while block := file.read(_BATCH_BYTES):
@@ -246,27 +252,32 @@ def _batches(path: Path) -> Iterator[list[_Row]]:
             try:
                 rows = decoder.decode_lines(lines)
             except msgspec.MsgspecError:
-                _name_bad_line(lines, number, path)
+                _name_bad_line(path, done)
                 raise
             yield rows
-            number += lines.count(b"\n")
+            done += len(lines)
 
 
-def _name_bad_line(lines: bytes, number: int, path: Path) -> None:
+def _name_bad_line(path: Path, start: int) -> None:
+    """Find the first line from byte ``start`` on that does not parse."""
     decoder = msgspec.json.Decoder(_Row)
-    for line_number, line in enumerate(lines.split(b"\n")[:-1], number + 1):
-        try:
-            decoder.decode(line)
-        except msgspec.MsgspecError as error:
-            raise RunDirError(str(error), where=f"{path}:{line_number}") from error
+    place = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place += len(line)
+            if place <= start:
+                continue
+            try:
+                decoder.decode(line)
+            except msgspec.MsgspecError as error:
+                raise RunDirError(str(error), where=f"{path}:{number}") from error
 
 
 def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for name in _INT_COLUMNS:
         yield name, np.fromiter(map(attrgetter(name), rows), np.int64, len(rows))
     for name in _FLOAT_COLUMNS:
-        # None becomes NaN
-        yield name, np.array(list(map(attrgetter(name), rows)), np.float64)
+        yield name, _numbers(rows, name)
     for name in _WORD_COLUMNS:
         table = codes[name]
         words = list(map(attrgetter(name), rows))
@@ -278,6 +289,14 @@ def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Itera
     yield "prompt_digest", np.array([row.prompt_digest.encode() for row in rows], "S32")
     for name in ("request_id", "session"):
         yield name, np.fromiter(map(attrgetter(name), rows), np.object_, len(rows))
+
+
+def _numbers(rows: list[_Row], name: str) -> Floats:
+    try:
+        return np.fromiter(map(attrgetter(name), rows), np.float64, len(rows))
+    except TypeError:
+        # An explicit null, which our own writer leaves out; as an array of objects it becomes NaN.
+        return np.array([getattr(row, name) for row in rows], np.float64)
 
 
 def _check_chunks(shard: Shard, columns: dict[str, list[npt.NDArray[Any]]], first: int) -> None:
@@ -343,8 +362,8 @@ def _gather(
     first, last = int(offset[0]), int(offset[-1] + length[-1])
     if last - first == int(length.sum()) and np.array_equal(offset - first, starts):
         return chunks[first:last], part, starts
-    block = np.concatenate([chunks[o : o + n] for o, n in zip(offset.tolist(), length.tolist(), strict=True)])
-    return block, part, starts
+    places = np.arange(int(length.sum())) + np.repeat(offset - starts, length)
+    return np.asarray(chunks)[places], part, starts
 
 
 def count_true(mask: Bools) -> int:

@@ -161,5 +161,9 @@ def _sample(arm: str, base: str, sample: Sample, most: int) -> str:
 def _cut(text: str | None, most: int) -> str:
     if text is None:
         return "(the text was not kept)"
-    rest = len(text) - most
-    return escape(text if rest <= 0 else f"{text[:most]} … ({rest:,} more characters)")
+    kept = text[:most]
+    while len(shown := escape(kept)) > most:
+        # What HTML needs to write with several characters counts as such: the page's size is the limit.
+        kept = kept[: len(kept) * most // len(shown)]
+    rest = len(text) - len(kept)
+    return shown if rest <= 0 else f"{shown} … ({rest:,} more characters)"

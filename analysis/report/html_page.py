@@ -22,7 +22,7 @@ p{margin:.4rem 0}.dim{color:var(--dim)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.4rem 0}
 dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:1rem 1.5rem}
-figure{margin:0;max-width:600px}figcaption{font-size:.9rem;font-weight:600;margin-bottom:.2rem}
+figure{margin:0;max-width:500px}figcaption{font-size:.9rem;font-weight:600;margin-bottom:.2rem}
 figure p{font-size:.82rem;color:var(--dim);margin:.2rem 0}
 svg{width:100%;height:auto;display:block;font-size:11.5px}
 svg text{fill:var(--dim)}svg .title,svg .note{fill:var(--fg)}

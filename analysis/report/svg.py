@@ -51,7 +51,7 @@ def axis_for(
             low, high = low / 1.3, high * 1.3
     else:
         low = 0.0 if zero else low
-        room = (high - low) * 0.04 or 0.5
+        room = (high - low) * 0.04 or abs(high) * 0.04 or 0.5
         low, high = (low if zero else low - room), high + room
     return Axis(title=title, low=low, high=high, log=log, text=text)
 
@@ -72,8 +72,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
         found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
         if len(found) >= 3:
             break
-    step = -(-len(found) // 7)
-    return found[::step]
+    if len(found) < 2:
+        return _linear_ticks(low, high)
+    return found[:: -(-len(found) // 7)]
 
 
 @dataclass
@@ -133,7 +134,11 @@ class Chart:
             a, b = self.at(self.x.low, value), self.at(self.x.high, value)
         self._parts.append(f'<path class="rule" d="M{a[0]:.1f} {a[1]:.1f}L{b[0]:.1f} {b[1]:.1f}"/>')
         if text:
-            self._parts.append(f'<text class="note" x="{b[0] + 3:.1f}" y="{b[1] + 10:.1f}">{escape(text)}</text>')
+            # At the foot, where a rising curve leaves room, on the side that has more of it.
+            right = a[0] > WIDTH * 0.7
+            anchor, px = ("end", a[0] - 4) if right else ("start", a[0] + 4)
+            place = f'x="{px:.1f}" y="{a[1] - 5:.1f}" text-anchor="{anchor}"'
+            self._parts.append(f'<text class="note" {place}>{escape(text)}</text>')
 
     def label(self, x: float, y: float, text: str, *, anchor: str = "start") -> None:
         """A word at a point."""

@@ -12,6 +12,7 @@ app = typer.Typer(add_completion=False)
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON with the keys of vllm bench serve.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page that opens offline.", show_default=False)] = None,
     slo: Annotated[
         str | None, typer.Option(help="Judge by these limits instead of the run's: ttft=500ms,tpot=50ms,e2e=20s.")
     ] = None,
@@ -27,7 +28,7 @@ def report(
     from rich.console import Console
 
     from kvload.analysis import gates
-    from kvload.analysis.report import build, json_report, terminal
+    from kvload.analysis.report import build, html_report, json_report, terminal
     from kvload.analysis.slo import parse_slo
     from kvload.rundir import RunDir
 
@@ -38,4 +39,7 @@ def report(
         print()
     else:
         terminal.render(built, Console())
+    if html:
+        html.write_text(html_report.render(built), encoding="utf-8")
+        print(f"wrote {html}", file=sys.stderr)
     gates.check(conditions, gates.report_values(built))

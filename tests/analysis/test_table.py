@@ -37,7 +37,8 @@ def test_the_narrow_row_has_the_types_of_the_record() -> None:
         assert field.name in whole
         if field.name not in table._WORD_COLUMNS:
             assert narrow[field.name] == whole[field.name]
-        assert field.default == defaults[field.name]
+        default = None if isinstance(field.default, float) and math.isnan(field.default) else field.default
+        assert default == defaults[field.name]
 
 
 def test_gaps_are_those_between_the_chunks_of_answered_requests(
@@ -107,3 +108,10 @@ def test_a_run_without_records_is_an_empty_table(tmp_path: Path) -> None:
     found = table.load(write(tmp_path / "run", [], shards=1))
     assert len(found) == 0
     assert found.ok.dtype == np.bool_
+
+
+def test_explicit_nulls_are_missing_values(tmp_path: Path) -> None:
+    run = mixed(tmp_path / "run", count=20)
+    path = run.shard("worker-0").records_path
+    path.write_bytes(path.read_bytes().replace(b'"queue_s"', b'"decode_s"').replace(b"}\n", b',"queue_s":null}\n'))
+    assert np.isnan(table.load(run).queue_s).all()
