@@ -94,7 +94,6 @@ class Connection:
         """Take on a request; it is sent by the loop once the connection is open."""
         self.raw = raw
         self.payload = self.outbox = payload
-        self.state = State.HEAD
         self.fast = False
         self.steps_at_start = steps
         self._scanned = 0

@@ -124,6 +124,8 @@ class Dispatcher:
     def begin(self) -> None:
         """Arm the first deadline; from then on :meth:`turn` does everything."""
         self._send_due(time.monotonic_ns())
+        self._check_end()
+        self.loop.wake()
 
     def turn(self, wait: bool = False) -> None:
         """One turn of the loop: read, send what is due, take a few ended answers apart."""

@@ -108,7 +108,8 @@ def parse_answer(raw: RawStream) -> Answer:
     times = arrivals[np.minimum(rows, len(arrivals) - 1)] if len(ends) else np.empty(0, np.int64)
     content = _content(events, times, raw.t_send_ns or raw.t_start_ns)
     failed = _failure(events, content, done=done, problem=broken or problem_text, complete=raw.complete)
-    if status == "ok" and failed is not None:
+    # a connection closed over a broken framing broke off, but that is not what was wrong
+    if failed is not None and (status == "ok" or (broken is not None and cause == "truncated")):
         status, cause, error = "failed", failed[0], failed[1]
     if cause == "timeout" and content["t_last_ns"] is not None:
         # tokens had come, then nothing for more than half of all the time it had

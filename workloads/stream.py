@@ -75,7 +75,7 @@ class StreamLoop:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._connections: dict[int, Connection] = {}
         self._idle: deque[Connection] = deque()
-        self._opening = 0
+        self._spare: deque[Connection] = deque()
         self._closing: list[Any] = []
         self._timeouts: deque[tuple[int, RawStream, Connection]] = deque()
         self._due_ns = _NEVER
@@ -114,7 +114,7 @@ class StreamLoop:
 
     def warm(self, connections: int) -> None:
         """Open connections until so many are idle or being opened."""
-        for _ in range(min(connections - len(self._idle) - self._opening, 256)):
+        for _ in range(min(connections - len(self._idle) - len(self._spare), 256)):
             self._connect(None, b"")
 
     def cut(self) -> None:
@@ -207,13 +207,18 @@ class StreamLoop:
         self._tie_renewal_ns = now + 1_000_000_000
 
     def _assign(self, raw: RawStream, payload: bytes) -> None:
-        if not self._idle:
+        if self._idle:
+            # the one used last: the others grow old and are closed by the server, instead of all being kept half-alive
+            connection = self._idle.pop()
+            connection.begin(raw, payload, self._steps)
+            connection.state = State.HEAD
+            self._send(connection)
+        elif self._spare:
+            connection = self._spare.popleft()
+            connection.begin(raw, payload, self._steps)
+            connection.opened_for_it = True
+        else:
             self._connect(raw, payload)
-            return
-        # the one used last: the others grow old and are closed by the server, instead of all being kept half-alive
-        connection = self._idle.pop()
-        connection.begin(raw, payload, self._steps)
-        self._send(connection)
 
     def _connect(self, raw: RawStream | None, payload: bytes) -> None:
         self.connects += 1
@@ -226,8 +231,9 @@ class StreamLoop:
         if raw is not None:
             connection.begin(raw, payload, self._steps)
             connection.opened_for_it = True
+        else:
+            self._spare.append(connection)
         connection.state = State.OPENING
-        self._opening += 1
         code = sock.connect_ex(self._address)
         if code not in {0, errno.EINPROGRESS}:
             self._fail(connection, "connect", os.strerror(code))
@@ -240,12 +246,12 @@ class StreamLoop:
         raw = connection.raw
         if raw is None:
             return
-        payload = connection.outbox
         if raw.t_send_ns is None:
             connection.send_started()
             raw.t_send_ns = time.monotonic_ns()
             if self._timeout_ns is not None:
                 self._timeouts.append((raw.t_send_ns + self._timeout_ns, raw, connection))
+        payload = connection.outbox
         try:
             sent = connection.sock.send(payload)
         except BlockingIOError:
@@ -277,12 +283,12 @@ class StreamLoop:
 
     def _open_done(self, connection: Connection) -> None:
         """A connection has been opened: it sends the request it was opened for, or waits for one."""
-        self._opening -= 1
         connection.want_write(self._epoll, False)
         if connection.raw is not None:
             connection.state = State.HEAD
             self._send(connection)
         else:
+            self._spare.remove(connection)
             connection.state = State.IDLE
             self._idle.append(connection)
 
@@ -401,7 +407,8 @@ class StreamLoop:
         if self._connections.pop(connection.fd, None) is None:
             return
         if connection.state is State.OPENING:
-            self._opening -= 1
+            if connection in self._spare:
+                self._spare.remove(connection)
         elif connection.state is State.IDLE:
             self._idle.remove(connection)
         connection.state = State.CLOSED
