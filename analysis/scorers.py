@@ -59,7 +59,7 @@ def score(name: str, answer: str, expected: str) -> float:
 
 def agreement(answer: str, baseline: str) -> float:
     """How far an answer is the baseline's, where nobody knows the right one: ROUGE-L, 1 for two empty answers."""
-    return rouge_l(answer[:MAX_CHARACTERS], baseline[:MAX_CHARACTERS])
+    return 1.0 if answer == baseline else rouge_l(answer[:MAX_CHARACTERS], baseline[:MAX_CHARACTERS])
 
 
 def normalised(text: str) -> str:
@@ -93,7 +93,18 @@ def rouge_l(answer: str, expected: str) -> float:
 
 
 def common_subsequence(one: list[str], two: list[str]) -> int:
-    """Length of the longest common subsequence, by bit-parallel dynamic programming (Hyyrö 2004)."""
+    """Length of the longest common subsequence, by bit-parallel dynamic programming (Hyyrö 2004).
+
+    What both begin and end with belongs to it, so that only the part between has to be searched.
+    """
+    shorter = min(len(one), len(two))
+    first = next((place for place in range(shorter) if one[place] != two[place]), shorter)
+    ends = range(1, shorter - first + 1)
+    last = next((place - 1 for place in ends if one[-place] != two[-place]), shorter - first)
+    return first + last + _searched(one[first : len(one) - last], two[first : len(two) - last])
+
+
+def _searched(one: list[str], two: list[str]) -> int:
     places: dict[str, int] = {}
     for place, word in enumerate(one):
         places[word] = places.get(word, 0) | (1 << place)
