@@ -6,6 +6,7 @@ itself, a parent whose child has gone keeps what was measured.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import math
 import os
@@ -387,8 +388,6 @@ class Replay:
                 statuses[request.index] = record.status
 
     def _client(self, clocks: set[str], duration_s: float) -> dict[str, Any]:
-        import locust
-
         cpu = self.board.cpu_s()
         return {
             "workers": self.plan.all_workers,
@@ -404,7 +403,8 @@ class Replay:
             "host": socket.gethostname(),
             "system": f"{platform.system()} {platform.release()}",
             "python": platform.python_version(),
-            "locust": locust.__version__,
+            # asked of its metadata: to import Locust is to have the standard library patched
+            "locust": importlib.metadata.version("locust"),
             "cpus": len(os.sched_getaffinity(0)),
         }
 
