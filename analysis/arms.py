@@ -8,7 +8,7 @@ import numpy as np
 from kvload.analysis import latency, server_side, slo, stats, trust
 from kvload.analysis.outcome import cap_hit
 from kvload.analysis.pairs import LoadedArm
-from kvload.analysis.report.build import ECDF_POINTS, SLO_SCALES, gap_metric, throughput_of, timeline_of
+from kvload.analysis.report.build import SLO_SCALES, ecdf_of, gap_metric, throughput_of, timeline_of
 from kvload.analysis.report.model import PERCENTILES, Metric, Throughput, Timeline
 from kvload.analysis.server_side import ServerSide
 from kvload.analysis.stats import Estimate
@@ -160,7 +160,7 @@ def metric_of(
         min_s=float(ordered[0]) if n else None,
         max_s=float(ordered[-1]) if n else None,
         percentiles={p: _quantile(ordered, values, request, p / 100, level) for p in PERCENTILES},
-        ecdf_s=np.quantile(ordered, np.linspace(0, 1, ECDF_POINTS)).tolist() if n else [],
+        ecdf_s=ecdf_of(ordered),
     )
 
 

@@ -6,10 +6,12 @@ import numpy as np
 
 from kvload.analysis import arms as arms_module
 from kvload.analysis import latency, significance, slo, stats
+from kvload.analysis.answers import AnswerScorer, ArmQuality
 from kvload.analysis.arms import ArmSummary
 from kvload.analysis.comparison import ArmComparison, Comparison, LatencyChange, SloChange
 from kvload.analysis.decompose import decompose
 from kvload.analysis.lengths import compare_lengths
+from kvload.analysis.negatives import DEFAULT_THETAS, Gate
 from kvload.analysis.pairs import ArmRuns, LoadedArm, Pairs, align, check_arms, load_arm, pair
 from kvload.analysis.report.build import run_duration_s
 from kvload.analysis.samples import worst_samples
@@ -28,6 +30,8 @@ def compare(
     level: float = stats.LEVEL,
     allow_sampling: bool = False,
     seed: int = 0,
+    gate: Gate | None = None,
+    thetas: Iterable[float] = DEFAULT_THETAS,
 ) -> Comparison:
     """Compare arms.
 
@@ -37,6 +41,8 @@ def compare(
         level: confidence level of all intervals.
         allow_sampling: accept requests sampled without a pinned seed.
         seed: of the bootstrap.
+        gate: baseline scores good enough to lose something; the task's median where None.
+        thetas: relative falls of a score that make a negative sample.
 
     Raises:
         PairingError: the runs cannot be compared.
@@ -49,6 +55,8 @@ def compare(
         level=level,
         allow_sampling=allow_sampling,
         seed=seed,
+        gate=gate,
+        thetas=thetas,
     )
 
 
@@ -64,6 +72,8 @@ def compare_loaded(
     level: float = stats.LEVEL,
     allow_sampling: bool = False,
     seed: int = 0,
+    gate: Gate | None = None,
+    thetas: Iterable[float] = DEFAULT_THETAS,
 ) -> Comparison:
     """Compare arms that are read as they are needed: the baseline first, then the floor if there is one."""
     coming = iter(arms)
@@ -74,12 +84,14 @@ def compare_loaded(
     comparisons: list[ArmComparison] = []
     all_pairs: dict[str, Pairs] = {}
     floor: Pairs | None = None
+    scorer = AnswerScorer(base)
     for number, loaded in enumerate(coming, 1):
         rng = np.random.default_rng([seed, number])
         summaries.append(arms_module.summarise(loaded, limits, rng=rng, level=level))
         pairs = pair(base, loaded, allow_sampling=allow_sampling)
         comparisons.append(_compare_pair(base, loaded, pairs, floor, limits, rng, level))
         all_pairs[loaded.name] = pairs
+        scorer.add(loaded)
         if loaded.floor:
             if floor is not None:
                 raise PairingError(f"two arms are marked as the floor; the second is '{loaded.name}'")
@@ -93,6 +105,13 @@ def compare_loaded(
         arms=summaries,
         comparisons=comparisons,
         verdicts={},
+        answers=scorer.result(
+            floor=floor.other_name if floor else None,
+            rng=np.random.default_rng([seed, len(summaries)]),
+            gate=gate,
+            thetas=thetas,
+            level=level,
+        ),
         notes=_notes(summaries, floor),
         pairs=all_pairs,
     )
@@ -100,9 +119,19 @@ def compare_loaded(
     for summary, comparison in zip(summaries[1:], comparisons, strict=True):
         if not comparison.floor:
             found.verdicts[comparison.name] = judge(
-                base=summaries[0], arm=summary, change=comparison, floor=floors, mode=found.mode
+                base=summaries[0],
+                arm=summary,
+                change=comparison,
+                floor=floors,
+                mode=found.mode,
+                quality=_quality(found, comparison.name),
+                noise=_quality(found, floors.name) if floors else None,
             )
     return found
+
+
+def _quality(comparison: Comparison, arm: str) -> ArmQuality | None:
+    return comparison.answers.arms[arm] if comparison.answers else None
 
 
 def _compare_pair(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from kvload.analysis.answers import Answers
 from kvload.analysis.arms import ArmSummary
 from kvload.analysis.decompose import Decomposition
 from kvload.analysis.lengths import LengthChange
@@ -105,6 +106,7 @@ class Comparison:
         arms: every arm by itself, the baseline first.
         comparisons: every other arm against the baseline, the floor first where there is one.
         verdicts: by arm, without baseline and floor.
+        answers: the quality of the answers; None where none were kept, or lengths were forced.
         notes: what holds for all of them.
         pairs: the pairs themselves, by arm, for files with one row a pair.
     """
@@ -117,6 +119,7 @@ class Comparison:
     arms: list[ArmSummary]
     comparisons: list[ArmComparison]
     verdicts: dict[str, Verdict]
+    answers: Answers | None
     notes: list[str]
     pairs: dict[str, Pairs] = field(repr=False)
 

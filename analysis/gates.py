@@ -145,6 +145,7 @@ def comparison_values(comparison: Comparison) -> dict[str, dict[str, float | Non
                 for percent, found in metric.percentiles.items()
             },
             **_change_values(change),
+            **_quality_values(comparison, change.name),
         }
     return values
 
@@ -164,4 +165,19 @@ def _change_values(change: ArmComparison) -> dict[str, float | None]:
     }
     for name, found in change.latency.items():
         values[f"{name}.change"] = found.relative.estimate
+    return values
+
+
+def _quality_values(comparison: Comparison, arm: str) -> dict[str, float | None]:
+    found = comparison.answers.arms[arm] if comparison.answers else None
+    beyond = found.beyond_floor if found else None
+    values: dict[str, float | None] = {
+        "quality": found.overall.arm_mean if found else None,
+        "quality.change": found.overall.difference.estimate if found else None,
+        "quality.beyond_floor": beyond.estimate if beyond else None,
+        "negative.share": None,
+    }
+    if found and found.negatives:
+        first = min(found.negatives, key=lambda count: count.theta)
+        values["negative.share"] = first.negative / first.eligible if first.eligible else None
     return values

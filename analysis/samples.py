@@ -14,13 +14,14 @@ MOST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One request of one repeat under both arms; a text is None where it was not kept."""
+    """One request of one repeat under both arms; a text is None where it was not kept, a score
+    where it is not about quality."""
 
     index: int
     request_id: str
     repeat: int
     task: str | None
-    difference: float
+    difference: float | None
     base_tokens: int
     other_tokens: int
     base_finish: str | None
@@ -28,6 +29,8 @@ class Sample:
     expected: str | None
     base_text: str | None
     other_text: str | None
+    base_score: float | None = None
+    other_score: float | None = None
 
 
 def worst_samples(pairs: Pairs, base: LoadedArm, other: LoadedArm, *, most: int = MOST) -> list[Sample]:
@@ -46,7 +49,7 @@ def worst_samples(pairs: Pairs, base: LoadedArm, other: LoadedArm, *, most: int 
     for row in rows:
         found = both[int(pairs.repeat[row])].get(int(pairs.request[row]))
         if found:
-            samples.append(_sample(int(pairs.repeat[row]), float(change[row]), *found))
+            samples.append(sample_of(int(pairs.repeat[row]), *found))
     return samples
 
 
@@ -60,15 +63,17 @@ def _records(
     return {index: (one[index], two[index]) for index in wanted}
 
 
-def _sample(repeat: int, change: float, one: RequestRecord, two: RequestRecord) -> Sample:
+def sample_of(repeat: int, one: RequestRecord, two: RequestRecord) -> Sample:
+    """A request under the baseline and under an arm."""
+    before, after = one.output_tokens or 0, two.output_tokens or 0
     return Sample(
         index=one.index,
         request_id=one.request_id,
         repeat=repeat,
         task=one.task,
-        difference=change,
-        base_tokens=one.output_tokens or 0,
-        other_tokens=two.output_tokens or 0,
+        difference=1 - after / before if before else None,
+        base_tokens=before,
+        other_tokens=after,
         base_finish=one.finish_reason,
         other_finish=two.finish_reason,
         expected=one.expected,

@@ -44,8 +44,6 @@ class _Row(msgspec.Struct, gc=False):
     max_tokens: int
     t_sched_s: float
     status: Status
-    worker: int = 0
-    session: str | None = None
     turn: int | None = _MISSING
     input_tokens: int | None = _MISSING
     prompt_tokens: int | None = _MISSING
@@ -68,13 +66,11 @@ class _Row(msgspec.Struct, gc=False):
     clock: str = "user"
     retries: int = 0
     queue_s: float | None = _MISSING
-    prefill_s: float | None = _MISSING
-    decode_s: float | None = _MISSING
 
 
-_INT_COLUMNS = ("index", "max_tokens", "worker", "min_tokens", "retries", "chunk_offset", "chunk_count")
+_INT_COLUMNS = ("index", "max_tokens", "min_tokens", "retries", "chunk_offset", "chunk_count")
 _FLOAT_COLUMNS = (
-    *("t_sched_s", "t_send_s", "t_first_s", "t_last_s", "t_end_s", "queue_s", "prefill_s", "decode_s"),
+    *("t_sched_s", "t_send_s", "t_first_s", "t_last_s", "t_end_s", "queue_s"),
     *("input_tokens", "prompt_tokens", "output_tokens", "first_chunk_tokens", "temperature", "top_p", "seed", "turn"),
 )
 _WORD_COLUMNS = ("cause", "finish_reason", "clock", "output_tokens_source")
@@ -119,7 +115,6 @@ class RecordTable:
     status: Ints
     shard: Ints
     max_tokens: Ints
-    worker: Ints
     min_tokens: Ints
     retries: Ints
     chunk_offset: Ints
@@ -131,8 +126,6 @@ class RecordTable:
     t_last_s: Floats
     t_end_s: Floats
     queue_s: Floats
-    prefill_s: Floats
-    decode_s: Floats
     input_tokens: Floats
     prompt_tokens: Floats
     output_tokens: Floats
@@ -143,7 +136,6 @@ class RecordTable:
     turn: Floats
     prompt_digest: npt.NDArray[np.bytes_]
     request_id: npt.NDArray[np.object_]
-    session: npt.NDArray[np.object_]
     cause: Words
     finish_reason: Words
     clock: Words
@@ -287,8 +279,7 @@ def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Itera
     yield "status", np.fromiter((_STATUS_CODE[row.status] for row in rows), np.int64, len(rows))
     yield "ignore_eos", np.fromiter(map(attrgetter("ignore_eos"), rows), np.bool_, len(rows))
     yield "prompt_digest", np.array([row.prompt_digest.encode() for row in rows], "S32")
-    for name in ("request_id", "session"):
-        yield name, np.fromiter(map(attrgetter(name), rows), np.object_, len(rows))
+    yield "request_id", np.fromiter(map(attrgetter("request_id"), rows), np.object_, len(rows))
 
 
 def _numbers(rows: list[_Row], name: str) -> Floats:

@@ -9,6 +9,7 @@ square root of n.
 import math
 from dataclasses import dataclass
 
+from kvload.analysis.answers import ArmQuality
 from kvload.analysis.arms import ArmSummary
 from kvload.analysis.comparison import ArmComparison, Finding, Verdict
 from kvload.analysis.report import words
@@ -74,7 +75,14 @@ def more_needed(change: Estimate, margin: float = MARGIN) -> int | None:
 
 
 def judge(
-    *, base: ArmSummary, arm: ArmSummary, change: ArmComparison, floor: ArmComparison | None, mode: str
+    *,
+    base: ArmSummary,
+    arm: ArmSummary,
+    change: ArmComparison,
+    floor: ArmComparison | None,
+    mode: str,
+    quality: ArmQuality | None = None,
+    noise: ArmQuality | None = None,
 ) -> Verdict:
     """The verdict on one arm.
 
@@ -84,11 +92,14 @@ def judge(
         change: the arm against the baseline.
         floor: the A/A pair, if it was measured.
         mode: ``free`` or ``forced``.
+        quality: of the arm's answers, if there is anything to score.
+        noise: of the answers of the baseline's second run.
     """
     findings = [
         _capacity(base, arm, change, floor),
         _latency(change, floor),
         _lengths(change, floor, mode),
+        _quality(quality, noise, mode),
     ]
     return Verdict(arm=arm.name, headline=_headline(change, findings), findings=findings)
 
@@ -242,6 +253,36 @@ def eaten_text(change: ArmComparison) -> str | None:
     if eaten.estimate < 0:
         return f"shorter answers add {words.share(-eaten.estimate, 0)} to the speed-up" + bounds
     return f"longer answers eat {words.share(eaten.estimate, 0)} of the speed-up" + bounds
+
+
+def _quality(quality: ArmQuality | None, noise: ArmQuality | None, mode: str) -> Finding:
+    if quality is None or not quality.overall.n:
+        reason = "lengths were forced" if mode == "forced" else "no answers were kept"
+        return Finding(topic="quality", outcome="unmeasured", text=f"quality says nothing: {reason}")
+    overall = quality.overall
+    if quality.by_agreement and noise is None:
+        text = (
+            f"answers agree with the baseline's to {words.number(overall.arm_mean)} ({overall.scorer}), which says"
+            " nothing without a second run of the baseline beside it"
+        )
+        return Finding(topic="quality", outcome="unmeasured", text=text)
+    found = decide(overall.difference, beyond=quality.beyond_floor, noise=noise.overall.difference if noise else None)
+    if found.outcome == "unmeasured":
+        return Finding(topic="quality", outcome="unmeasured", text="no request was scored on both sides")
+    size = f"{abs((overall.difference.estimate or 0.0) * 100):.1f} points"
+    lead = {
+        "higher": f"scores rise by {size}",
+        "lower": f"scores fall by {size}",
+        "same": "scores stay",
+    }.get(found.outcome, "no verdict on quality")
+    aside = f"; A/A {words.points(noise.overall.difference.estimate)}" if noise else ""
+    means = f"{words.number(overall.base_mean)} to {words.number(overall.arm_mean)} on average"
+    text = f"{lead}: {means} ({overall.scorer}; {_points(overall.difference)}{aside})"
+    for count in quality.negatives:
+        beside = f", A/A {count.floor_negative}" if count.floor_negative is not None else ""
+        text += f"; {count.negative} negative samples at {words.share(count.theta, 0)} (mirror {count.mirror}{beside})"
+    outcome = {"higher": "better", "lower": "worse"}.get(found.outcome, found.outcome)
+    return _finding("quality", outcome, text, found.needed)
 
 
 def _abs(value: float | None) -> float | None:

@@ -71,7 +71,6 @@ def build_from(
 def _metric(name: str, values: Floats, rng: np.random.Generator, level: float) -> Metric:
     ordered = np.sort(values)
     n = len(ordered)
-    grid = np.linspace(0, 1, ECDF_POINTS)
     return Metric(
         name=name,
         n=n,
@@ -80,8 +79,14 @@ def _metric(name: str, values: Floats, rng: np.random.Generator, level: float) -
         min_s=float(ordered[0]) if n else None,
         max_s=float(ordered[-1]) if n else None,
         percentiles={percent: stats.quantile(ordered, percent / 100, level=level) for percent in PERCENTILES},
-        ecdf_s=np.quantile(ordered, grid).tolist() if n else [],
+        ecdf_s=ecdf_of(ordered),
     )
+
+
+def ecdf_of(ordered: Floats) -> list[float]:
+    """Quantiles of sorted values at equal steps of probability, by linear interpolation; empty where there are none."""
+    places = np.linspace(0, len(ordered) - 1, ECDF_POINTS)
+    return np.interp(places, np.arange(len(ordered)), ordered).tolist() if len(ordered) else []
 
 
 def gap_metric(gaps: latency.TokenGaps, rng: np.random.Generator, level: float) -> Metric:

@@ -23,6 +23,8 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         name: plain(getattr(comparison, name))
         for name in ("trace", "mode", "repeats", "level", "arms", "comparisons", "verdicts", "notes")
     }
+    answers = comparison.answers
+    whole["quality"] = {**plain(answers.quality), "arms": plain(answers.arms)} if answers else None
     return {**whole, "slo": plain(comparison.limits_s), "figures": plain(gates.comparison_values(comparison))}
 
 

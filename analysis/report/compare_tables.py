@@ -2,6 +2,7 @@
 
 from kvload.analysis.arms import ArmSummary
 from kvload.analysis.comparison import ArmComparison, Comparison
+from kvload.analysis.negatives import NegativeCount
 from kvload.analysis.report import words
 from kvload.analysis.report.tables import Row, TableData
 from kvload.analysis.stats import Estimate
@@ -27,7 +28,9 @@ def what_was_compared(comparison: Comparison) -> list[str]:
 
 def notes_of(comparison: Comparison) -> list[str]:
     """Notes of the whole and of each arm."""
-    return [*comparison.notes, *(f"{c.name}: {note}" for c in comparison.comparisons for note in c.notes)]
+    quality = comparison.answers.quality.notes if comparison.answers else []
+    said = [*comparison.notes, *(note for note in quality if not note.startswith("no noise floor"))]
+    return [*said, *(f"{c.name}: {note}" for c in comparison.comparisons for note in c.notes)]
 
 
 def tables_of(comparison: Comparison) -> list[TableData]:
@@ -38,7 +41,54 @@ def tables_of(comparison: Comparison) -> list[TableData]:
         found.append(censored_table(comparison))
     if comparison.limits_s:
         found.append(slo_table(comparison))
+    if quality := quality_table(comparison):
+        found.append(quality)
     return found
+
+
+def quality_table(comparison: Comparison) -> TableData | None:
+    """Mean scores, and negative samples beside their mirror and the A/A pair's."""
+    answers = comparison.answers
+    if answers is None:
+        return None
+    thetas = sorted({count.theta for count in answers.quality.negatives})
+    rows = []
+    for name, found in answers.arms.items():
+        counts = {count.theta: count for count in found.negatives}
+        for change in (found.overall, *found.tasks):
+            whole = change.task is None
+            rows.append(
+                Row(
+                    cells=(
+                        label(comparison, name) if whole else f"  {change.task}",
+                        f"{change.n:,}",
+                        words.number(change.base_mean),
+                        words.number(change.arm_mean),
+                        words.points(change.difference.estimate),
+                        *(_negative(counts.get(theta)) if whole else "" for theta in thetas),
+                    ),
+                    details=(
+                        *("", "", "", ""),
+                        words.change_range(change.difference).replace("%", "pt"),
+                        *("" for _ in thetas),
+                    ),
+                )
+            )
+    scorers = ", ".join(sorted({found.overall.scorer for found in answers.arms.values()}))
+    return TableData(
+        title="Quality of the answers, request by request",
+        columns=("arm, task", "n", "base", "arm", "change", *(f"negative at {theta:.0%}" for theta in thetas)),
+        rows=rows,
+        caption=f"scorer: {scorers}; negative: out of the samples whose baseline reaches its {answers.quality.gate};"
+        " in brackets mirror and A/A",
+    )
+
+
+def _negative(count: NegativeCount | None) -> str:
+    if count is None:
+        return words.ABSENT
+    again = words.ABSENT if count.floor_negative is None else f"{count.floor_negative:,}"
+    return f"{count.negative:,} of {count.eligible:,} ({count.mirror:,}, {again})"
 
 
 def label(comparison: Comparison, name: str) -> str:

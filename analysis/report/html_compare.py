@@ -32,7 +32,8 @@ def render(comparison: Comparison) -> str:
         html_page.section("Answer lengths", key, _lengths(comparison, styles, names)),
         html_page.section("Over time and over limits", key, html_page.charts(_time_charts(comparison, styles))),
         *(html_page.section(data.title, html_page.table(data)) for data in tables),
-        html_page.section("Samples: where lengths changed most", _samples(comparison)),
+        html_page.section("Samples: where quality fell most", _samples(comparison, "quality")),
+        html_page.section("Samples: where lengths changed most", _samples(comparison, "length")),
         html_page.section("Notes", html_page.bullets(notes_of(comparison))),
     ]
     return html_page.page(f"kvload comparison: {comparison.trace.path}", body)
@@ -134,12 +135,16 @@ def _time_charts(comparison: Comparison, styles: dict[str, str]) -> list[str]:
     return [html_page.figure(title, svg, note) for title, svg, note in charts if svg]
 
 
-def _samples(comparison: Comparison) -> str:
-    everything = [(change, sample) for change in comparison.comparisons for sample in change.worst if not change.floor]
-    if not everything:
-        return ""
-    most = min(4000, _TEXT_BUDGET // (3 * len(everything)))
-    return "".join(_sample(change.name, comparison.baseline.name, sample, most) for change, sample in everything)
+def _samples(comparison: Comparison, kind: str) -> str:
+    lengths = {change.name: change.worst for change in comparison.comparisons if not change.floor}
+    arms = comparison.answers.arms if comparison.answers else {}
+    quality = {name: arms[name].worst for name in lengths if name in arms}
+    everything = sum(len(samples) for found in (lengths, quality) for samples in found.values())
+    most = min(4000, _TEXT_BUDGET // (3 * max(everything, 1)))
+    chosen = quality if kind == "quality" else lengths
+    return "".join(
+        _sample(name, comparison.baseline.name, sample, most) for name, samples in chosen.items() for sample in samples
+    )
 
 
 def _sample(arm: str, base: str, sample: Sample, most: int) -> str:
@@ -147,6 +152,8 @@ def _sample(arm: str, base: str, sample: Sample, most: int) -> str:
         f"{arm} · {sample.request_id} (repeat {sample.repeat}){f' · {sample.task}' if sample.task else ''}: "
         f"{sample.base_tokens:,} → {sample.other_tokens:,} tokens, D {words.signed_share(sample.difference, 0)}"
     )
+    if sample.base_score is not None:
+        head += f", score {words.number(sample.base_score)} → {words.number(sample.other_score)}"
     expected = f"<p>expected:</p><pre>{_cut(sample.expected, most)}</pre>" if sample.expected is not None else ""
     answers = "".join(
         f"<div><p>{escape(name)} ({escape(finish or 'no finish reason')})</p><pre>{_cut(text, most)}</pre></div>"

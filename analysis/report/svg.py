@@ -50,9 +50,9 @@ def axis_for(
         if high / low < 1.5:
             low, high = low / 1.3, high * 1.3
     else:
-        low = 0.0 if zero else low
+        low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
         room = (high - low) * 0.04 or abs(high) * 0.04 or 0.5
-        low, high = (low if zero else low - room), high + room
+        low, high = (low if zero and low == 0 else low - room), high + room
     return Axis(title=title, low=low, high=high, log=log, text=text)
 
 
