@@ -2,12 +2,9 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from kvload.workloads.arrivals import ArrivalSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -99,13 +96,14 @@ def replay(
 ) -> int:
     """Replay a trace against a server and report what happened."""
     from kvload.analysis import gates
+    from kvload.cli.arrival_options import arrival_spec
     from kvload.cli.replay_display import Display
     from kvload.errors import ExitStatus, UsageError
     from kvload.replaying import Listener, ReplayOptions, replay_once, request_headers
     from kvload.workloads.durations import parse_duration, parse_limits
     from kvload.workloads.samples import trace_path
 
-    headers = dict(_header(text) for text in header or [])
+    headers = dict(parse_header(text) for text in header or [])
     if worker:
         from kvload.workloads.remote import run_worker
 
@@ -125,17 +123,8 @@ def replay(
         format=format_name,
         sort=sort,
         mode=mode.value,
-        arrivals=_arrivals(
-            arrivals,
-            speed,
-            rate,
-            burstiness,
-            ramp,
-            concurrency,
-            jitter_s=parse_duration(jitter, flag="--jitter"),
-            start_s=parse_duration(start, flag="--start"),
-            end_s=None if end is None else parse_duration(end, flag="--end"),
-            seed=seed,
+        arrivals=arrival_spec(
+            arrivals, speed, rate, burstiness, ramp, concurrency, jitter=jitter, start=start, end=end, seed=seed
         ),
         slo=limits,
         seed=seed,
@@ -208,40 +197,12 @@ def _trace_and_limits(words: list[str]) -> tuple[str, list[str]]:
     return names[0], limits
 
 
-def _arrivals(
-    kind: str | None,
-    speed: float,
-    rate: str | None,
-    burstiness: float | None,
-    ramp: str | None,
-    concurrency: int | None,
-    *,
-    jitter_s: float,
-    start_s: float,
-    end_s: float | None,
-    seed: int,
-) -> "ArrivalSpec":
-    from kvload.errors import UsageError
-    from kvload.workloads.arrivals import ArrivalSpec, parse_ramps
+def parse_header(text: str) -> tuple[str, str]:
+    """Name and value of a ``--header`` option.
 
-    number: float | None = None
-    if rate is not None and rate != "inf":
-        try:
-            number = float(rate)
-        except ValueError:
-            raise UsageError(f"'{rate}' is no rate", where="--rate") from None
-    if concurrency is not None or rate == "inf":
-        if kind is not None or number is not None or ramp is not None or speed != 1.0:
-            raise UsageError("excludes all other choices of arrivals", where="--concurrency, --rate inf")
-        kind = "once"
-    elif kind is None:
-        kind = "gamma" if burstiness is not None else "trace"
-    spec: Any = {"kind": kind, "speed": speed, "rate": number, "burstiness": 1.0 if burstiness is None else burstiness}
-    ramps = parse_ramps(ramp) if ramp else ()
-    return ArrivalSpec(**spec, ramps=ramps, jitter_s=jitter_s, start_s=start_s, end_s=end_s, seed=seed)
-
-
-def _header(text: str) -> tuple[str, str]:
+    Raises:
+        UsageError: it is not ``Name: value``.
+    """
     from kvload.errors import UsageError
 
     name, separator, value = text.partition(":")

@@ -100,7 +100,7 @@ def make_arms(
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"the arm '{name}' is given twice", where="--method/--arm")
-    if len(names) < 2:  # noqa: PLR2004
+    if len(names) < 2:
         raise UsageError(
             "a comparison needs two arms", where="--method/--arm", hint="for example --method none --method kivi-4"
         )

@@ -1,0 +1,173 @@
+"""What ``kvload compare`` does with a plan or with run folders: make the runs, show the comparison, judge the gates."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvload.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvload.analysis.gates import Gate
+    from kvload.analysis.pairs import ArmRuns
+    from kvload.experiment.plan import ExperimentPlan, PlannedRun
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is wanted of a comparison once its runs are there."""
+
+    conditions: "tuple[Gate, ...]" = ()
+    as_json: bool = False
+    limits: Mapping[str, float] | None = None
+
+
+def make_runs(
+    plan: "ExperimentPlan | None",
+    out: Path | None,
+    headers: Mapping[str, str],
+    outcome: Outcome,
+    *,
+    verify: bool,
+    dry_run: bool,
+) -> None:
+    """Make a new experiment (``plan``) or go on with the one in ``out``, then show it.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; the folder can be resumed.
+    """
+    from kvload.cli.replay_display import Display
+    from kvload.experiment import plan as plans
+    from kvload.experiment.run import Watcher, pending, run_all, trace_copy
+    from kvload.replaying import Listener
+
+    folder = out or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-compare"
+    is_new = plan is not None
+    wanted = plan or plans.load(folder)
+    trace = Path(wanted.trace) if is_new else trace_copy(wanted, folder)
+    _show_plan(wanted, trace, wanted.runs() if is_new else pending(wanted, folder))
+    if dry_run:
+        return
+    if is_new:
+        plans.save(wanted, folder)
+        shutil.copyfile(wanted.trace, trace_copy(wanted, folder))
+    with Display() as display:
+
+        def told(run: "PlannedRun", number: int, of: int) -> None:
+            display.notice(f"[{number}/{of}] {run.arm}, repeat {run.repeat + 1}")
+
+        def launching(event: Any) -> None:
+            if event.kind in {"note", "ready"}:
+                display.notice(f"  {event.text}")
+
+        watcher = Watcher(told, launching, Listener(display.progress, lambda text: display.notice(f"  {text}")))
+        try:
+            run_all(wanted, folder, watcher, headers=headers, verify=verify)
+        except KeyboardInterrupt:
+            display.notice(f"interrupted: go on with kvload compare --resume {folder}")
+            raise
+    show(experiment_arms(wanted, folder), folder, outcome)
+
+
+def experiment_arms(plan: "ExperimentPlan", folder: Path) -> "list[ArmRuns]":
+    """The arms of a finished experiment."""
+    from kvload.analysis.pairs import ArmRuns
+    from kvload.experiment.run import completed
+
+    runs = completed(plan, folder)
+    return [ArmRuns(arm.name, runs[arm.name], baseline=arm.baseline, floor=arm.floor) for arm in plan.arms]
+
+
+def existing_arms(folders: Sequence[Path], baseline: str | None, floor: Path | None) -> "list[ArmRuns]":
+    """The arms in an experiment's folder, or run folders as arms of one run each.
+
+    Raises:
+        UsageError: fewer than two runs, or a baseline that is not among them.
+        RunDirError: a folder holds no run.
+    """
+    from kvload.analysis.pairs import ArmRuns
+    from kvload.experiment import plan as plans
+    from kvload.rundir import RunDir
+
+    if len(folders) == 1 and (folders[0] / plans.PLAN_NAME).is_file():
+        return experiment_arms(plans.load(folders[0]), folders[0])
+    runs = {path: RunDir.open(path) for path in folders}
+    if len(runs) < 2:
+        raise UsageError("a comparison needs two run folders", hint="kvload compare RUN_A RUN_B")
+    names = _names(runs)
+    base = baseline or next(iter(names.values()))
+    if base not in names.values():
+        raise UsageError(f"the baseline '{base}' is not among: {', '.join(names.values())}", where="--baseline")
+    arms = [ArmRuns(names[path], (run,), baseline=names[path] == base) for path, run in runs.items()]
+    if floor is not None:
+        arms.append(ArmRuns(f"{base} (again)", (RunDir.open(floor),), floor=True))
+    return arms
+
+
+def show(arms: "Sequence[ArmRuns]", out: Path | None, outcome: Outcome) -> None:
+    """Compare, print, write the files (where there is a folder), and judge the gates.
+
+    Raises:
+        GateFailedError: a ``--fail-if`` condition holds.
+    """
+    from rich.console import Console
+
+    from kvload.analysis import gates
+    from kvload.analysis.compare import compare
+    from kvload.analysis.report import compare_json, compare_terminal, html_compare
+
+    comparison = compare(arms, slo_limits=outcome.limits or None)
+    as_dict = compare_json.as_dict(comparison)
+    if outcome.as_json:
+        json.dump(as_dict, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        compare_terminal.render(comparison, Console())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        page = out / "comparison.html"
+        page.write_text(html_compare.render(comparison), encoding="utf-8")
+        text = json.dumps(as_dict, indent=2, ensure_ascii=False)
+        (out / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        compare_json.write_csv(comparison, out)
+        print(f"wrote {page}, comparison.json, pairs.csv and arms.csv", file=sys.stderr)
+    gates.check(outcome.conditions, gates.comparison_values(comparison))
+
+
+def _names(runs: Mapping[Path, Any]) -> dict[Path, str]:
+    """What to call each run: its arm, else its method, else its folder; the folder where that is not unique."""
+    names = {}
+    for path, run in runs.items():
+        manifest = run.manifest()
+        names[path] = manifest.arm or manifest.server.method or path.name
+    if len(set(names.values())) < len(names):
+        names = {path: path.name for path in runs}
+    if len(set(names.values())) < len(names):
+        names = {path: str(path) for path in runs}
+    return names
+
+
+def _show_plan(plan: "ExperimentPlan", trace: Path, runs: "Sequence[PlannedRun]") -> None:
+    import msgspec
+
+    from kvload.workloads.arrivals import ArrivalSpec
+    from kvload.workloads.schedule import load_schedule
+
+    schedule = load_schedule(
+        trace,
+        format=plan.replay.get("format"),
+        model="",
+        mode=plan.replay.get("mode", "free"),
+        arrivals=msgspec.convert(plan.replay.get("arrivals", {}), ArrivalSpec),
+        limit=plan.replay.get("limit"),
+        scale_input=plan.replay.get("scale_input", 1.0),
+    )
+    total_s = plan.estimate_s(schedule.span_s, plan.launch.get("engine") or "auto") * len(runs) / len(plan.runs())
+    lines = [f"{len(schedule.planned)} requests over {schedule.span_s:.0f} s, {len(plan.arms)} arms, {len(runs)} runs:"]
+    lines += [f"  {number:3d}. {run.arm} (repeat {run.repeat + 1})" for number, run in enumerate(runs, 1)]
+    lines.append(f"about {total_s / 60:.1f} min, and the time the last answers of each run take")
+    print("\n".join(lines), file=sys.stderr, flush=True)
