@@ -5,11 +5,13 @@ An adapter knows how its engine is started, what it says while it loads, and wha
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from kvload.errors import UsageError
 from kvload.servers.machine import Machine
 from kvload.servers.model_facts import ModelFacts
+from kvload.servers.probe import MODEL_DIR
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,10 @@ def adapter(engine: str) -> Adapter:
 
 
 def served_name(model: ModelFacts) -> str:
-    """The name a model gets in the API: its folder's, or the hub's."""
-    return model.folder.name if model.folder is not None and "/" in str(model.name) else model.name
+    """The name a model gets in the API: its folder's, the hub's, or ``probe`` for kvload's own."""
+    if model.folder is not None and model.folder == MODEL_DIR:
+        return "probe"
+    return model.folder.name if model.folder is not None and Path(model.name).expanduser().is_dir() else model.name
 
 
 def has_flag(arguments: tuple[str, ...], *flags: str) -> bool:

@@ -133,6 +133,9 @@ def _start_once(
                 api_headers({**os.environ, **request.env}, request.engine_args),
                 on_event,
             )
+            if entry.vocab_size is None:
+                # The engine has fetched the model by now: what it is can be read where it was put.
+                entry = msgspec.structs.replace(entry, vocab_size=model_facts.read(model.name).vocab_size)
             registry.save(entry)
     except BaseException:
         stop(entry)

@@ -205,6 +205,10 @@ def find(name: str | None = None) -> ServerEntry:
             raise UsageError(f"there is no server '{name}'", where="--server", hint=f"known: {names}")
         entry = found
     state = state_of(entry)
+    if state == "starting" and not is_alive(entry.launcher_pid, entry.launcher_mark):
+        raise ServerError(
+            f"the launch of '{entry.name}' was killed before the server was ready", hint=f"kvload stop {entry.name}"
+        )
     if state == "starting":
         raise ServerError(f"the server '{entry.name}' is still starting", hint="kvload status shows how far it is")
     if state == "dead":

@@ -187,6 +187,8 @@ def wait_until_ready(
         raise StartFailedError(
             f"the server answers /health but produced no token: {cause.message}", cause, entry.log, _log_end(entry)
         ) from error
+    if not is_alive(entry.pid, entry.mark):
+        raise _failed(entry, "another server answers on its port, and it ended")
     info = msgspec.structs.replace(
         entry.info,
         max_model_len=said.max_model_len,

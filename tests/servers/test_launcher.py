@@ -8,13 +8,14 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from kvload.errors import ServerError, UsageError
 from kvload.servers import registry
 from kvload.servers.launcher import LaunchEvent, reset_prefix_cache
-from kvload.servers.process import session_members, start_mark
+from kvload.servers.process import is_alive, session_members, start_mark
 from kvload.servers.registry import ServerEntry
 from kvload.servers.starting import StartFailedError, free_port
 from kvload.servers.stopping import stop
@@ -204,8 +205,22 @@ def test_no_prefix_cache_needs_no_reset(start) -> None:
     assert reset_prefix_cache(start()) == "off"
 
 
-def test_start_marks_tell_processes_apart() -> None:
-    mine = start_mark(os.getpid())
-    assert mine is not None
-    assert start_mark(os.getppid()) != mine or os.getppid() == 0
-    assert start_mark(2**22 + 1) is None
+def test_start_marks_stay_the_same_and_end_with_the_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        mark = start_mark(process.pid)
+        assert mark is not None
+        assert start_mark(process.pid) == mark
+        assert is_alive(process.pid, mark)
+        assert not is_alive(process.pid, mark + "0")
+        process.communicate(b"\n")
+    assert start_mark(process.pid) != mark
+    assert not is_alive(process.pid, mark)
+
+
+def test_a_launch_that_was_killed_is_told_and_can_be_cleared(start, state_folder: Path) -> None:
+    entry = start()
+    registry.save(msgspec.structs.replace(entry, state="starting", launcher_pid=1, launcher_mark="not its start"))
+    with pytest.raises(ServerError, match="was killed before the server was ready"):
+        registry.find()
+    assert stop(registry.entries()[0]).was_running
+    assert living([entry.pid, entry.keeper_pid]) == []
