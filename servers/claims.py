@@ -102,4 +102,4 @@ def scored(spare: int) -> Claim:
 
 def leankv(stored: Stored) -> float:
     """Every token at the high precision: what is held before significance is known, and never more than that."""
-    return 8 * stored.head_dim / 8 + 4 * stored.head_dim / 8 + 4 + 4 + 8
+    return 12 * stored.head_dim / 8 + 4 + 2 * 4 + 8

@@ -84,6 +84,10 @@ class KVCache(Protocol):
         """Bytes of the pages in use."""
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of one layer: what memory is given out in."""
+
+    @property
     def pool_tokens(self) -> int:
         """Tokens that fit when stored as the method stores a long sequence: what ``/metrics`` reports."""
 

@@ -4,13 +4,14 @@ from typing import Any
 
 from kvload.errors import UsageError
 from kvload.servers.engine.cache.block_cache import BlockCache
+from kvload.servers.engine.cache.head_cache import HeadCache
 from kvload.servers.engine.cache.scored_cache import ScoredCache
 from kvload.servers.engine.cache.token_cache import TokenCache
 from kvload.servers.engine.cache_api import CacheGeometry, KVCache
 from kvload.servers.engine.compression import build_method
 from kvload.servers.methods import MethodSpec
 
-STRUCTURES: dict[str, Any] = {"tokens": TokenCache, "blocks": BlockCache, "scored": ScoredCache}
+STRUCTURES: dict[str, Any] = {"tokens": TokenCache, "blocks": BlockCache, "scored": ScoredCache, "heads": HeadCache}
 """The cache for each structure a method may name."""
 
 

@@ -128,8 +128,7 @@ class BlockCache(PagedCache):
     def plan(self, entries: Sequence[StepEntry]) -> BlockPlan:
         """Index tensors of the step."""
         if self._fresh:
-            # A page may have held anything before; what is not written yet must still read as numbers.
-            self.pool.storage.index_fill_(1, self._tensor(np.concatenate(self._fresh)), 0)
+            self.pool.clear(np.concatenate(self._fresh))
             self._fresh.clear()
         rows = np.array([entry.sequence.row for entry in entries], dtype=np.int64)
         lengths = np.array([entry.sequence.length for entry in entries], dtype=np.int64)

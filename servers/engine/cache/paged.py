@@ -60,6 +60,11 @@ class PagedCache(ABC):
         return self.pool.allocated_bytes
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of a page in one plane: what memory is given out in."""
+        return self.pool.page_bytes
+
+    @property
     @abstractmethod
     def pool_tokens(self) -> int:
         """Tokens that fit when stored as the method stores a long sequence."""

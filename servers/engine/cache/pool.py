@@ -21,6 +21,7 @@ class PagePool:
 
     Attributes:
         null_page: id of a page of zeros beyond the pool, for the padding of tables.
+        waste_page: id of a page beyond the pool that takes writes which go nowhere.
     """
 
     def __init__(self, total_bytes: int, page_bytes: int, planes: int, device: torch.device) -> None:
@@ -28,8 +29,9 @@ class PagePool:
         self.planes = planes
         self.pages = total_bytes // (page_bytes * planes)
         # Zeros, not whatever memory held: bytes of unwritten slots are read as numbers before they are masked.
-        self.storage = torch.zeros((planes, self.pages + 1, page_bytes), dtype=torch.uint8, device=device)
+        self.storage = torch.zeros((planes, self.pages + 2, page_bytes), dtype=torch.uint8, device=device)
         self.null_page = self.pages
+        self.waste_page = self.pages + 1
         self._free = np.arange(self.pages - 1, -1, -1, dtype=np.int64)
         self._free_count = self.pages
 
@@ -54,6 +56,15 @@ class PagePool:
             return None
         self._free_count -= count
         return self._free[self._free_count : self._free_count + count].copy()
+
+    def clear(self, pages: PageIds) -> None:
+        """Fill pages with zeros.
+
+        A page may have held anything before. Where kinds of pages differ, what is not written yet must be cleared: it
+        is read together with what is, and old bytes need not be numbers in the new kind.
+        """
+        if len(pages):
+            self.storage.index_fill_(1, torch.from_numpy(pages).to(self.storage.device), 0)
 
     def give(self, pages: PageIds) -> None:
         """Return pages taken before; each exactly once."""

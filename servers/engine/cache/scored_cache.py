@@ -255,8 +255,13 @@ class ScoredCache(PagedCache):
         held = [self._slots_first(view[group.pages]) for view in (keys, values, positions, scores)]
         position = self._valid(held[2], group.used)
         mask = Sight(extras.sliding_window).mask(group.length, position, torch.float32)[:, :, None, None]
-        attended, received = attention.attend_scored(
-            query.view(-1, *self._grouped), held[0], held[1], mask, 0, extras, self.geometry.kv_heads
+        attended, received = attention.attend_judged(
+            query.view(-1, *self._grouped),
+            [lambda: (held[0], mask)],
+            [lambda: held[1]],
+            judges=0,
+            extras=extras,
+            largest=False,
         )
         if self.method.judging_queries is None:
             total = held[3] + received
@@ -297,14 +302,13 @@ class ScoredCache(PagedCache):
         count = int(chunk.own[0].shape[0])
         slots = torch.arange(stored[0].shape[2], device=query.device)
         mask = Sight(extras.sliding_window).mask(chunk.position[:, None], slots, torch.float32)[None, None, None]
-        attended, received = attention.attend_scored(
+        attended, received = attention.attend_judged(
             attention.by_head(query, self.geometry.kv_heads),
-            stored[0],
-            stored[1],
-            mask,
-            chunk.judges,
-            extras,
-            self.geometry.kv_heads,
+            [lambda: (stored[0], mask)],
+            [lambda: stored[1]],
+            judges=chunk.judges,
+            extras=extras,
+            largest=False,
         )
         if chunk.judges < count:
             stored[3] = stored[3] + received

@@ -95,7 +95,7 @@ class TokenCache(PagedCache):
         self.layout = PageLayout(method.fields(shape))
         pool = PagePool(total_bytes, 2 * self.layout.page_bytes, geometry.layers, geometry.device)
         super().__init__(geometry, pool)
-        self._halves = pool.storage.view(geometry.layers, 2 * (pool.pages + 1), self.layout.page_bytes)
+        self._halves = pool.storage.view(geometry.layers, 2 * (pool.pages + 2), self.layout.page_bytes)
         self._tables = BlockTables()
         self._grouped = geometry.kv_heads, geometry.query_heads // geometry.kv_heads, 1, geometry.head_dim
         self._rotation = None

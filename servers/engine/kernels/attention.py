@@ -158,7 +158,7 @@ def scores(scaled: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, softcap:
 def weighted(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Weights ``(b, H, G, t, n)`` times values ``(b, H, n, D)``: ``(b, H, G, t, D)``."""
     b, heads, groups, tokens, n = weights.shape
-    return torch.matmul(weights.view(b, heads, groups * tokens, n), value).view(b, heads, groups, tokens, -1)
+    return torch.matmul(weights.reshape(b, heads, groups * tokens, n), value).view(b, heads, groups, tokens, -1)
 
 
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -186,44 +186,65 @@ def by_token(out: torch.Tensor) -> torch.Tensor:
     return out[0].permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def attend_scored(
+def attend_judged(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
+    keys: Sequence[Callable[[], tuple[torch.Tensor, torch.Tensor]]],
+    values: Sequence[Callable[[], torch.Tensor]],
+    *,
     judges: int,
     extras: AttentionExtras,
-    kv_heads: int,
+    largest: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention that also says how much weight each key received.
 
+    Keys and values are read in blocks, all keys before the first values; what exists at once is a block, and the
+    scores of as many queries as :data:`SCORE_BYTES` allows.
+
     Args:
         query: ``(b, H, G, t, D)``.
-        key, value, mask: all the queries see.
+        keys: blocks of keys ``(b, H, n, D)`` with their masks.
+        values: the same tokens' values.
         judges: first query whose weights count.
         extras: what the layer adds.
-        kv_heads: ``H``.
+        largest: whether a key's weight from the query heads that share it is the largest one, or their sum.
 
     Returns:
-        the output ``(b, H, G, t, D)`` in the query's dtype; weights summed over the group's heads and over the queries
-        from ``judges`` on, ``(b, H, n)``.
+        the output ``(b, H, G, t, D)`` in the query's dtype; the weights each key received, summed over the queries
+        from ``judges`` on, ``(b, H, N)`` with all blocks side by side.
     """
     b, heads, groups, tokens, _ = query.shape
-    sinks = None if extras.sinks is None else extras.sinks.float().view(kv_heads, -1, 1)
+    sinks = None if extras.sinks is None else extras.sinks.float().view(heads, groups, 1)
     scaled = query.float() * extras.scaling
-    key, value = key.float(), value.float()
-    received = torch.zeros((b, heads, key.shape[2]), device=query.device)
     out = torch.empty_like(query)
-    step = max(1, SCORE_BYTES // (4 * b * heads * groups * key.shape[2]))
-    for start in range(0, tokens, step):
+    received = torch.zeros(())
+    start = 0
+    step = tokens
+    while start < tokens:
+        found = []
+        for load in keys:
+            key, mask = load()
+            if start == 0 and not found:
+                columns = key.shape[2] * len(keys)
+                step = max(1, min(tokens, SCORE_BYTES // (4 * b * heads * groups * columns)))
+            part = slice(start, start + step)
+            masked = mask if mask.shape[3] == 1 else mask[:, :, :, part]
+            found.append(scores(scaled[:, :, :, part], key, masked, extras.softcap))
         part = slice(start, start + step)
-        found = scores(scaled[:, :, :, part], key, mask if mask.shape[3] == 1 else mask[:, :, :, part], extras.softcap)
+        together = found[0] if len(found) == 1 else torch.cat(found, -1)
         if sinks is None:
-            weights = found.softmax(-1)
+            weights = together.softmax(-1)
         else:
-            total = torch.logaddexp(found.logsumexp(-1), sinks)
-            weights = (found - total[..., None]).exp_()
-        out[:, :, :, part] = weighted(weights, value).to(query.dtype)
+            total = torch.logaddexp(together.logsumexp(-1), sinks)
+            weights = (together - total[..., None]).exp_()
+        column = 0
+        summed = torch.zeros(scaled[:, :, :, part].shape, device=query.device)
+        for read in values:
+            value = read()
+            summed += weighted(weights[..., column : column + value.shape[2]], value.float())
+            column += value.shape[2]
+        out[:, :, :, part] = summed.to(query.dtype)
         if start + step > judges:
-            received += weights[..., max(0, judges - start) :, :].sum((2, 3))
-    return out, received
+            judged = weights[..., max(0, judges - start) :, :]
+            received = received.to(query.device) + (judged.amax(2) if largest else judged.sum(2)).sum(2)
+        start += step
+    return out, received.expand(b, heads, -1) if received.dim() else torch.zeros(b, heads, column, device=query.device)

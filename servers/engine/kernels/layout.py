@@ -29,9 +29,9 @@ class Field:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def aligned(size: int) -> int:
-    """The next multiple of :data:`ALIGNMENT`."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
+    """The next multiple of ``alignment``."""
+    return -(-size // alignment) * alignment
 
 
 class PageLayout:
@@ -40,15 +40,16 @@ class PageLayout:
     Args:
         fields: in the order they lie in the page.
         page_bytes: length of the page where it must be longer than its fields.
+        alignment: bytes that every field starts at a multiple of.
     """
 
-    def __init__(self, fields: tuple[Field, ...], page_bytes: int = 0) -> None:
+    def __init__(self, fields: tuple[Field, ...], page_bytes: int = 0, alignment: int = ALIGNMENT) -> None:
         self.fields = fields
         self._offsets: dict[str, int] = {}
         offset = 0
         for field in fields:
             self._offsets[field.name] = offset
-            offset += aligned(field.bytes)
+            offset += aligned(field.bytes, alignment)
         self.page_bytes = max(offset, page_bytes)
 
     def view(self, rows: torch.Tensor, name: str) -> torch.Tensor:
