@@ -296,7 +296,7 @@ class _OneReplay:
         from kvload.workloads.calibrate import calibrate, load_of
 
         self.listener.on_notice("calibrating the client against the mock server")
-        load = load_of(schedule.planned, self.options.arrivals, self.options.concurrency)
+        load = load_of(schedule.planned, self.options.concurrency)
         return calibrate(load, workers=self.options.workers).as_dict()
 
     def _is_dead(self, server: ServerInfo) -> str | None:

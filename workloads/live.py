@@ -32,6 +32,7 @@ class LiveReport(msgspec.Struct, kw_only=True):
     unsent: int = 0
     in_flight: int = 0
     cpu_s: float = 0.0
+    rss_bytes: int = 0
     retries: int = 0
     merged_reads: int = 0
     added: dict[str, dict[int, int]] = {}
@@ -190,6 +191,10 @@ class LiveBoard:
     def cpu_s(self) -> dict[int, float]:
         """Processor time used by each worker since the run's start, in seconds."""
         return {worker: report.cpu_s for worker, report in sorted(self._latest.items())}
+
+    def rss_bytes(self) -> dict[int, int]:
+        """Each worker's peak of resident memory."""
+        return {worker: report.rss_bytes for worker, report in sorted(self._latest.items())}
 
     def quantile(self, metric: str, share: float) -> float | None:
         """A percentile of a metric over the whole run so far, in seconds."""

@@ -395,6 +395,7 @@ class Replay:
             "clocks": sorted(clocks),
             "cpu_share": {str(worker): round(used / duration_s, 4) for worker, used in cpu.items() if duration_s > 0},
             "cpu_s": {str(worker): round(used, 3) for worker, used in cpu.items()},
+            "rss_bytes": {str(worker): peak for worker, peak in self.board.rss_bytes().items()},
             "stale_connection_retries": self.board.total("retries"),
             "chunks_sharing_a_read": self.board.total("merged_reads"),
             "timeout_s": self.plan.timeout_s,

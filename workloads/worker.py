@@ -1,6 +1,7 @@
 """One worker's side of a run, inside a Locust process: gets its share, walks it, gives back records and figures."""
 
 import gc
+import resource
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -190,6 +191,7 @@ class ReplayWorker:
             unsent=counts.unsent,
             in_flight=dispatcher.loop.in_flight,
             cpu_s=time.process_time() - self._cpu_start_s,
+            rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             retries=counts.retries,
             merged_reads=counts.merged_reads,
             **self._meter.take(),  # type: ignore[arg-type]
