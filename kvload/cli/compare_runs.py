@@ -114,11 +114,11 @@ def show(arms: "Sequence[ArmRuns]", out: Path | None, outcome: Outcome) -> None:
     Raises:
         GateFailedError: a ``--fail-if`` condition holds.
     """
-    from rich.console import Console
 
     from kvload.analysis import gates
     from kvload.analysis.compare import compare
     from kvload.analysis.report import compare_json, compare_terminal, html_compare
+    from kvload.cli.console import report_console
 
     comparison = compare(arms, slo_limits=outcome.limits or None)
     as_dict = compare_json.as_dict(comparison)
@@ -126,7 +126,7 @@ def show(arms: "Sequence[ArmRuns]", out: Path | None, outcome: Outcome) -> None:
         json.dump(as_dict, sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        compare_terminal.render(comparison, Console())
+        compare_terminal.render(comparison, report_console())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         page = out / "comparison.html"

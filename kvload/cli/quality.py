@@ -59,8 +59,8 @@ def quality(
 
         print(json.dumps(found.as_dict(), indent=2))
         return
-    from rich.console import Console
 
     from kvload.analysis.quality_text import print_quality
+    from kvload.cli.console import report_console
 
-    print_quality(found, Console())
+    print_quality(found, report_console())

@@ -172,17 +172,16 @@ def _report(run: Any, *, as_json: bool, conditions: list[Any]) -> None:
     import json
     import sys
 
-    from rich.console import Console
-
     from kvload.analysis import gates
     from kvload.analysis.report import build, json_report, terminal
+    from kvload.cli.console import report_console
 
     report = build(run)
     if as_json:
         json.dump(json_report.as_dict(report), sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        terminal.render(report, Console())
+        terminal.render(report, report_console())
     gates.check(conditions, gates.report_values(report))
 
 

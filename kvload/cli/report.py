@@ -25,11 +25,10 @@ def report(
     import json
     import sys
 
-    from rich.console import Console
-
     from kvload.analysis import gates
     from kvload.analysis.report import build, html_report, json_report, terminal
     from kvload.analysis.slo import parse_slo
+    from kvload.cli.console import report_console
     from kvload.rundir import RunDir
 
     conditions = [gates.parse(text) for text in fail_if or []]
@@ -38,7 +37,7 @@ def report(
         json.dump(json_report.as_dict(built), sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        terminal.render(built, Console())
+        terminal.render(built, report_console())
     if html:
         html.write_text(html_report.render(built), encoding="utf-8")
         print(f"wrote {html}", file=sys.stderr)
