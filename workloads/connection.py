@@ -7,7 +7,15 @@ from enum import Enum
 from typing import Any
 
 from kvload.workloads.parse import RawStream
-from kvload.workloads.wire import MAX_HEAD_BYTES, ChunkScanner, Framing, ResponseHead, WireError, parse_head
+from kvload.workloads.wire import (
+    MAX_HEAD_BYTES,
+    ChunkScanner,
+    Framing,
+    ResponseHead,
+    WireError,
+    dechunk_plain,
+    parse_head,
+)
 
 MAX_ANSWER_BYTES = 1 << 29
 
@@ -138,11 +146,18 @@ class Connection:
             self._expect_body(raw, head)
         self._scanned = len(pieces)
         if self._framing == "chunked":
-            return self._scanner.feed(new)
+            return self._plainly_ended(raw) or self._scanner.feed(new)
         self._left -= len(new)
         if self._left < 0:
             raise WireError("an endless answer" if self._framing == "close" else "bytes after the end of the answer")
         return self._left == 0 and self._framing == "length"
+
+    @staticmethod
+    def _plainly_ended(raw: RawStream) -> bool:
+        """Whether this is the end of an answer of the common kind, found at a fraction of the scanner's cost."""
+        if raw.pieces[-1][-5:] != b"0\r\n\r\n":
+            return False
+        return dechunk_plain(b"".join(raw.pieces), raw.body_start) is not None
 
     def _expect_body(self, raw: RawStream, head: ResponseHead) -> None:
         self.state = State.BODY

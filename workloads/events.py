@@ -4,17 +4,21 @@ An event stream has ``data: JSON`` lines with empty lines between, ended by ``da
 lines). Chunks are not tokens: see :func:`count_tokens`.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
+from kvload.workloads.plain_run import find_run
 from kvload.workloads.wire import ResponseHead
 
 MAX_ERROR_CHARS = 500
 _DONE = b"[DONE]"
 _SEPARATOR = b"\n\ndata: "
 _SEPARATOR_BYTES = len(_SEPARATOR)
+_LOOKED_AT_FOR_A_RUN = 3
 
 
 class Delta(msgspec.Struct):
@@ -57,46 +61,109 @@ _EVENT = msgspec.json.Decoder(Event)
 _EVENTS = msgspec.json.Decoder(list[Event])
 
 
-def read_events(body: bytes, head: ResponseHead, complete: bool) -> tuple[list[Event], list[int], bool, str | None]:
-    """Decode the events of a body.
+@dataclass(slots=True)
+class Reading:
+    """The events of one body.
 
-    Returns:
-        the events, where each one's data ends in the body, whether the answer says that it is done, and what was
-        wrong with the first event that did not decode (the events before it are returned).
+    Attributes:
+        events: those decoded one by one.
+        run, run_at: the texts of the plain chunks that stand before ``events[run_at]``, see
+            :mod:`kvload.workloads.plain_run`.
+        ends: where the data of each event ends in the body, the run's among them.
+        done: the answer says that it is done.
+        problem: what was wrong with the first event that did not decode; those before it are there.
     """
+
+    events: list[Event]
+    ends: npt.NDArray[np.int64]
+    done: bool = False
+    problem: str | None = None
+    run: list[str] = field(default_factory=list)
+    run_at: int = 0
+
+
+def read_events(body: bytes, head: ResponseHead, complete: bool) -> Reading:
+    """Decode the events of a body, whole or as far as it came."""
     if head.content_type == "application/json":
         if not complete:
-            return [], [], False, None
+            return Reading([], np.empty(0, np.int64))
         try:
-            return [_EVENT.decode(body)], [len(body)], True, None
+            return Reading([_EVENT.decode(body)], np.array([len(body)]), done=True)
         except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-            return [], [], True, str(problem)
-    datas, ends = _split_events(body)
+            return Reading([], np.empty(0, np.int64), done=True, problem=str(problem))
+    return _read_with_run(body) or _read(body, 0)
+
+
+def _read_with_run(body: bytes) -> Reading | None:
+    """The cheap way, where there is a long run of plain chunks at or near the start."""
+    if not body.startswith(b"data: ") or b"\r" in body or b"\n:" in body:
+        return None
+    start = 6
+    first_events: list[Event] = []
+    first_ends: list[int] = []
+    for _ in range(_LOOKED_AT_FOR_A_RUN):
+        end = body.find(b"\n\n", start)
+        if end < 0 or not body.startswith(_SEPARATOR, end):
+            return None
+        try:
+            event = _EVENT.decode(body[start:end])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        if _is_plain(event):
+            break
+        first_events.append(event)
+        first_ends.append(end)
+        start = end + _SEPARATOR_BYTES
+    else:
+        return None
+    run = find_run(body, start, body[start:end])
+    if run is None:
+        return None
+    rest = _read(body, run.end - 6)
+    ends = np.concatenate([np.asarray(first_ends, np.int64), run.ends, rest.ends])
+    return Reading(first_events + rest.events, ends, rest.done, rest.problem, run.texts, len(first_events))
+
+
+def _is_plain(event: Event) -> bool:
+    """Whether there is nothing in a chunk but text."""
+    if not event.choices or len(event.choices) != 1 or event.usage or event.metrics or bytes(event.error) != b"null":
+        return False
+    choice = event.choices[0]
+    if choice.token_ids is not None or choice.finish_reason is not None:
+        return False
+    delta = choice.delta
+    if delta is None:
+        return bool(choice.text)
+    return bool(delta.content) and not (choice.text or delta.reasoning or delta.reasoning_content or delta.tool_calls)
+
+
+def _read(body: bytes, start: int) -> Reading:
+    datas, ends = _split_events(body[start:])
     done = False
     if datas and datas[-1] == _DONE:
         done = True
         datas.pop()
         ends.pop()
+    places = np.asarray(ends, np.int64) + start
     try:
         events = _EVENTS.decode(b"[" + b",".join(datas) + b"]")
         if len(events) == len(datas):
-            return events, ends, done, None
+            return Reading(events, places, done)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         pass
-    return _read_one_by_one(datas, ends, done)
+    events, problem = _read_one_by_one(datas)
+    return Reading(events, places[: len(events)], done, problem)
 
 
-def _read_one_by_one(
-    datas: list[bytes], ends: list[int], done: bool
-) -> tuple[list[Event], list[int], bool, str | None]:
-    """Find the first event that is wrong, and keep those before it."""
+def _read_one_by_one(datas: list[bytes]) -> tuple[list[Event], str | None]:
+    """The events before the first that is wrong, and what is wrong with it."""
     events: list[Event] = []
     for data in datas:
         try:
             events.append(_EVENT.decode(data))
         except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-            return events, ends[: len(events)], done, f"{problem}: {data[:80]!r}"
-    return events, ends, done, None
+            return events, f"{problem}: {data[:80]!r}"
+    return events, None
 
 
 def _split_events(body: bytes) -> tuple[list[bytes], list[int]]:
@@ -134,29 +201,36 @@ def _split_any_events(body: bytes) -> tuple[list[bytes], list[int]]:
     return datas, ends
 
 
-def count_tokens(events: list[Event]) -> tuple[list[int], bool]:
-    """Tokens in every event, and whether the server said so itself.
+def count_tokens(reading: Reading) -> tuple[npt.NDArray[np.int64], bool]:
+    """Tokens in every event, shape (events,), and whether the server said so itself.
 
     Taken from token ids where the server sends them, else from usage where it comes with every chunk, else one for
     each chunk with text. In the last case chunks of empty text are ambiguous: half a character waiting for its rest
     (a token), an end-of-sequence token, or a chunk that only names the role or the reason to stop (none). As many of
     them count as the final usage has tokens over those seen, those before the end first.
     """
+    counts, known = _count_single(reading.events, len(reading.run))
+    at = reading.run_at
+    return np.array(counts[:at] + [1] * len(reading.run) + counts[at:], np.int64), known
+
+
+def _count_single(events: list[Event], others: int) -> tuple[list[int], bool]:
+    """:func:`count_tokens` of single events, beside ``others`` with one token each."""
     choices = [event.choices[0] if event.choices else None for event in events]
     if any(choice is not None and choice.token_ids is not None for choice in choices):
         return [len(choice.token_ids or ()) if choice is not None else 0 for choice in choices], True
     counts = [int(choice is not None and _has_text(choice)) for choice in choices]
     totals = [event.usage.completion_tokens if event.usage is not None else None for event in events]
     first = counts.index(1) if 1 in counts else None
-    if first is not None and first < len(events) - 1 and totals[first] is not None:
+    if not others and first is not None and first < len(events) - 1 and totals[first] is not None:
         running = 0
         for number, total in enumerate(totals):
             if choices[number] is not None and total is not None:
                 counts[number], running = max(0, total - running), max(total, running)
         return counts, True
     total = next((found for found in reversed(totals) if found is not None), None)
-    missing = 0 if total is None else total - sum(counts)
-    if missing > 0 and len(events) == 1:
+    missing = 0 if total is None else total - sum(counts) - others
+    if missing > 0 and len(events) + others == 1:
         return [counts[0] + missing], False
     silent = [number for number, choice in enumerate(choices) if choice is not None and not counts[number]]
     silent = [number for number in silent if not _names_a_role(choices[number])]

@@ -1,8 +1,7 @@
 """What a run shows of itself while it goes on. Reports are made from records, never from these figures."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from kvload.records import RequestRecord
 
 _GROWTH = math.log(1.02)
+_BUCKETS = 1400
 METRICS = ("ttft", "tpot", "itl", "e2e", "lag")
 
 
@@ -43,39 +43,44 @@ class LiveReport(msgspec.Struct, kw_only=True):
 
 
 class LogHistogram:
-    """Counts in buckets that are 2 % wide, so that histograms of many workers add up."""
+    """Counts in buckets that are 2 % wide, so that histograms of many workers add up.
+
+    Bucket 0 holds a microsecond and less, the last one some days and more.
+    """
 
     def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
+        self.counts = np.zeros(_BUCKETS, np.int64)
 
-    def add(self, values: Iterable[float]) -> None:
-        """Take seconds in; values of a microsecond or less share the lowest bucket."""
-        self.counts.update(math.ceil(math.log(value / 1e-6) / _GROWTH) if value > 1e-6 else 0 for value in values)
+    def add(self, value_s: float) -> None:
+        """Take one value in."""
+        bucket = math.ceil(math.log(value_s / 1e-6) / _GROWTH) if value_s > 1e-6 else 0
+        self.counts[min(bucket, _BUCKETS - 1)] += 1
 
-    def add_array(self, values: npt.NDArray[np.float64]) -> None:
-        """:meth:`add` for many values at once."""
-        buckets = np.ceil(np.log(np.maximum(values, 1e-6) / 1e-6) / _GROWTH).astype(np.int64)
-        found, counts = np.unique(buckets, return_counts=True)
-        for bucket, count in zip(found.tolist(), counts.tolist(), strict=True):
-            self.counts[bucket] += count
+    def add_us(self, values_us: npt.NDArray[np.float64]) -> None:
+        """Take in many values, in microseconds."""
+        buckets = np.log(np.maximum(values_us, 1.0))
+        buckets /= _GROWTH
+        np.ceil(buckets, out=buckets)
+        np.minimum(buckets, _BUCKETS - 1, out=buckets)
+        self.counts += np.bincount(buckets.astype(np.int64), minlength=_BUCKETS)
 
     def merge(self, counts: Mapping[int, int]) -> None:
-        """Add another histogram's counts."""
+        """Add another histogram's filled buckets."""
         for bucket, count in counts.items():
             self.counts[int(bucket)] += count
 
+    def filled(self) -> dict[int, int]:
+        """The buckets that hold anything."""
+        (places,) = np.nonzero(self.counts)
+        return dict(zip(places.tolist(), self.counts[places].tolist(), strict=True))
+
     def quantile(self, share: float) -> float | None:
         """The value, in seconds, below which that share lies (to 2 %); None where there are no values."""
-        total = sum(self.counts.values())
-        if total == 0:
+        running = np.cumsum(self.counts)
+        if not running[-1]:
             return None
-        wanted = share * total
-        running = 0
-        for bucket in sorted(self.counts):
-            running += self.counts[bucket]
-            if running >= wanted:
-                return 1e-6 * math.exp((bucket - 0.5) * _GROWTH) if bucket > 0 else 1e-6
-        return None
+        bucket = int(np.searchsorted(running, share * running[-1]))
+        return 1e-6 * math.exp((bucket - 0.5) * _GROWTH) if bucket > 0 else 1e-6
 
 
 class LiveMeter:
@@ -100,9 +105,9 @@ class LiveMeter:
         values = metrics_of(record)
         for name, value in values.items():
             if value is not None:
-                self._histograms[name].add((value,))
+                self._histograms[name].add(value)
         if len(chunks) > 1:
-            self._histograms["itl"].add_array(np.diff(chunks["us"].astype(np.float64)) * 1e-6)
+            self._histograms["itl"].add_us(np.diff(chunks["us"].astype(np.float64)))
         tokens = record.output_tokens or 0
         met = record.status == "ok" and all(
             (value := values.get(name)) is None or value <= limit for name, limit in self._slo.items()
@@ -115,7 +120,7 @@ class LiveMeter:
     def take(self) -> dict[str, object]:
         """What was added since the last call, as fields of :class:`LiveReport`."""
         fields: dict[str, object] = {
-            "added": {name: dict(histogram.counts) for name, histogram in self._histograms.items() if histogram.counts},
+            "added": {name: found for name, histogram in self._histograms.items() if (found := histogram.filled())},
             "judged": self._judged,
             "met": self._met,
             "tokens": self._tokens,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from kvload.records import Status
 from kvload.rundir import CHUNK_DTYPE
 from kvload.workloads.clock import TIMESPEC
-from kvload.workloads.events import Event, Usage, count_tokens, error_text, read_events, server_times
+from kvload.workloads.events import Reading, Usage, count_tokens, error_text, read_events, server_times
 from kvload.workloads.wire import ResponseHead, dechunk
 
 
@@ -100,14 +100,14 @@ def parse_answer(raw: RawStream) -> Answer:
             status = "refused" if 400 <= raw.head.status < 500 else "failed"
             cause, error = f"http_{raw.head.status}", error_text(body)
         return Answer(status=status, cause=cause, error=error, **base)
-    piece_ends = np.cumsum([len(piece) for piece in raw.pieces])
-    events, ends, done, problem_text = read_events(body, raw.head, raw.complete)
-    positions = _wire_positions(np.asarray(ends, np.int64), contents_ends, raw.body_start)
+    piece_ends = np.cumsum(np.fromiter(map(len, raw.pieces), np.int64, len(raw.pieces)))
+    reading = read_events(body, raw.head, raw.complete)
+    positions = _wire_positions(reading.ends, contents_ends, raw.body_start)
     # a read holds the byte at a position if it ends behind it
     rows = np.searchsorted(piece_ends, positions, side="right")
-    times = arrivals[np.minimum(rows, len(arrivals) - 1)] if len(ends) else np.empty(0, np.int64)
-    content = _content(events, times, raw.t_send_ns or raw.t_start_ns)
-    failed = _failure(events, content, done=done, problem=broken or problem_text, complete=raw.complete)
+    times = arrivals[np.minimum(rows, len(arrivals) - 1)] if len(rows) else np.empty(0, np.int64)
+    content = _content(reading, times, raw.t_send_ns or raw.t_start_ns)
+    failed = _failure(reading, content, broken=broken, complete=raw.complete)
     # a connection closed over a broken framing broke off, but that is not what was wrong
     if failed is not None and (status == "ok" or (broken is not None and cause == "truncated")):
         status, cause, error = "failed", failed[0], failed[1]
@@ -143,8 +143,8 @@ def _body(raw: RawStream, head: ResponseHead, wire: bytes) -> tuple[bytes, npt.N
     if head.framing != "chunked":
         return wire[raw.body_start :], None, None
     contents, ends, broken = dechunk(wire, raw.body_start)
-    places = np.empty((2, len(ends)), np.int64)
-    places[0] = np.cumsum([len(content) for content in contents])
+    places = np.empty((2, len(contents)), np.int64)
+    np.cumsum(np.fromiter(map(len, contents), np.int64, len(contents)), out=places[0])
     places[1] = ends
     return b"".join(contents), places, broken
 
@@ -163,15 +163,18 @@ def _wire_positions(
     return positions
 
 
-def _content(events: list[Event], times: npt.NDArray[np.int64], t_send_ns: int) -> dict[str, Any]:
+def _content(reading: Reading, times: npt.NDArray[np.int64], t_send_ns: int) -> dict[str, Any]:
     """Tokens, text and the server's own figures, from the events and their arrival times."""
-    tokens, known = count_tokens(events)
+    counts, known = count_tokens(reading)
+    any_event = bool(reading.ends.size)
     texts: list[str] = []
     token_ids: list[int] = []
     finish_reason: str | None = None
     usage: Usage | None = None
     metrics: dict[str, Any] = {}
-    for event in events:
+    for number, event in enumerate(reading.events):
+        if number == reading.run_at:
+            texts += reading.run
         if event.usage is not None:
             usage = event.usage
         if event.metrics:
@@ -189,7 +192,8 @@ def _content(events: list[Event], times: npt.NDArray[np.int64], t_send_ns: int) 
             delta = choice.delta or choice.message
             if delta is not None and delta.content:
                 texts.append(delta.content)
-    counts = np.asarray(tokens, np.int64)
+    if reading.run_at == len(reading.events):
+        texts += reading.run
     carrying = np.flatnonzero(counts)
     chunks = np.empty(len(carrying), CHUNK_DTYPE)
     at = times[carrying]
@@ -199,14 +203,14 @@ def _content(events: list[Event], times: npt.NDArray[np.int64], t_send_ns: int) 
     source: str | None = "usage"
     if total is None:
         total = int(counts.sum())
-        source = ("token_ids" if known else "chunks") if events else None
-        total = total if events else None
+        source = ("token_ids" if known else "chunks") if any_event else None
+        total = total if any_event else None
     return {
         "t_first_ns": int(at[0]) if len(at) else None,
         "t_last_ns": int(at[-1]) if len(at) else None,
         "chunks": chunks,
         "first_chunk_tokens": int(counts[carrying[0]]) if len(carrying) else None,
-        "text": "".join(texts) if events else None,
+        "text": "".join(texts) if any_event else None,
         "token_ids": token_ids or None,
         "finish_reason": finish_reason,
         "prompt_tokens": usage.prompt_tokens if usage else None,
@@ -217,17 +221,18 @@ def _content(events: list[Event], times: npt.NDArray[np.int64], t_send_ns: int) 
 
 
 def _failure(
-    events: list[Event], content: dict[str, Any], *, done: bool, problem: str | None, complete: bool
+    reading: Reading, content: dict[str, Any], *, broken: str | None, complete: bool
 ) -> tuple[str, str] | None:
     """What is wrong with a stream whose transport did not fail: cause and message; None if nothing is."""
-    for event in events:
+    for event in reading.events:
         if bytes(event.error) != b"null":
             return "stream_error", error_text(b'{"error":' + bytes(event.error) + b"}")
+    problem = broken or reading.problem
     if problem is not None:
         return "malformed", problem
     if not complete:
         return "truncated", "the answer broke off"
-    if done or content["finish_reason"] is not None:
+    if reading.done or content["finish_reason"] is not None:
         if content["finish_reason"] is None and not content["output_tokens"]:
             return "empty", "the answer has no tokens and no reason to stop"
         return None

@@ -1,11 +1,13 @@
 """HTTP/1.1 as far as a streaming client needs it: request bytes, response heads, and where a body ends (RFC 9112)."""
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Literal
 from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
 
 from kvload import __version__
 from kvload.errors import UsageError
@@ -237,7 +239,7 @@ def chunk_size(line: bytes) -> int:
     return int(digits, 16)
 
 
-def dechunk(wire: bytes, start: int) -> tuple[list[bytes], list[int], str | None]:
+def dechunk(wire: bytes, start: int) -> tuple[list[bytes], Sequence[int] | npt.NDArray[np.int64], str | None]:
     """Take chunked transfer apart, as far as it came and makes sense.
 
     Args:
@@ -248,7 +250,7 @@ def dechunk(wire: bytes, start: int) -> tuple[list[bytes], list[int], str | None
         the chunks' contents; for each where it ends in ``wire``; and what was wrong with what follows them, if
         anything was. A last chunk that came only in part is included as far as it came.
     """
-    fast = _dechunk_plain(wire, start)
+    fast = dechunk_plain(wire, start)
     if fast is not None:
         return (*fast, None)
     contents: list[bytes] = []
@@ -271,19 +273,24 @@ def dechunk(wire: bytes, start: int) -> tuple[list[bytes], list[int], str | None
     return contents, ends, None
 
 
-def _dechunk_plain(wire: bytes, start: int) -> tuple[list[bytes], list[int]] | None:
-    """The common case at a fraction of the cost: whole body, no extensions, no CR LF within chunks; else None."""
+def dechunk_plain(wire: bytes, start: int) -> tuple[list[bytes], npt.NDArray[np.int64]] | None:
+    """:func:`dechunk` of the common case, at a fraction of its cost.
+
+    That is a whole body without extensions or trailers, and without CR LF within its chunks; None for any other.
+    """
     if not wire.endswith(b"\r\n0\r\n\r\n"):
         return None
     parts = wire[start:-7].split(b"\r\n")
     sizes, contents = parts[0::2], parts[1::2]
-    try:
-        expected = [int(size, 16) for size in sizes]
-    except ValueError:
-        return None
     lengths = list(map(len, contents))
-    if expected != lengths:
+    if list(map(_SIZES.get, sizes)) != lengths:
         return None
     # every chunk adds its size line, two line ends and its content; the last one's line end is cut off above
-    ends = accumulate(map(sum, zip(map(len, sizes), lengths, strict=True)), lambda total, more: total + more + 4)
-    return contents, [start + end + 2 for end in ends]
+    steps = np.array(lengths, np.int64)
+    steps += np.fromiter(map(len, sizes), np.int64, len(sizes))
+    steps += 4
+    return contents, np.cumsum(steps) + (start - 2)
+
+
+_SIZES = {b"%x" % size: size for size in range(1 << 14)}
+"""Sizes as servers write them; a longer chunk goes the general way."""

@@ -1,0 +1,67 @@
+"""The cheap way through a long answer: most of its chunks differ in nothing but their text.
+
+The bytes before the text (``{"id":"...","choices":[{"index":0,"text":"``) and behind it are the same from chunk to
+chunk, so one ``bytes.split`` by them takes the whole run apart, at a tenth of the cost of decoding every chunk. What
+comes out is checked to be exactly that: whatever differs in anything else ends up in a piece that is no JSON string,
+and then there is no run.
+"""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+SEPARATOR = b"\n\ndata: "
+MIN_CHUNKS = 8
+_KEY = re.compile(rb'"(?:text|content)": ?"')
+_REST_OF_STRING = re.compile(rb'(?:[^"\\]|\\.)*"', re.DOTALL)
+_TEXTS = msgspec.json.Decoder(list[str])
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRun:
+    """Chunks that follow each other and differ only in their text, none of which is empty.
+
+    Attributes:
+        texts: their texts.
+        ends: where each one's data ends in the body, shape (n,).
+        end: where the data of what follows the run begins (right behind ``data: ``).
+    """
+
+    texts: list[str]
+    ends: npt.NDArray[np.int64]
+    end: int
+
+
+def find_run(body: bytes, start: int, first: bytes) -> PlainRun | None:
+    """The run of chunks that begins with the event ``first``, whose data begins at ``start`` of the body.
+
+    Args:
+        first: a chunk with text and nothing else of interest (no token ids, no usage, no reason to stop).
+
+    Returns:
+        the run; None where it is too short to be worth it, or is none.
+    """
+    key = _KEY.search(first)
+    if key is None:
+        return None
+    rest = _REST_OF_STRING.match(first, key.end())
+    if rest is None or _KEY.search(first, rest.end()) is not None:
+        return None
+    prefix, suffix = first[: key.end()], first[rest.end() - 1 :]
+    pieces = body[start + len(prefix) :].split(suffix + SEPARATOR + prefix)
+    # the last piece goes on behind its text with whatever is different there
+    middles = pieces[:-1]
+    if len(middles) < MIN_CHUNKS or b"" in middles:
+        return None
+    try:
+        texts = _TEXTS.decode(b'["' + b'","'.join(middles) + b'"]')
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if len(texts) != len(middles):
+        return None
+    steps = np.fromiter(map(len, middles), np.int64, len(middles)) + (len(prefix) + len(suffix) + len(SEPARATOR))
+    ends = np.cumsum(steps) + (start - len(SEPARATOR))
+    return PlainRun(texts, ends, int(ends[-1]) + len(SEPARATOR))
