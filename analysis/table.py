@@ -276,9 +276,10 @@ def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Itera
         for word in set(words) - table.keys():
             table[word] = len(table)
         yield name, np.fromiter(map(table.__getitem__, words), np.int64, len(rows))
-    yield "status", np.fromiter((_STATUS_CODE[row.status] for row in rows), np.int64, len(rows))
+    statuses = map(_STATUS_CODE.__getitem__, map(attrgetter("status"), rows))
+    yield "status", np.fromiter(statuses, np.int64, len(rows))
     yield "ignore_eos", np.fromiter(map(attrgetter("ignore_eos"), rows), np.bool_, len(rows))
-    yield "prompt_digest", np.array([row.prompt_digest.encode() for row in rows], "S32")
+    yield "prompt_digest", np.array(list(map(attrgetter("prompt_digest"), rows)), "S32")
     yield "request_id", np.fromiter(map(attrgetter("request_id"), rows), np.object_, len(rows))
 
 

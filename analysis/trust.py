@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvload.analysis import latency
+from kvload.analysis import latency, words
 from kvload.analysis.slo import finite
 from kvload.analysis.table import RecordTable
 from kvload.records import RunManifest
@@ -55,13 +55,14 @@ def judge(table: RecordTable, manifest: RunManifest) -> Trust:
             reasons.append(f"schedule lag p99 is {p99 * 1e3:.1f} ms, over {LAG_LIMIT_S * 1e3:.0f} ms: raise --workers")
         if len(ttfts) and p99 > LAG_TTFT_SHARE * (middle := float(np.median(ttfts))):
             reasons.append(
-                f"schedule lag p99 is {p99 * 1e3:.2f} ms, over {LAG_TTFT_SHARE:.0%} of the median TTFT"
+                f"schedule lag p99 is {p99 * 1e3:.2f} ms, over {words.share(LAG_TTFT_SHARE, 0)} of the median TTFT"
                 f" ({middle * 1e3:.1f} ms): raise --workers"
             )
     cpu = worker_cpu(manifest.client)
     for worker, share in cpu.items():
         if share > CPU_LIMIT:
-            reasons.append(f"worker {worker} used {share:.0%} of a core, over {CPU_LIMIT:.0%}: raise --workers")
+            used, limit = words.share(share, 0), words.share(CPU_LIMIT, 0)
+            reasons.append(f"worker {worker} used {used} of a core, over {limit}: raise --workers")
     return Trust(
         client_bound=bool(reasons) if len(lags) else None,
         reasons=reasons,

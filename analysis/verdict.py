@@ -9,10 +9,10 @@ square root of n.
 import math
 from dataclasses import dataclass
 
+from kvload.analysis import words
 from kvload.analysis.answers import ArmQuality
 from kvload.analysis.arms import ArmSummary
 from kvload.analysis.comparison import ArmComparison, Finding, Verdict
-from kvload.analysis.report import words
 from kvload.analysis.stats import Estimate
 
 MARGIN = 0.02
@@ -262,7 +262,7 @@ def _quality(quality: ArmQuality | None, noise: ArmQuality | None, mode: str) ->
     overall = quality.overall
     if quality.by_agreement and noise is None:
         text = (
-            f"answers agree with the baseline's to {words.number(overall.arm_mean)} ({overall.scorer}), which says"
+            f"answers agree with the baseline's to {words.score(overall.arm_mean)} ({overall.scorer}), which says"
             " nothing without a second run of the baseline beside it"
         )
         return Finding(topic="quality", outcome="unmeasured", text=text)
@@ -276,7 +276,7 @@ def _quality(quality: ArmQuality | None, noise: ArmQuality | None, mode: str) ->
         "same": "scores stay",
     }.get(found.outcome, "no verdict on quality")
     aside = f"; A/A {words.points(noise.overall.difference.estimate)}" if noise else ""
-    means = f"{words.number(overall.base_mean)} to {words.number(overall.arm_mean)} on average"
+    means = f"{words.score(overall.base_mean)} to {words.score(overall.arm_mean)} on average"
     text = f"{lead}: {means} ({overall.scorer}; {_points(overall.difference)}{aside})"
     for count in quality.negatives:
         beside = f", A/A {count.floor_negative}" if count.floor_negative is not None else ""

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kvload.analysis import latency, server_side, slo, stats, trust
+from kvload.analysis import latency, server_side, slo, stats, trust, words
 from kvload.analysis.outcome import cap_hit
-from kvload.analysis.report import words
 from kvload.analysis.report.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
 from kvload.analysis.table import STATUSES, Floats, RecordTable, count_true, load
 from kvload.records import RunManifest, ServerSample

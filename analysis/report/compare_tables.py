@@ -1,9 +1,9 @@
 """What reports of comparisons show, as plain rows of text."""
 
+from kvload.analysis import words
 from kvload.analysis.arms import ArmSummary
 from kvload.analysis.comparison import ArmComparison, Comparison
 from kvload.analysis.negatives import NegativeCount
-from kvload.analysis.report import words
 from kvload.analysis.report.tables import Row, TableData
 from kvload.analysis.stats import Estimate
 from kvload.analysis.verdict import p_text, signed_seconds
@@ -62,8 +62,8 @@ def quality_table(comparison: Comparison) -> TableData | None:
                     cells=(
                         label(comparison, name) if whole else f"  {change.task}",
                         f"{change.n:,}",
-                        words.number(change.base_mean),
-                        words.number(change.arm_mean),
+                        words.score(change.base_mean),
+                        words.score(change.arm_mean),
                         words.points(change.difference.estimate),
                         *(_negative(counts.get(theta)) if whole else "" for theta in thetas),
                     ),

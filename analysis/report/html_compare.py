@@ -2,9 +2,10 @@
 
 from html import escape
 
+from kvload.analysis import words
 from kvload.analysis.comparison import ArmComparison, Comparison, Verdict
 from kvload.analysis.lengths import LengthChange
-from kvload.analysis.report import html_page, plots, words
+from kvload.analysis.report import html_page, plots
 from kvload.analysis.report.compare_tables import label, notes_of, tables_of, what_was_compared
 from kvload.analysis.samples import Sample
 

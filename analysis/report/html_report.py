@@ -1,6 +1,7 @@
 """The report of a run as a page."""
 
-from kvload.analysis.report import html_page, plots, tables, words
+from kvload.analysis import words
+from kvload.analysis.report import html_page, plots, tables
 from kvload.analysis.report.model import Report
 
 

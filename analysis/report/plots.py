@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from kvload.analysis import words
 from kvload.analysis.comparison import ArmComparison, Comparison
 from kvload.analysis.lengths import LOWEST_BIN, LengthChange
-from kvload.analysis.report import words
 from kvload.analysis.report.model import Metric
 from kvload.analysis.report.svg import SERIES, Axis, Chart, Points, axis_for
 from kvload.analysis.significance import SurvivalCurve

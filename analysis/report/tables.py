@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvload.analysis.report import words
+from kvload.analysis import words
 from kvload.analysis.report.model import PERCENTILES, Metric, Report
 from kvload.analysis.server_side import Agreement, Gauge
 from kvload.analysis.stats import Estimate

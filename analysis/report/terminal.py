@@ -2,7 +2,8 @@
 
 from rich.console import Console
 
-from kvload.analysis.report import tables, words
+from kvload.analysis import words
+from kvload.analysis.report import tables
 from kvload.analysis.report.model import Report
 from kvload.analysis.report.rich_layout import facts, heading, lines, table
 

@@ -84,6 +84,11 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}" if round(value, 1) else "0.0"
 
 
+def score(value: float | None) -> str:
+    """A mean score."""
+    return ABSENT if value is None else f"{value:.3f}"
+
+
 def points(value: float | None) -> str:
     """A change of a share in percentage points."""
     return ABSENT if value is None else f"{value * 100:+.1f} pt" if round(value * 100, 1) else "0.0 pt"
