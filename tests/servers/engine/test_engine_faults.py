@@ -84,7 +84,7 @@ def test_a_failed_step_fails_its_requests_and_no_others(harness: Harness) -> Non
 
 def test_a_fault_in_one_requests_text_fails_that_request_only(harness: Harness) -> None:
     class Refusing:
-        def push(self, *args: Any, **kwargs: Any) -> Any:
+        def push(self, *_: Any, **__: Any) -> Any:
             raise ValueError("no text")
 
     sequence = harness.submit("bad")

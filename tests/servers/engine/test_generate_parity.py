@@ -43,7 +43,7 @@ def requests(lengths: tuple[int, ...]) -> list[Sequence]:
     found = []
     for number, length in enumerate(lengths):
         tokens = torch.randint(3, 151, (length,), generator=generator).tolist()
-        found.append(Sequence(number, tokens, length, params, lambda delta: None, 0.0))
+        found.append(Sequence(number, tokens, length, params, lambda _: None, 0.0))
     return found
 
 

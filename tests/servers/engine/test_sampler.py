@@ -12,9 +12,7 @@ CPU = torch.device("cpu")
 
 
 def sequence(generated: int = 0, **params: object) -> Sequence:
-    return Sequence(
-        0, [0] * (1 + generated), 1, SamplingParams(**{"max_tokens": 9, **params}), lambda delta: None, 0.0
-    )
+    return Sequence(0, [0] * (1 + generated), 1, SamplingParams(**{"max_tokens": 9, **params}), lambda _: None, 0.0)
 
 
 def draws(logits: torch.Tensor, count: int, **params: object) -> list[int]:

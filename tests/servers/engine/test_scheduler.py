@@ -39,9 +39,7 @@ ARRIVALS = st.lists(
 
 
 def request(number: int, prompt: int, answer: int, **params: int) -> Sequence:
-    return Sequence(
-        number, [0] * prompt, prompt, SamplingParams(max_tokens=answer, **params), lambda delta: None, 0.0
-    )
+    return Sequence(number, [0] * prompt, prompt, SamplingParams(max_tokens=answer, **params), lambda _: None, 0.0)
 
 
 def compute(scheduler: Scheduler, cache: ReferenceCache, chunks: list[Chunk]) -> None:
@@ -60,9 +58,7 @@ def compute(scheduler: Scheduler, cache: ReferenceCache, chunks: list[Chunk]) ->
 
 @settings(max_examples=150, deadline=None)
 @given(arrivals=ARRIVALS, pages=st.integers(12, 40), places=st.integers(1, 6), budget=st.integers(7, 40))
-def test_random_traffic_leaks_nothing_and_ends(
-    arrivals: list[Arrival], pages: int, places: int, budget: int
-) -> None:
+def test_random_traffic_leaks_nothing_and_ends(arrivals: list[Arrival], pages: int, places: int, budget: int) -> None:
     cache = ReferenceCache(GEOMETRY, total=pages)
     scheduler = Scheduler(cache, max_sequences=places, chunk_tokens=budget)
     arrivals = sorted(arrivals, key=lambda arrival: arrival.step)

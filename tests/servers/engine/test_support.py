@@ -21,7 +21,7 @@ def load(folder: Path, config: dict[str, Any]) -> Model:
         device=torch.device("cpu"),
         dtype=None,
         seed=3,
-        on_progress=lambda line: None,
+        on_progress=lambda _: None,
     )
 
 
@@ -57,7 +57,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
             device=torch.device("cpu"),
             dtype=None,
             seed=0,
-            on_progress=lambda line: None,
+            on_progress=lambda _: None,
         )
 
 
