@@ -97,7 +97,7 @@ def obstacle(row: Setting, build: Build, model: ModelFacts, machine: Machine) ->
             return f"{build.engine}'s CPU build quantises only head sizes divisible by 32, not {model.head_size}"
         return None
     if row.capability is None:
-        return f"{build.engine} has no attention backend for {row.dtype} with dense models"
+        return f"{build.engine} has no attention backend for {row.dtype} on NVIDIA GPUs"
     for gpu in machine.gpus:
         if gpu.capability is not None and gpu.capability < row.capability:
             wanted = ".".join(map(str, row.capability))

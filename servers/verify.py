@@ -170,12 +170,14 @@ def check(
 
 
 def limit_by_size(ratio: float | None) -> float:
-    """The error limit of a setting nothing is known of: who keeps half of the bytes has little reason to err.
+    """The error limit of a setting nothing is known of: the more bytes are kept, the less reason there is to err.
 
     Args:
         ratio: the pool's tokens over the baseline's; None where they are not known.
     """
-    return 0.5 if ratio is None or 2.2 <= ratio < 4.2 else 0.3 if ratio < 2.2 else 0.6
+    if ratio is None:
+        return 0.5
+    return next((limit for most, limit in ((1.5, 0.12), (2.2, 0.3), (4.2, 0.5)) if ratio < most), 0.6)
 
 
 def judge_pool(

@@ -40,6 +40,11 @@ def _nvfp4(head_size: int) -> float:
     return 2 * (head_size / 2 + head_size / 16)
 
 
+def _ultraquant(head_size: int) -> float:
+    """Half a byte an element and a one-byte exponent for each 32 of them."""
+    return 2 * (head_size / 2 + head_size / 32)
+
+
 _ROWS = (
     Setting("none", "auto", None, cpu=True, backend="FLASH_ATTN"),
     Setting(
@@ -133,6 +138,17 @@ _ROWS = (
         error_limit=0.5,
         backend="FLASHINFER (Blackwell)",
         note="scales each block by 6 or by 4, whichever errs less",
+    ),
+    Setting(
+        "ultraquant-4bit",
+        "ultraquant_4bit",
+        _ultraquant,
+        since=(0, 32),
+        capability=None,
+        skipped_layers=4,
+        error_limit=0.5,
+        backend="ULTRAQUANT (AMD CDNA4)",
+        note="first and last two layers stay uncompressed",
     ),
 )
 

@@ -40,6 +40,7 @@ BYTES_128 = {
     "turboquant-3bit": 102,
     "nvfp4": 144,
     "nvfp4-4over6": 144,
+    "ultraquant-4bit": 136,
 }
 """Published bytes per token, layer and KV head at head size 128 (vLLM's own documentation and pull requests)."""
 
@@ -107,9 +108,9 @@ def test_what_cannot_work_is_refused_with_what_can(
         assert obstacle(vllm_settings.SETTINGS[name], build, model, machine) is None
 
 
-def test_on_a_hopper_vllm_can_do_all_but_blackwells() -> None:
+def test_on_a_hopper_vllm_can_do_all_but_blackwells_and_amds() -> None:
     possible = [n for n, r in vllm_settings.SETTINGS.items() if obstacle(r, VLLM_GPU, LLAMA_8B, GPU_MACHINE) is None]
-    assert set(vllm_settings.SETTINGS) - set(possible) == {"nvfp4", "nvfp4-4over6"}
+    assert set(vllm_settings.SETTINGS) - set(possible) == {"nvfp4", "nvfp4-4over6", "ultraquant-4bit"}
 
 
 def test_unknown_methods_name_the_known_and_raw_passes_through() -> None:

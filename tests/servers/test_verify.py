@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvload.errors import ServerError
 from kvload.servers.adapter import Claim
 from kvload.servers.likelihood import ANSWER_TOKENS, Scores, Target, answer_places, make_text, score
-from kvload.servers.verify import Baseline, combine, describe, judge_pool, judge_scores
+from kvload.servers.verify import Baseline, combine, describe, judge_pool, judge_scores, limit_by_size
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +168,9 @@ def test_a_pool_set_by_a_flag_shows_nothing_and_says_so() -> None:
     assert "--num-gpu-blocks-override" in describe(
         {**both.figures, "soundness": {"checked": True, "lost": 0.1, "limit": 1}}
     )
+
+
+def test_the_less_room_an_unknown_setting_makes_the_less_it_may_err() -> None:
+    limits = [limit_by_size(ratio) for ratio in (1.1, 2.0, 3.6, 5.0)]
+    assert limits == sorted(set(limits))
+    assert limit_by_size(None) == 0.5

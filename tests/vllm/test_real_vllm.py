@@ -6,6 +6,7 @@ corrupts elsewhere is brought about there by lifting that check (see lift_isa_ch
 
 import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from kvload.cli.main import run
 from kvload.errors import UsageError
+from kvload.rundir import RunDir
 from kvload.servers import registry
 from kvload.servers.http_client import request as http_request
 from kvload.servers.launcher import LaunchEvent, LaunchRequest, launch, reset_prefix_cache, stop
@@ -80,15 +83,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def wanted(model: Path, method: str = "none", **more: Any) -> LaunchRequest:
-    return LaunchRequest(
-        model=str(model),
-        engine="vllm",
-        method=method,
-        python=PYTHON,
-        kv_memory=64 * 2**20,
-        max_model_len=1024,
-        **{"env": LIFT_CHECK, **more},
-    )
+    options = {"kv_memory": 64 * 2**20, "max_model_len": 1024, "env": LIFT_CHECK, **more}
+    return LaunchRequest(model=str(model), engine="vllm", method=method, python=PYTHON, **options)
 
 
 def complete(entry: ServerEntry, prompt: list[int], tokens: int) -> dict[str, Any]:
@@ -178,3 +174,65 @@ def test_too_small_a_cache_is_told_with_its_figures(model: Path, state: Path) ->
     assert failed.value.cause.kind == "kv_room"
     assert "4096" in failed.value.cause.message
     assert json.dumps(failed.value.log_end)
+
+
+def mooncake_trace(path: Path) -> tuple[int, int]:
+    """A trace whose prompts share blocks of 512 tokens; returns its prompt tokens and those that were seen before."""
+    rng = random.Random(5)
+    seen: set[tuple[int, ...]] = set()
+    total = shared = 0
+    rows = []
+    for number in range(24):
+        blocks = [rng.randrange(2), *(rng.randrange(3) for _ in range(rng.randrange(2))), 1000 + number]
+        length = 512 * (len(blocks) - 1) + 200
+        total += length
+        prefixes = [tuple(blocks[: end + 1]) for end in range(len(blocks))]
+        shared += 512 * sum(prefix in seen for prefix in prefixes)
+        seen.update(prefixes)
+        rows.append({"timestamp": number * 10, "input_length": length, "output_length": 4, "hash_ids": blocks})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return total, shared
+
+
+def test_prompts_that_share_blocks_hit_the_prefix_cache_as_their_trace_says(
+    model: Path, state: Path, tmp_path: Path
+) -> None:
+    total, shared = mooncake_trace(tmp_path / "trace.jsonl")
+    assert 0.4 < shared / total < 0.9
+    launch(wanted(model, name="prefix", max_model_len=2048, env={}), lambda _: None)
+    run_folder = tmp_path / "run"
+    arguments = ["--server", "prefix", "--mode", "forced", "--concurrency", "1", "--out", str(run_folder), "--quiet"]
+    assert run(["replay", str(tmp_path / "trace.jsonl"), *arguments]) == 0
+    assert run(["stop", "prefix"]) == 0
+    opened = RunDir.open(run_folder)
+    assert opened.manifest().server.prefix_cache == "reset"
+    first, last = opened.scrapes()[0], opened.scrapes()[-1]
+    assert last.prompt_tokens - first.prompt_tokens == total
+    assert last.prefix_queries - first.prefix_queries == total
+    # Blocks of 512 tokens are whole blocks of the server's too, so every shared token can be found, and none else.
+    assert last.prefix_hits - first.prefix_hits == shared
+
+
+def test_compare_from_a_trace_to_the_paired_report(
+    model: Path, state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["none", "fp8-e4m3", "fp8-e5m2"] if look().has_avx512 else ["none"]
+    trace = tmp_path / "trace.jsonl"
+    rows = [
+        {"timestamp": number * 100, "input_length": 60 + 7 * number, "output_length": 12, "hash_ids": [number]}
+        for number in range(12)
+    ]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["--engine", "vllm", "--python", PYTHON, "--model", str(model), "--kv-memory", "64MiB"]
+    arguments += ["--max-model-len", "1024", "--mode", "forced", "--out", str(tmp_path / "experiment"), "--json"]
+    for method in methods:
+        arguments += ["--method", method]
+    assert run(["compare", str(trace), *arguments]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report
+    manifests = [RunDir.open(path.parent).manifest() for path in (tmp_path / "experiment").rglob("manifest.json")]
+    assert {manifest.server.method for manifest in manifests} == set(methods)
+    assert len(manifests) == len(methods) + 1
+    assert all(manifest.sent == 12 and not manifest.partial for manifest in manifests)
+    assert all((manifest.server.verified or {}).get("ok") for manifest in manifests)
+    assert registry.entries() == []
