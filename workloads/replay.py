@@ -135,7 +135,7 @@ class Replay:
         control_read, control_write = os.pipe()
         self._events_fd, self._control_fd = events_read, control_write
         alone = plan.all_workers == 1 and plan.remote_workers == 0
-        master = ["--kvload-plan", str(folder), "--users", str(plan.all_workers), "--spawn-rate", "1000"]
+        master = ["--kvload-plan", str(folder.resolve()), "--users", str(plan.all_workers), "--spawn-rate", "1000"]
         master += ["--kvload-events-fd", str(events_write), "--kvload-control-fd", str(control_read)]
         if plan.web_port is None:
             master += ["--headless", "--only-summary"]
