@@ -79,9 +79,10 @@ def compare(
     from kvload.analysis import gates
     from kvload.analysis.slo import parse_slo
     from kvload.cli.arrival_options import arrival_spec
-    from kvload.cli.compare_runs import Outcome, existing_arms, make_runs, show
+    from kvload.cli.compare_runs import Outcome, existing_arms, make_runs, show, show_experiment
     from kvload.cli.replay import parse_header
     from kvload.errors import UsageError
+    from kvload.experiment.plan import PLAN_NAME, load
     from kvload.workloads.durations import parse_duration
 
     conditions = [gates.parse(text) for text in fail_if or []]
@@ -92,7 +93,11 @@ def compare(
     if paths and all(Path(path).is_dir() for path in paths) and resume is None:
         if method or arm:
             raise UsageError("run folders are compared as they are", where="--method, --arm")
-        show(existing_arms([Path(path) for path in paths], baseline, floor_run), out, outcome)
+        folders = [Path(path) for path in paths]
+        if len(folders) == 1 and (folders[0] / PLAN_NAME).is_file():
+            show_experiment(load(folders[0]), folders[0], outcome)
+        else:
+            show(existing_arms(folders, baseline, floor_run), out, outcome)
         return
     if resume is not None:
         if paths or method or arm:

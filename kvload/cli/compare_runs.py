@@ -70,7 +70,24 @@ def make_runs(
         except KeyboardInterrupt:
             display.notice(f"interrupted: go on with kvload compare --resume {folder}")
             raise
-    show(experiment_arms(wanted, folder), folder, outcome)
+    show_experiment(wanted, folder, outcome)
+
+
+def show_experiment(plan: "ExperimentPlan", folder: Path, outcome: Outcome) -> None:
+    """Show the comparison of an experiment's complete runs and write its files into its folder.
+
+    Raises:
+        GateFailedError: a ``--fail-if`` condition holds.
+    """
+    from kvload.experiment.run import trace_copy
+
+    show(
+        experiment_arms(plan, folder),
+        folder,
+        outcome,
+        trace=trace_copy(plan, folder),
+        trace_format=plan.replay["format"],
+    )
 
 
 def experiment_arms(plan: "ExperimentPlan", folder: Path) -> "list[ArmRuns]":
@@ -83,18 +100,15 @@ def experiment_arms(plan: "ExperimentPlan", folder: Path) -> "list[ArmRuns]":
 
 
 def existing_arms(folders: Sequence[Path], baseline: str | None, floor: Path | None) -> "list[ArmRuns]":
-    """The arms in an experiment's folder, or run folders as arms of one run each.
+    """Run folders as arms of one run each.
 
     Raises:
         UsageError: fewer than two runs, or a baseline that is not among them.
         RunDirError: a folder holds no run.
     """
     from kvload.analysis.pairs import ArmRuns
-    from kvload.experiment import plan as plans
     from kvload.rundir import RunDir
 
-    if len(folders) == 1 and (folders[0] / plans.PLAN_NAME).is_file():
-        return experiment_arms(plans.load(folders[0]), folders[0])
     runs = {path: RunDir.open(path) for path in folders}
     if len(runs) < 2:
         raise UsageError("a comparison needs two run folders", hint="kvload compare RUN_A RUN_B")
@@ -108,8 +122,19 @@ def existing_arms(folders: Sequence[Path], baseline: str | None, floor: Path | N
     return arms
 
 
-def show(arms: "Sequence[ArmRuns]", out: Path | None, outcome: Outcome) -> None:
+def show(
+    arms: "Sequence[ArmRuns]",
+    out: Path | None,
+    outcome: Outcome,
+    *,
+    trace: Path | None = None,
+    trace_format: str | None = None,
+) -> None:
     """Compare, print, write the files (where there is a folder), and judge the gates.
+
+    Args:
+        trace, trace_format: what the runs replayed, where it is at hand: the answers that got worse are then written
+            as a trace of their own.
 
     Raises:
         GateFailedError: a ``--fail-if`` condition holds.
@@ -119,6 +144,7 @@ def show(arms: "Sequence[ArmRuns]", out: Path | None, outcome: Outcome) -> None:
     from kvload.analysis.compare import compare
     from kvload.analysis.report import compare_json, compare_terminal, html_compare
     from kvload.cli.console import report_console
+    from kvload.experiment.negatives import NEGATIVES_NAME, write_negatives
 
     comparison = compare(arms, slo_limits=outcome.limits or None)
     as_dict = compare_json.as_dict(comparison)
@@ -135,6 +161,10 @@ def show(arms: "Sequence[ArmRuns]", out: Path | None, outcome: Outcome) -> None:
         (out / "comparison.json").write_text(text + "\n", encoding="utf-8")
         compare_json.write_csv(comparison, out)
         print(f"wrote {page}, comparison.json, pairs.csv and arms.csv", file=sys.stderr)
+        if trace is not None:
+            written = write_negatives(comparison, list(arms), trace, trace_format, out / NEGATIVES_NAME)
+            if written:
+                print(f"wrote {written} requests with worse answers to {out / NEGATIVES_NAME}", file=sys.stderr)
     gates.check(outcome.conditions, gates.comparison_values(comparison))
 
 
