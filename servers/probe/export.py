@@ -10,13 +10,19 @@ from safetensors.torch import save_file
 
 from kvload.servers.probe.generator import generate
 from kvload.servers.probe.network import ProbeNetwork
+from kvload.servers.probe.outliers import add_key_outliers
 from kvload.servers.probe.tokenizer import BEGIN_ID, END_ID, PAD_ID, build_vocabulary, write_tokenizer
 
 
 def export(network: ProbeNetwork, folder: Path) -> None:
-    """Write config, generation config, bfloat16 safetensors weights and tokenizer into ``folder`` (made if missing)."""
+    """Write config, generation config, bfloat16 safetensors weights and tokenizer into ``folder`` (made if missing).
+
+    The keys get outlier channels on the way, which changes nothing that the model computes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(network.hub_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = network.hub_weights()
+    add_key_outliers(weights, network.shape)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = network.shape.hub_config(END_ID, BEGIN_ID, PAD_ID)
     generation = {"bos_token_id": BEGIN_ID, "eos_token_id": END_ID, "pad_token_id": PAD_ID, "do_sample": False}
     for name, content in (("config.json", config), ("generation_config.json", generation)):
@@ -35,8 +41,8 @@ def agreement(network: ProbeNetwork, folder: Path) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rounded = ProbeNetwork(network.shape, seed=0, dtype=torch.float32)
     with torch.no_grad():
-        for mine, theirs in zip(rounded.parameters(), network.parameters(), strict=True):
-            mine.copy_(theirs.detach().to("cpu", torch.bfloat16).float())
+        for copy, original in zip(rounded.parameters(), network.parameters(), strict=True):
+            copy.copy_(original.detach().to("cpu", torch.bfloat16).float())
     worst = 0.0
     for sample in generate(("recall", "recite", "sum"), 512, 3, seed=9):
         ids = tokenizer.apply_chat_template(
@@ -44,7 +50,7 @@ def agreement(network: ProbeNetwork, folder: Path) -> float:
         )["input_ids"]
         with torch.no_grad():
             theirs = model(ids).logits[0]
-            hidden = rounded.hidden(ids, rounded.tables(*ids.shape, ids.device), parts=False)
+            hidden = rounded.hidden(ids, rounded.tables(ids.size(0), ids.size(1), ids.device), parts=False)
             wide = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + rounded.shape.norm_eps)
             mine = (wide * rounded.final_gain) @ rounded.embedding.T
         worst = max(worst, float((mine - theirs).abs().max()))

@@ -9,7 +9,7 @@ from random import Random
 from kvload.errors import KvloadError
 from kvload.servers.probe.lookups import CodesDocument, PathsDocument, PeopleDocument, PlacesDocument
 from kvload.servers.probe.sequences import BoxesDocument, PurchasesDocument, ShelvesDocument, ThingsDocument
-from kvload.servers.probe.texts import Document, Turn, token_count
+from kvload.servers.probe.texts import Document, Turn, Wish, token_count
 
 INTRODUCTION = "Read these notes, then answer."
 """First line of every request, before the document."""
@@ -49,8 +49,9 @@ class ProbeSample:
 
     ``messages`` go to a chat endpoint as they are; ``expected`` is the right answer and ``scorer`` the scorer for it.
     ``context_tokens`` is the prompt length asked for and ``prompt_tokens`` the length made, both in tokens of the
-    probe's tokenizer with its chat template; ``depth`` is where the needed fact stands (0 start, 1 end of the document; None
-    where the whole document counts); ``max_tokens`` caps the answer well above the length of the right one.
+    probe's tokenizer with its chat template; ``depth`` is where the needed fact stands (0 start, 1 end of the
+    document; None where the whole document counts); ``max_tokens`` caps the answer well above the length of the
+    right one.
     """
 
     id: str
@@ -66,8 +67,7 @@ class ProbeSample:
 
 def build_document(task: str, rng: Random, budget_tokens: int) -> Document:
     """A document of at most ``budget_tokens`` tokens that questions of ``task`` can be asked about."""
-    factory: type[Document] = _DOCUMENTS[task]
-    return factory(rng, budget_tokens)
+    return _DOCUMENTS[task](rng, budget_tokens)
 
 
 def request_text(document: Document, turn: Turn) -> str:
@@ -101,7 +101,7 @@ def _sample(task: str, context_tokens: int, seed: int, index: int) -> ProbeSampl
     limit = min(ANSWER_LIMIT, context_tokens // 2)
     while True:
         document = build_document(task, rng, context_tokens - FRAME_TOKENS - QUESTION_TOKENS)
-        turn = document.ask(rng, task, limit, (index % 5) / 4)
+        turn = document.ask(rng, Wish(task, limit, (index % 5) / 4))
         if turn is None:
             continue
         text = request_text(document, turn)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
-from kvload.servers.probe.texts import Turn, nearest, number, pick, weave
+from kvload.servers.probe.texts import Turn, Wish, nearest, number, pick, weave
 from kvload.servers.probe.words import ADJECTIVES, COLORS, JOBS, NAMES, NOUNS, PLACES
 
 
@@ -37,12 +38,12 @@ class CodesDocument:
             facts.append((f"The code of the {name} is {code}.", (name, code)))
         self.text, self.facts = weave(rng, facts, budget)
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        if task == "recall":
-            (name, code), place = nearest(rng, self.facts, depth)
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        if wish.task == "recall":
+            (name, code), place = nearest(rng, self.facts, wish.depth)
             question = f"What is the code of the {name}? Answer with the code only."
-            return Turn("recall", question, code, "exact", place) if limit >= 4 else None
-        count = min(2 + int(rng.random() * 7), len(self.facts), limit // 6)
+            return Turn("recall", question, code, "exact", place) if wish.limit >= 4 else None
+        count = min(2 + int(rng.random() * 7), len(self.facts), wish.limit // 6)
         if count < 2:
             return None
         chosen = [fact for fact, _ in rng.sample(self.facts, count)]
@@ -67,10 +68,10 @@ class PlacesDocument:
             facts.append((f"{who} put the {what} {noun} in the {place}.", (who, f"{what} {noun}", place)))
         self.text, self.facts = weave(rng, facts, budget)
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        (who, thing, place), at = nearest(rng, self.facts, depth)
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        (who, thing, place), at = nearest(rng, self.facts, wish.depth)
         question = f"Where did {who} put the {thing}? Answer with one word."
-        return Turn("distract", question, place, "exact", at) if limit >= 1 else None
+        return Turn("distract", question, place, "exact", at) if wish.limit >= 1 else None
 
 
 class PathsDocument:
@@ -88,7 +89,7 @@ class PathsDocument:
                 break
             chain = [stops.pop() for _ in range(length)]
             chain.append(number(rng, 3))
-            for here, there in zip(chain, chain[1:], strict=False):
+            for here, there in pairwise(chain):
                 self.next[here] = there
                 ending = f"holds the number {there}" if there == chain[-1] else f"leads to the {there}"
                 facts.append((f"The {here} {ending}.", (here, there)))
@@ -97,12 +98,12 @@ class PathsDocument:
         self.starts = [(here, at) for (here, _), at in kept if here not in targets]
         self._kept = {here for (here, _), _ in kept}
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        start, at = nearest(rng, self.starts, depth)
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        start, at = nearest(rng, self.starts, wish.depth)
         stops = [start]
         while stops[-1] in self.next:
             stops.append(self.next[stops[-1]])
-        if 2 * len(stops) + 3 > limit or not self._kept.issuperset(stops[:-1]):
+        if 2 * len(stops) + 3 > wish.limit or not self._kept.issuperset(stops[:-1]):
             return None
         question = f"Start at the {start} and follow the path to its end. Name every stop and then the number."
         return Turn("track", question, ", ".join(stops), "exact", at)
@@ -135,8 +136,8 @@ class PeopleDocument:
             told[who] = told.get(who, 0) + 1
         self.known = [who for who, number_told in told.items() if number_told == 5]
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        if not self.known or limit < 60:
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        if not self.known or wish.limit < 60:
             return None
         who, reader = pick(rng, self.known), pick(rng, NAMES)
         home, job, color, pet, friend = self.people[who]
@@ -144,6 +145,7 @@ class PeopleDocument:
         answer = (
             f"Dear {reader}, I want you to meet {who}. {who} lives near the {home} and works as a {job}. "
             f"If you bring a present, it should be {color}, because {who} likes that color. "
-            f"You will see the {pet} that {who} always carries. Please also greet {friend}, a friend of {who}. Best wishes!"
+            f"You will see the {pet} that {who} always carries. "
+            f"Please also greet {friend}, a friend of {who}. Best wishes!"
         )
         return Turn("chat", question, answer, "rouge_l", None)

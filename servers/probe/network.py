@@ -80,7 +80,7 @@ def _front(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise and project a layer's input; x (tokens, hidden) -> queries, keys, values (tokens, heads, head_size)."""
     x = _norm(x, gain, eps)
-    query, key, value = (_linear(x, weight).unflatten(-1, (-1, head_size)) for weight in (q, k, v))
+    query, key, value = (torch.unflatten(_linear(x, weight), -1, (-1, head_size)) for weight in (q, k, v))
     return _rotate(query, cos, sin), _rotate(key, cos, sin), value
 
 
@@ -164,7 +164,7 @@ class ProbeNetwork(nn.Module):
         rows, length = tokens.shape
         front, back = (self._front, self._back) if parts else (_front, _back)
         shape = self.shape
-        x: Tensor = _Embed.apply(self.embedding, tokens.flatten(), self.dtype)
+        x: Tensor = _Embed.apply(self.embedding, tokens.flatten(), self.dtype)  # type: ignore[no-untyped-call]
         layers = zip(*(stack.unbind() for stack in (*self.matrices(), self.attention_gain, self.mlp_gain)), strict=True)
         for q, k, v, o, gate, up, down, attention_gain, mlp_gain in layers:
             query, key, value = (
@@ -187,10 +187,10 @@ class ProbeNetwork(nn.Module):
     @torch.no_grad()
     def predictions(self, tokens: Tensor) -> Tensor:
         """The likeliest next token after each token, (rows, length)."""
-        x = self.hidden(tokens, self.tables(*tokens.shape, tokens.device), parts=False)
+        x = self.hidden(tokens, self.tables(tokens.size(0), tokens.size(1), tokens.device), parts=False)
         best = [
             _linear(_norm(piece, self.final_gain, self.shape.norm_eps), self.embedding).argmax(-1)
-            for piece in x.split(16384)
+            for piece in torch.split(x, 16384)
         ]
         return torch.cat(best).view(tokens.shape)
 
@@ -217,9 +217,3 @@ class ProbeNetwork(nn.Module):
     def hub_weights(self) -> dict[str, Tensor]:
         """The weights under the names of transformers' ``LlamaForCausalLM``, in bfloat16 on the CPU."""
         return {name: weight.to("cpu", torch.bfloat16).contiguous() for name, weight in self._hub_names()}
-
-    @torch.no_grad()
-    def load_hub_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take over weights that ``hub_weights`` gave."""
-        for name, weight in self._hub_names():
-            weight.copy_(weights[name])

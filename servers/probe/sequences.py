@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from kvload.servers.probe.texts import Turn, nearest, pick, weave
+from kvload.servers.probe.texts import Turn, Wish, nearest, pick, weave
 from kvload.servers.probe.words import ADJECTIVES, NAMES, NOUNS, ORDINALS, PLACES
 
 LONGEST_BOX = 230
@@ -30,12 +30,12 @@ class BoxesDocument:
             left -= len(words) + 7
         self.text = "\n".join(lines)
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
         last = max(1, len(self.boxes) - 1)
-        fits = [(box, at / last) for at, box in enumerate(self.boxes) if len(box[1]) <= limit]
+        fits = [(box, at / last) for at, box in enumerate(self.boxes) if len(box[1]) <= wish.limit]
         if not fits:
             return None
-        (label, words), at = nearest(rng, fits, depth)
+        (label, words), at = nearest(rng, fits, wish.depth)
         return Turn("recite", f"Repeat all words of the {label} box in order.", " ".join(words), "rouge_l", at)
 
 
@@ -56,16 +56,18 @@ class ThingsDocument:
         for (noun, quality), _ in kept:
             self.groups.setdefault(quality, []).append(noun)
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        cost = 2 if task == "list" else 4
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        cost = 2 if wish.task == "list" else 4
         fits = [
-            quality for quality, nouns in self.groups.items() if cost * len(nouns) + 6 <= limit and len(nouns) < 100
+            quality
+            for quality, nouns in self.groups.items()
+            if cost * len(nouns) + 6 <= wish.limit and len(nouns) < 100
         ]
         if not fits:
             return None
         quality = pick(rng, fits)
         nouns = self.groups[quality]
-        if task == "list":
+        if wish.task == "list":
             question = f"Which {quality} things are there? List them all in order, separated by commas."
             return Turn("list", question, ", ".join(nouns), "items", None)
         counted = ", ".join(f"{at} {noun}" for at, noun in enumerate(nouns, 1))
@@ -88,8 +90,8 @@ class PurchasesDocument:
         for (who, noun, coins), _ in kept:
             self.bought.setdefault(who, []).append((noun, coins))
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        fits = [who for who, paid in self.bought.items() if 8 * len(paid) + 6 <= limit]
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        fits = [who for who, paid in self.bought.items() if 8 * len(paid) + 6 <= wish.limit]
         if not fits:
             return None
         who = pick(rng, fits)
@@ -113,10 +115,10 @@ class ShelvesDocument:
             facts.append((f"{who} keeps in the {place}: {', '.join(things)}.", (who, place, things)))
         self.text, self.shelves = weave(rng, facts, budget)
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        if limit < 1 or not self.shelves:
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        if wish.limit < 1 or not self.shelves:
             return None
-        (who, place, things), at = nearest(rng, self.shelves, depth)
+        (who, place, things), at = nearest(rng, self.shelves, wish.depth)
         ordinal = pick(rng, ORDINALS)
         answer = things[-1 if ordinal == "last" else ORDINALS.index(ordinal)]
         question = f"What is the {ordinal} thing that {who} keeps in the {place}? Answer with one word."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol, TypeVar
@@ -13,7 +13,7 @@ from kvload.servers.probe.words import NAMES, NOUNS, PLACES
 T = TypeVar("T")
 
 PRETOKEN = re.compile(r" ?[A-Za-z]+|[0-9]|[^A-Za-z0-9]")
-"""One match is one token for every text that the generator writes (a word with the space before it, a digit, a sign)."""
+"""One match is one token of every text that the generator writes: a word with the space before it, a digit, a sign."""
 
 
 def token_count(text: str) -> int:
@@ -36,16 +36,28 @@ class Turn:
     depth: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The question that is wanted: its task and the greatest length of its answer in tokens.
+
+    ``depth`` asks for a fact near that place of the document (0 start, 1 end) where the task has single facts; None for
+    any place.
+    """
+
+    task: str
+    limit: int
+    depth: float | None = None
+
+
 class Document(Protocol):
-    """A text with facts that questions of one or more tasks can be asked about."""
+    """A text, made by ``rng`` in at most ``budget`` tokens, that questions of one or more tasks can be asked about."""
 
     text: str
 
-    def ask(self, rng: Random, task: str, limit: int, depth: float | None = None) -> Turn | None:
-        """A question of ``task`` with an answer of at most ``limit`` tokens; None if the document has none.
+    def __init__(self, rng: Random, budget: int) -> None: ...
 
-        ``depth`` asks for a fact near that place of the document (0 start, 1 end), where the task has single facts.
-        """
+    def ask(self, rng: Random, wish: Wish) -> Turn | None:
+        """A question as wished for; None if the document has none such."""
         ...
 
 
@@ -54,7 +66,7 @@ def pick(rng: Random, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
-_FILLERS = (
+_FILLERS: tuple[Callable[[Random], str], ...] = (
     lambda r: f"Nobody saw the {pick(r, NOUNS)} near the {pick(r, PLACES)}.",
     lambda r: f"It was quiet in the {pick(r, PLACES)} all day.",
     lambda r: f"{pick(r, NAMES)} walked slowly to the {pick(r, PLACES)}.",

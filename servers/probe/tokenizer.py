@@ -94,7 +94,7 @@ class WordEncoder:
 def tokenizer_files(vocabulary: dict[str, int]) -> dict[str, Any]:
     """Contents of ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE",
         "dropout": None,
         "unk_token": None,

@@ -14,18 +14,13 @@ from pathlib import Path
 class Recipe:
     """Everything that decides a training run.
 
-    ``start`` weights (safetensors of an earlier part of the same plan) to go on from, ``begin`` and ``end`` the part of
-    the plan, 0 to 1, that this run makes;
-    ``steps`` optimizer steps, or as many as about fit ``seconds`` once the steps have been timed; ``tokens`` per step, a
-    multiple of 4608; ``longest`` row of the curriculum; ``matrix_rate`` and ``vector_rate`` peak learning rates of Muon
-    (the layers' matrices) and AdamW (embedding and norms); ``per_task`` held-out questions per task and context;
-    ``heads`` to ``rope_theta`` the network's shape.
+    ``steps`` optimizer steps, or as many as about fit ``seconds`` once the steps have been timed; ``tokens`` per step,
+    a multiple of 4608; ``longest`` row of the curriculum; ``matrix_rate`` and ``vector_rate`` peak learning rates of
+    Muon (the layers' matrices) and AdamW (embedding and norms); ``per_task`` held-out questions per task and context;
+    ``hidden`` to ``rope_theta`` the network's shape.
     """
 
     out: Path
-    start: Path | None = None
-    begin: float = 0.0
-    end: float = 1.0
     steps: int | None = None
     seconds: float = 600.0
     seed: int = 1
@@ -53,11 +48,8 @@ def parse(argv: list[str] | None = None) -> Recipe:
     default = Recipe(Path())
     parser = argparse.ArgumentParser(description="Train the probe model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and log.jsonl")
-    parser.add_argument("--start", type=Path, help="model.safetensors of the part of the plan before --begin")
     parser.add_argument("--steps", type=int, help="optimizer steps; default: as many as fit --seconds")
     for name, kind in (
-        ("begin", float),
-        ("end", float),
         ("seconds", float),
         ("seed", int),
         ("workers", int),

@@ -7,7 +7,6 @@ import time
 from random import Random
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from kvload.servers.probe.export import agreement, export
@@ -34,13 +33,13 @@ CURRICULUM: tuple[tuple[float, dict[int, float]], ...] = (
     (0.75, {288: 0.3, 576: 0.2, 1152: 0.25, 2304: 0.25}),
     (1.00, {288: 0.15, 576: 0.15, 1152: 0.2, 2304: 0.25, 4608: 0.25}),
 )
-"""Until this share of the plan, rows of these lengths in tokens are drawn with these weights."""
+"""Until this share of the steps, rows of these lengths in tokens are drawn with these weights."""
 
 SHORT_ROW = 288
 """Rows up to this length come in batches of a quarter of the tokens: many small steps find the circuits first."""
 
 DECAY_SHARE = 0.65
-"""Share of the plan, its end, over which the learning rates fall linearly to zero."""
+"""Share of the steps, the last ones, over which the learning rates fall linearly to zero."""
 
 
 def row_lengths(recipe: Recipe, steps: int) -> list[int]:
@@ -48,20 +47,14 @@ def row_lengths(recipe: Recipe, steps: int) -> list[int]:
     rng = Random(f"lengths/{recipe.seed}")
     lengths = []
     for step in range(steps):
-        at = progress(recipe, step, steps)
-        mix = next(mix for until, mix in CURRICULUM if at < until or until == 1.0)
+        mix = next(mix for until, mix in CURRICULUM if step < until * steps or until == 1.0)
         lengths.append(min(recipe.longest, rng.choices(list(mix), list(mix.values()))[0]))
     return lengths
 
 
-def progress(recipe: Recipe, step: int, steps: int) -> float:
-    """Place of a step in the whole plan, 0 to 1."""
-    return recipe.begin + (recipe.end - recipe.begin) * step / steps
-
-
-def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
-    """Learning rate at a step relative to its peak: short warm-up, constant, linear fall at the plan's end."""
-    return min(1.0, (step + 1) / 100, (1 - progress(recipe, step, steps)) / DECAY_SHARE)
+def rate_factor(step: int, steps: int) -> float:
+    """Learning rate at a step relative to its peak: short warm-up, constant, linear fall."""
+    return min(1.0, (step + 1) / 100, (1 - step / steps) / DECAY_SHARE)
 
 
 def rows_of(recipe: Recipe, length: int) -> int:
@@ -144,8 +137,6 @@ def train(recipe: Recipe) -> None:
     )
     network = ProbeNetwork(shape, recipe.seed, torch.bfloat16 if device.type == "cuda" else torch.float32).to(device)
     _share_forms(network)
-    if recipe.start is not None:
-        network.load_hub_weights(load_file(recipe.start))
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters", flush=True)
     if recipe.compiled:
         network.compile_parts()
@@ -173,7 +164,7 @@ def train(recipe: Recipe) -> None:
         asked = time.perf_counter()
         batch = next(stream)
         waited += time.perf_counter() - asked
-        step_once.set_rate(rate_factor(recipe, step, steps))
+        step_once.set_rate(rate_factor(step, steps))
         losses.append(step_once(torch.from_numpy(batch.tokens), torch.from_numpy(batch.weights)))
         last = step == steps - 1
         if last or (step % 20 == 0 and time.perf_counter() - examined > recipe.examine_every):
@@ -189,7 +180,8 @@ def train(recipe: Recipe) -> None:
             log.write(json.dumps(entry) + "\n")
             log.flush()
             print(
-                f"step {step + 1}/{steps} {passed:.0f} s (data {waited:.0f} s) loss {entry['loss']:.4f} row {lengths[step]}",
+                f"step {step + 1}/{steps} {passed:.0f} s (data {waited:.0f} s) "
+                f"loss {entry['loss']:.4f} row {lengths[step]}",
                 flush=True,
             )
             for context, shares in scores.items():

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kvload.servers.probe.generator import ANSWER_LIMIT, QUESTION_TOKENS, build_document, request_text
 from kvload.servers.probe.smalltalk import SMALLTALK
-from kvload.servers.probe.texts import pick
+from kvload.servers.probe.texts import Wish, pick
 from kvload.servers.probe.tokenizer import (
     ASSISTANT_ID,
     BEGIN_ID,
@@ -51,7 +51,8 @@ class Batch:
 
 def _answer_weight(tokens: int) -> int:
     """Long answers weigh more than short ones in sum, but less than in proportion, so that copying does not rule."""
-    return min(220, round(WEIGHT_UNIT * (6 / tokens) ** 0.5))
+    weight: float = WEIGHT_UNIT * (6 / tokens) ** 0.5
+    return min(220, round(weight))
 
 
 def conversation(rng: Random, encoder: WordEncoder, length: int) -> tuple[list[int], list[int]]:
@@ -68,7 +69,7 @@ def conversation(rng: Random, encoder: WordEncoder, length: int) -> tuple[list[i
         while failures < 3:
             before = len(tokens)
             left = length - before - QUESTION_TOKENS // 2
-            turn = document.ask(rng, pick(rng, tasks), min(ANSWER_LIMIT, left), None) if left > 0 else None
+            turn = document.ask(rng, Wish(pick(rng, tasks), min(ANSWER_LIMIT, left))) if left > 0 else None
             if turn is not None:
                 question = turn.question if before > start else request_text(document, turn)
                 _append(tokens, weights, encoder, question, turn.answer)
@@ -109,7 +110,7 @@ def _worker_batch(seed: int, step: int, rows: int, length: int) -> Batch:
 
 
 def batches(seed: int, shapes: Sequence[tuple[int, int]], workers: int) -> Iterator[Batch]:
-    """The batches of all steps in order, made ahead by worker processes; ``shapes`` gives each step's (rows, length)."""
+    """The batches of all steps in order, made ahead by worker processes; ``shapes`` are the steps' (rows, length)."""
     pending: deque[Future[Batch]] = deque()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
         for step, (rows, length) in enumerate(shapes):

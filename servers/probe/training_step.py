@@ -1,4 +1,4 @@
-"""One optimizer step, replayed as a CUDA graph where there is a GPU: the network is so small that launches would rule."""
+"""One optimizer step, replayed as a CUDA graph on a GPU, because launches would rule with a network this small."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class TrainingStep:
     def _run(self, tokens: Tensor, weights: Tensor) -> Tensor:
         rows, length = tokens.shape
         loss = self._network.loss(tokens.long(), weights.float(), self._tables[rows, length])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in self._optimizers:
             optimizer.step()
         self._network.zero_grad(set_to_none=True)
@@ -100,7 +100,7 @@ class TrainingStep:
     def _capture(self, rows: int, length: int) -> _Captured:
         tokens = torch.randint(300, 1000, (rows, length), device=self._device, dtype=torch.int16)
         weights = torch.ones(rows, length, device=self._device, dtype=torch.uint8)
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
