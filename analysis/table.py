@@ -4,6 +4,9 @@ A run may hold millions of requests, so lines are decoded in batches into a narr
 only (texts stay on disk, see :func:`texts`), and chunk rows are read block by block where they are needed.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -27,6 +30,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 _STATUS_CODE = {name: code for code, name in enumerate(STATUSES)}
 _BATCH_BYTES = 8 << 20
+_PARALLEL_FROM_BYTES = 64 << 20
 
 
 _MISSING: Any = float("nan")
@@ -73,6 +77,7 @@ _FLOAT_COLUMNS = (
     *("t_sched_s", "t_send_s", "t_first_s", "t_last_s", "t_end_s", "queue_s"),
     *("input_tokens", "prompt_tokens", "output_tokens", "first_chunk_tokens", "temperature", "top_p", "seed", "turn"),
 )
+_PLAIN_COLUMNS = (*_INT_COLUMNS, *_FLOAT_COLUMNS, "status", "ignore_eos", "prompt_digest", "request_id")
 _WORD_COLUMNS = ("cause", "finish_reason", "clock", "output_tokens_source")
 
 
@@ -205,28 +210,56 @@ def load(run: RunDir) -> RecordTable:
         RunDirError: a line other than a shard's torn last one does not parse, two records have the same index, or a
             chunk file is shorter than its records say.
     """
-    columns: dict[str, list[npt.NDArray[Any]]] = {}
-    codes: dict[str, dict[str | None, int]] = {name: {} for name in _WORD_COLUMNS}
     shards = tuple(run.shards())
-    for number, shard in enumerate(shards):
-        first = len(columns.get("index", []))
-        for batch in _batches(shard.records_path):
-            for name, values in _columns(batch, codes):
-                columns.setdefault(name, []).append(values)
-            columns.setdefault("shard", []).append(np.full(len(batch), number, np.int64))
-        _check_chunks(shard, columns, first)
-    if not columns:
-        for name, values in _columns([], codes):
-            columns[name] = [values]
-        columns["shard"] = [np.empty(0, np.int64)]
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    columns.clear()
-    order = np.argsort(joined["index"], kind="stable")
-    _check_unique(joined["index"][order], run)
-    whole: dict[str, Any] = {name: values[order] for name, values in joined.items()}
-    for name in _WORD_COLUMNS:
-        whole[name] = Words(tuple(codes[name]), whole[name])
+    parts = _in_parallel(shards) if _worth_processes(shards) else None
+    if parts is None:
+        parts = [_read_shard(shard) for shard in shards]
+    if not parts:
+        parts = [_joined([], {name: {} for name in _WORD_COLUMNS})]
+    whole: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in _PLAIN_COLUMNS}
+    words = {name: _join_words([part[name] for part in parts]) for name in _WORD_COLUMNS}
+    whole["shard"] = np.repeat(np.arange(len(parts)), [len(part["index"]) for part in parts])
+    parts.clear()
+    order = np.argsort(whole["index"], kind="stable")
+    for name, values in whole.items():
+        whole[name] = values[order]
+    _check_unique(whole["index"], run)
+    whole |= {name: values.take(order) for name, values in words.items()}
     return RecordTable(**whole, shards=shards, torn=run.torn_records())
+
+
+def _read_shard(shard: Shard) -> dict[str, Any]:
+    """All columns of one shard."""
+    codes: dict[str, dict[str | None, int]] = {name: {} for name in _WORD_COLUMNS}
+    columns = _joined([dict(_columns(batch, codes)) for batch in _batches(shard.records_path)], codes)
+    _check_chunks(shard, columns)
+    return columns
+
+
+def _joined(batches: list[dict[str, npt.NDArray[Any]]], codes: dict[str, dict[str | None, int]]) -> dict[str, Any]:
+    batches = batches or [dict(_columns([], codes))]
+    joined: dict[str, Any] = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    for name in _WORD_COLUMNS:
+        joined[name] = Words(tuple(codes[name]), joined[name])
+    return joined
+
+
+def _worth_processes(shards: Sequence[Shard]) -> bool:
+    """Whether decoding in several processes pays. A process that has threads must not be forked."""
+    if len(shards) < 2 or not hasattr(os, "sched_getaffinity") or threading.active_count() > 1:
+        return False
+    size_bytes = sum(shard.records_path.stat().st_size for shard in shards)
+    return len(os.sched_getaffinity(0)) > 1 and size_bytes > _PARALLEL_FROM_BYTES
+
+
+def _in_parallel(shards: Sequence[Shard]) -> list[dict[str, Any]] | None:
+    """The shards' columns, decoded on all cores; None where a process failed, so that the caller sees the fault."""
+    cores = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("fork").Pool(min(cores, len(shards))) as pool:
+        try:
+            return pool.map(_read_shard, shards, chunksize=1)
+        except (RunDirError, OSError):
+            return None
 
 
 def _batches(path: Path) -> Iterator[list[_Row]]:
@@ -291,13 +324,12 @@ def _numbers(rows: list[_Row], name: str) -> Floats:
         return np.array([getattr(row, name) for row in rows], np.float64)
 
 
-def _check_chunks(shard: Shard, columns: dict[str, list[npt.NDArray[Any]]], first: int) -> None:
-    parts = zip(columns.get("chunk_offset", [])[first:], columns.get("chunk_count", [])[first:], strict=True)
-    needed = max((int((offset + length).max()) for offset, length in parts if len(offset)), default=0)
-    if needed and needed * CHUNK_DTYPE.itemsize > (
-        shard.chunks_path.stat().st_size if shard.chunks_path.exists() else 0
-    ):
-        raise RunDirError(f"has fewer than the {needed} chunk rows its records name", where=str(shard.chunks_path))
+def _check_chunks(shard: Shard, columns: dict[str, Any]) -> None:
+    ends = columns["chunk_offset"] + columns["chunk_count"]
+    needed = int(ends[columns["chunk_count"] > 0].max(initial=0))
+    there = shard.chunks_path.stat().st_size // CHUNK_DTYPE.itemsize if shard.chunks_path.exists() else 0
+    if needed > there:
+        raise RunDirError(f"has {there} chunk rows, but its records name {needed}", where=str(shard.chunks_path))
 
 
 def _check_unique(index: Ints, run: RunDir) -> None:

@@ -1,5 +1,6 @@
 """The columns against the records, one by one."""
 
+import dataclasses
 import math
 import typing
 from pathlib import Path
@@ -115,3 +116,28 @@ def test_explicit_nulls_are_missing_values(tmp_path: Path) -> None:
     path = run.shard("worker-0").records_path
     path.write_bytes(path.read_bytes().replace(b'"queue_s"', b'"decode_s"').replace(b"}\n", b',"queue_s":null}\n'))
     assert np.isnan(table.load(run).queue_s).all()
+
+
+def test_several_processes_read_what_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = mixed(tmp_path / "run")
+    alone = table.load(run)
+    parts = table._in_parallel(run.shards())
+    assert parts is not None
+    monkeypatch.setattr(table, "_worth_processes", lambda _: True)
+    together = table.load(run)
+    for field in dataclasses.fields(table.RecordTable):
+        one, two = getattr(alone, field.name), getattr(together, field.name)
+        if isinstance(one, table.Words):
+            assert one.names == two.names
+            one, two = one.codes, two.codes
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_bad_line_is_named_by_several_processes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = mixed(tmp_path / "run", count=20)
+    path = run.shard("worker-1").records_path
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    monkeypatch.setattr(table, "_worth_processes", lambda _: True)
+    with pytest.raises(RunDirError) as caught:
+        table.load(run)
+    assert caught.value.where == f"{path}:11"
