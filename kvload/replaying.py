@@ -95,10 +95,14 @@ class ReplayOptions:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told what happens: progress many times, sentences now and then."""
+    """Who is told what happens: progress many times, sentences now and then, once that the run folder is complete.
+
+    With a web page that is before the page is closed.
+    """
 
     on_progress: "Callable[[Progress], None]" = lambda _progress: None
     on_notice: Callable[[str], None] = lambda _text: None
+    on_complete: Callable[[RunDir], None] = lambda _run: None
 
 
 def replay_once(options: ReplayOptions, listener: Listener | None = None) -> RunDir:
@@ -190,6 +194,7 @@ class _OneReplay:
             on_start=start,
             on_notice=self.listener.on_notice,
             on_end=self._scraping.close,
+            on_complete=lambda: self._complete(run, log_start),
             is_server_dead=lambda: self._is_dead(server),
         )
         replay = Replay(plan, run, hooks)
@@ -197,8 +202,11 @@ class _OneReplay:
             replay.run()
         finally:
             self._scraping.close()
-            self._keep_log(run, log_start)
         return run
+
+    def _complete(self, run: RunDir, log_start: int) -> None:
+        self._keep_log(run, log_start)
+        self.listener.on_complete(run)
 
     def _find_server(self) -> ServerInfo:
         from kvload.servers import discover, registry

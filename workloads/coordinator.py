@@ -4,28 +4,24 @@ With workers on this machine only their figures pass through here: records go st
 workers elsewhere come as Locust messages and are written here at once, whatever the web page does.
 """
 
-import contextlib
-import os
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gevent
-import gevent.event
-import gevent.os
 import msgspec
 import numpy as np
 
 from kvload.records import RequestRecord, ServerSample
 from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
+from kvload.workloads.history import LiveHistory
 from kvload.workloads.live import LiveBoard, LiveReport
 from kvload.workloads.plan import read_settings, shard_path
 from kvload.workloads.worker import machine_id
 
-START_DELAY_NS = 300_000_000
+START_DELAY_NS = 600_000_000
 REMOTE_START_DELAY_NS = 1_500_000_000
 _PART_BYTES = 1 << 20
 
@@ -43,14 +39,6 @@ class _Worker:
     lost: bool = False
     sent: int = 0
     writer: RecordWriter | None = None
-
-
-@dataclass
-class LiveHistory:
-    """What the web page draws: one point a second."""
-
-    points: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=3600))
-    cache_usage: float | None = None
 
 
 class Coordinator:
@@ -132,6 +120,7 @@ class Coordinator:
     def stop(self, cause: str, *, cut: bool) -> None:
         """Tell every worker to send nothing more, and with ``cut`` to end what is in flight."""
         self._stop_cause = cause
+        self._tell({"event": "stopped", "cause": cause})
         if self.state == "waiting":
             self._over()
         for worker in self._workers.values():
@@ -156,8 +145,7 @@ class Coordinator:
 
     def take_sample(self, sample: ServerSample) -> None:
         """A scrape of the server's metrics, for the page."""
-        if sample.cache_usage is not None:
-            self.history.cache_usage = sample.cache_usage
+        self.history.cache_usage = sample.cache_usage
 
     def has_finished(self, shard: int, error: str | None) -> None:
         """A worker has accounted for its whole share, or has failed."""
@@ -214,70 +202,15 @@ class Coordinator:
         while self.state != "over":
             gevent.sleep(1.0)
             if self.zero_ns is not None:
-                self.history.points.append(self.point())
+                self.history.add(self.point())
 
     def point(self) -> dict[str, Any]:
-        """The run as it stands, for the page."""
-        board = self.board
+        """The run as it stands, for the page: totals, and percentiles of the last seconds."""
         elapsed = 0.0 if self.zero_ns is None else (time.monotonic_ns() - self.zero_ns) / 1e9
-        point: dict[str, Any] = {"t": round(elapsed, 1), "cache_usage": self.history.cache_usage}
-        for name in ("planned", "sent", "done", "failed", "unsent", "in_flight"):
-            point[name] = board.total(name)
-        for metric in board.histograms:
-            for share in (0.5, 0.9, 0.99):
-                value = board.quantile(metric, share)
-                point[f"{metric}_p{share * 100:.0f}"] = value
-        point["attainment"] = board.met / board.judged if board.judged and board.slo else None
-        point["goodput"] = board.met / elapsed if elapsed > 0 and board.slo else None
-        point["token_rate"] = board.tokens / elapsed if elapsed > 0 else None
-        return point
+        return self.history.point(self.board, elapsed)
 
-
-class EventPipe:
-    """Lines of JSON to the parent that never make the run wait: what the pipe does not take stays here."""
-
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-        self._backlog = b""
-        if fd is not None:
-            os.set_blocking(fd, False)
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Send one event, or keep it until the parent reads again."""
-        if self._fd is None:
-            return
-        self._backlog += msgspec.json.encode(event) + b"\n"
-        self._push()
-
-    def _push(self) -> None:
-        if self._fd is None:
-            return
-        with contextlib.suppress(BlockingIOError):
-            while self._backlog:
-                try:
-                    sent = os.write(self._fd, self._backlog)
-                except BrokenPipeError:
-                    self._fd, self._backlog = None, b""
-                    return
-                self._backlog = self._backlog[sent:]
-
-    def flush(self, patience_s: float) -> None:
-        """Wait a little for the parent to take what is left."""
-        deadline = time.monotonic() + patience_s
-        while self._backlog and time.monotonic() < deadline:
-            self._push()
-            gevent.sleep(0.01)
-
-
-def listen(fd: int, on_command: Callable[[dict[str, Any]], None], on_end: Callable[[], None]) -> None:
-    """Read the parent's commands, one JSON object a line, until it closes the pipe."""
-    os.set_blocking(fd, False)
-    pending = b""
-    while True:
-        data = gevent.os.nb_read(fd, 1 << 16)
-        if not data:
-            on_end()
-            return
-        *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
-            on_command(msgspec.json.decode(line))
+    def history_since(self, number: int) -> dict[str, Any]:
+        """What the page asks for: the points from that number on, and the run as it stands."""
+        points, following = self.history.since(number)
+        now = self.point()
+        return {"state": self.state, "server": self.settings.url, "points": points, "next": following, "now": now}

@@ -20,7 +20,8 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from kvload.records import RequestRecord, ServerSample
-from kvload.workloads.coordinator import Coordinator, EventPipe, listen
+from kvload.workloads.coordinator import Coordinator
+from kvload.workloads.pipes import EventPipe, listen
 from kvload.workloads.plan import PlanSettings
 from kvload.workloads.worker import ReplayWorker, machine_id
 
@@ -174,6 +175,15 @@ class Session:
         if self.environment.web_ui is not None:
             self.environment.web_ui.stop()
 
+    def start_from_page(self) -> None:
+        """The page's start button."""
+        if self._master().state == "waiting":
+            gevent.spawn(self.runner.start, self._master().settings.shards, 1000)
+
+    def stop_from_page(self) -> None:
+        """The page's stop button: nothing more is sent, what is in flight may end."""
+        self._master().stop("interrupted", cut=False)
+
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _worker(self) -> ReplayWorker:
@@ -228,6 +238,10 @@ def on_init(environment: Environment, **_: Any) -> None:
     # a plain string: Locust sends its options to the workers
     session = Session(environment, Path(options.kvload_plan) if options.kvload_plan else None)
     environment.kvload_session = session
+    if environment.web_ui is not None and session.coordinator is not None:
+        from kvload.workloads.webui import add_page
+
+        add_page(environment.web_ui, session.coordinator, session.start_from_page, session.stop_from_page)
     environment.stop_timeout = 1.0 if session.coordinator is None else session.coordinator.settings.drain_s + 5
 
 

@@ -49,6 +49,7 @@ class Hooks:
         on_progress: called a few times a second.
         on_start: called once, with the run's zero on ``time.monotonic``.
         on_end: called once, when the last answer has ended and nothing has been evaluated yet.
+        on_complete: called once, when the run folder is complete; with a web page this is before the page is closed.
         on_notice: called with a sentence for the user (a worker died, the server died ...).
         is_server_dead: asked after failures, at most once a second: the reason if the server is certainly gone.
     """
@@ -56,6 +57,7 @@ class Hooks:
     on_progress: Callable[[Progress], None] = lambda _progress: None
     on_start: Callable[[float], None] = lambda _zero: None
     on_end: Callable[[], None] = lambda: None
+    on_complete: Callable[[], None] = lambda: None
     on_notice: Callable[[str], None] = lambda _text: None
     is_server_dead: Callable[[], str | None] = lambda: None
 
@@ -108,13 +110,25 @@ class Replay:
         try:
             self._spawn(folder)
             self._watch()
+            if self.plan.web_port is None or not self.over:
+                self._end_children()
+            manifest = self._complete()
+            plans.remove(folder)
+            self.hooks.on_complete()
+            self._keep_page()
         finally:
             self._end_children()
             for number, handler in former.items():
                 signal.signal(number, handler)
-        manifest = self._complete()
-        plans.remove(folder)
         return manifest
+
+    def _keep_page(self) -> None:
+        """Leave the web page where it is until somebody interrupts."""
+        if self.plan.web_port is None or self._control_fd < 0 or self._interrupts:
+            return
+        self.hooks.on_notice("the page stays until you interrupt (Ctrl-C)")
+        while not self._interrupts and self._children[0].poll() is None:
+            self._read_events(POLL_S)
 
     # -- children ---------------------------------------------------------------------------------------------------
 
@@ -255,6 +269,7 @@ class Replay:
         elif kind == "notice":
             self.hooks.on_notice(event["text"])
         elif kind == "stopped":
+            self._stopping = True
             self.ended = self.ended or event["cause"]
         elif kind == "over":
             self.over = True

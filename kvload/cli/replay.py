@@ -155,34 +155,40 @@ def replay(
         reset_cache=not keep_cache,
         calibrate=calibrate,
     )
+    reports: list[Any] = []
+
+    def report(run: Any) -> None:
+        display.close()
+        display.notice(f"run folder: {run.path}")
+        if run.manifest().started_at is not None:
+            reports.append(_report(run, as_json=json_output))
+
     with Display(quiet=quiet) as display:
         if web:
-            display.notice(f"the page is at http://{web_host}:{web_port}/kvload: start the run there")
-        run = replay_once(options, Listener(display.progress, display.notice))
-    manifest = run.manifest()
-    display.notice(f"run folder: {run.path}")
-    if manifest.started_at is not None:
-        _report(run, as_json=json_output, conditions=conditions)
+            display.notice(f"the page is at http://{web_host}:{web_port}/kvload/: start the run there")
+        manifest = replay_once(options, Listener(display.progress, display.notice, report)).manifest()
+    for found in reports:
+        gates.check(conditions, gates.report_values(found))
     if manifest.ended == "interrupted":
         return ExitStatus.INTERRUPTED
     return ExitStatus.SERVER if manifest.partial else ExitStatus.OK
 
 
-def _report(run: Any, *, as_json: bool, conditions: list[Any]) -> None:
+def _report(run: Any, *, as_json: bool) -> Any:
     import json
     import sys
 
-    from kvload.analysis import gates
+    from rich.console import Console
+
     from kvload.analysis.report import build, json_report, terminal
-    from kvload.cli.console import report_console
 
     report = build(run)
     if as_json:
         json.dump(json_report.as_dict(report), sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        print(flush=True)
     else:
-        terminal.render(report, report_console())
-    gates.check(conditions, gates.report_values(report))
+        terminal.render(report, Console())
+    return report
 
 
 def _trace_and_limits(words: list[str]) -> tuple[str, list[str]]:

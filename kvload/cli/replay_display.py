@@ -29,6 +29,10 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the progress away; notices are printed all the same."""
         if self._live is not None:
             self._live.stop()
             self._live = None
