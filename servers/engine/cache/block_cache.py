@@ -137,8 +137,9 @@ class BlockCache(PagedCache):
         single = (new == 1) & (lengths > 0)
         members = np.flatnonzero(single)
         groups = []
-        pages = -(-self._packed_lengths(lengths)[1] // self.page_tokens)
-        for part in batches(pages[members], self._scratch_blocks):
+        # What is read at once: packed pages, windows, and a page where one overlaps the other.
+        sizes = lengths // self.page_tokens + 2
+        for part in batches(sizes[members], self._scratch_blocks):
             chosen = members[part]
             tokens = self._tensor(first[chosen])
             groups.append(self._group(rows[chosen], lengths[chosen], tokens, lengths[chosen, None]))
@@ -283,7 +284,12 @@ class BlockCache(PagedCache):
                 own = own_key, own_value, _own_mask(group, sight, query.dtype)
                 blocks.append(lambda own=own: own)  # type: ignore[misc]
                 attended = attention.attend(
-                    grouped, blocks, scaling=extras.scaling, softcap=extras.softcap, sinks=sinks
+                    grouped,
+                    blocks,
+                    scaling=extras.scaling,
+                    softcap=extras.softcap,
+                    sinks=sinks,
+                    together=group.packed is None or group.packed.step >= group.packed.keys.shape[1],
                 )
             out[group.tokens] = attention.by_token(attended) if alone else attended.flatten(1, 3)
         if plan.singles is not None:

@@ -64,6 +64,7 @@ def attend(
     scaling: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
+    together: bool = False,
 ) -> torch.Tensor:
     """Softmax attention, one block of keys after the other, with a running maximum and sum.
 
@@ -74,12 +75,22 @@ def attend(
         blocks: at least one; every query sees at least one key in all of them together.
         scaling, softcap: as in ``AttentionExtras``.
         sinks: logits of an empty slot that broadcast to ``(b, H, G, t)``; None for none.
+        together: whether the blocks are few enough, and stay valid long enough, to be read all at once.
 
     Returns:
         ``(b, H, G, t, D)`` in the query's dtype.
     """
-    if len(blocks) == 1 and softcap is None and sinks is None:
+    plain = softcap is None and sinks is None
+    if len(blocks) == 1 and plain:
         return _fused(query, *blocks[0](), scaling)
+    if together and plain:
+        keys, values, masks = zip(*(load() for load in blocks), strict=True)
+        wide = [mask.expand(len(query), -1, -1, query.shape[3], -1) for mask in masks]
+        # Blocks come as views of (b, n, H, D): joined in that order whole tokens are copied.
+        key, value = (
+            torch.cat([x.to(query.dtype).transpose(1, 2) for x in side], 1).transpose(1, 2) for side in (keys, values)
+        )
+        return _fused(query, key, value, torch.cat(wide, -1), scaling)
     running = RunningSoftmax(query, scaling, softcap, sinks)
     for load in blocks:
         running.add(*load())
@@ -149,7 +160,9 @@ class RunningSoftmax:
 def scores(scaled: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, softcap: float | None) -> torch.Tensor:
     """Masked scores ``(b, H, G, t, n)`` in float32 of queries that have the scaling in them."""
     b, heads, groups, tokens, size = scaled.shape
-    found = torch.matmul(scaled.reshape(b, heads, groups * tokens, size), key.float().transpose(-1, -2))
+    # Keys are laid out head by head first: a product with their transposed view would copy number by number.
+    flat = key.float().reshape(b * heads, -1, size)
+    found = torch.bmm(scaled.reshape(b * heads, groups * tokens, size), flat.transpose(1, 2))
     if softcap is not None:
         found = found.div_(softcap).tanh_().mul_(softcap)
     return found.view(b, heads, groups, tokens, -1).add_(mask)
@@ -158,7 +171,8 @@ def scores(scaled: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, softcap:
 def weighted(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Weights ``(b, H, G, t, n)`` times values ``(b, H, n, D)``: ``(b, H, G, t, D)``."""
     b, heads, groups, tokens, n = weights.shape
-    return torch.matmul(weights.reshape(b, heads, groups * tokens, n), value).view(b, heads, groups, tokens, -1)
+    flat = value.reshape(b * heads, n, -1)
+    return torch.bmm(weights.reshape(b * heads, groups * tokens, n), flat).view(b, heads, groups, tokens, -1)
 
 
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
