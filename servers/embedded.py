@@ -8,7 +8,7 @@ from kvload import __version__
 from kvload.errors import UsageError
 from kvload.servers.adapter import Build, Claim, LaunchPlan, LaunchRequest, flag_value, served_name
 from kvload.servers.claims import Stored
-from kvload.servers.installed import find_python
+from kvload.servers.installed import find_python, own_torch_cuda
 from kvload.servers.machine import Machine
 from kvload.servers.methods import METHODS, parse_method
 from kvload.servers.model_facts import ModelFacts
@@ -38,7 +38,7 @@ class EmbeddedAdapter:
         machine: Machine,
     ) -> Build | None:
         """Always there, in kvload's own environment; its version is kvload's."""
-        device = "cuda" if machine.gpus else "cpu"
+        device = "cuda" if machine.gpus and own_torch_cuda() is not None else "cpu"
         return Build(self.name, find_python(python) if python else sys.executable, __version__, device)
 
     def plan(

@@ -1,5 +1,6 @@
 """Which engines a Python environment holds, and their versions, without importing any of them."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -119,6 +120,12 @@ def look(modules: Mapping[str, Sequence[str]], python: str, env: Mapping[str, st
         version = row["version"] or _version_file(folder)
         found[module] = Installed(module, python, version, folder, row["plain"] is not None, cuda, torch_version)
     return found
+
+
+def own_torch_cuda() -> str | None:
+    """The CUDA version that this environment's torch was built for, without importing it; None for a CPU build."""
+    spec = importlib.util.find_spec("torch")
+    return _torch(None, str(Path(spec.origin).parent))[1] if spec and spec.origin else None
 
 
 def _version_file(folder: Path) -> str | None:

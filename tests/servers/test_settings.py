@@ -198,3 +198,12 @@ def test_a_models_facts(model_folder: Path) -> None:
         read("./absent/model")
     with pytest.raises(UsageError, match=r"no config\.json"):
         read(str(model_folder.parent))
+
+
+def test_the_embedded_engine_runs_on_a_gpu_only_where_torch_was_built_for_one() -> None:
+    torch = pytest.importorskip("torch")
+    from kvload.servers.embedded import EmbeddedAdapter
+
+    built = EmbeddedAdapter().find(None, {}, GPU_MACHINE)
+    assert built is not None
+    assert built.device == ("cuda" if torch.version.cuda else "cpu")
