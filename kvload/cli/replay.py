@@ -99,12 +99,13 @@ def replay(
     from kvload.cli.arrival_options import arrival_spec
     from kvload.cli.replay_display import Display
     from kvload.errors import ExitStatus, UsageError
-    from kvload.replaying import Listener, ReplayOptions, replay_once, request_headers
+    from kvload.replaying import Listener, ReplayOptions, replay_once
     from kvload.workloads.durations import parse_duration, parse_limits
     from kvload.workloads.samples import trace_path
 
     headers = dict(parse_header(text) for text in header or [])
     if worker:
+        from kvload.workloads.headers import request_headers
         from kvload.workloads.remote import run_worker
 
         return run_worker(master_host, master_port, request_headers(headers))
@@ -178,16 +179,15 @@ def _report(run: Any, *, as_json: bool) -> Any:
     import json
     import sys
 
-    from rich.console import Console
-
     from kvload.analysis.report import build, json_report, terminal
+    from kvload.cli.console import report_console
 
     report = build(run)
     if as_json:
         json.dump(json_report.as_dict(report), sys.stdout, indent=2, ensure_ascii=False)
         print(flush=True)
     else:
-        terminal.render(report, Console())
+        terminal.render(report, report_console())
     return report
 
 

@@ -67,11 +67,10 @@ def describe(
     if as_json:
         print(json.dumps({"trace": str(path), "format": found_format.name, **found.as_dict()}, indent=2))
         return
-    from rich.console import Console
-
+    from kvload.cli.console import report_console
     from kvload.workloads.describe_text import print_description
 
-    print_description(trace, found_format, found, Console())
+    print_description(trace, found_format, found, report_console())
 
 
 @app.command("convert", help="Write a trace, or a part of it, as kvload JSONL.")
