@@ -37,6 +37,7 @@ class Method:
         claim: bytes per token, per layer and KV head; see :mod:`kvload.servers.claims`.
         implementation: ``module.Class`` in ``servers/engine/compression``.
         evicts: whether tokens are dropped (their attention is lost) rather than stored in fewer bits.
+        at_most: whether the claim is a ceiling, and what is held depends on the text.
         options: in the order they are shown.
         fixed: arguments of the implementation that the name stands for and the user cannot change.
         check: says what is wrong with a combination of options, or returns None.
@@ -51,6 +52,7 @@ class Method:
     claim: claims.Claim
     implementation: str
     evicts: bool = False
+    at_most: bool = False
     options: tuple[MethodOption, ...] = ()
     fixed: Mapping[str, int | float] = field(default_factory=lambda: MappingProxyType({}))
     check: Callable[[Mapping[str, int | float]], str | None] = lambda _: None
@@ -122,7 +124,7 @@ def _value(option: MethodOption, text: str | None, where: str) -> int | float:
     except ValueError as error:
         wanted = "a whole number" if kind is int else "a number"
         raise UsageError(f"option '{option.name}' must be {wanted}, not '{text}'", where=where) from error
-    if not option.minimum <= value <= option.maximum:
+    if not option.minimum <= value <= option.maximum or value in {float("inf"), float("-inf")}:
         limits = f"from {option.minimum:g}" + (f" to {option.maximum:g}" if option.maximum < float("inf") else "")
         raise UsageError(f"option '{option.name}' must be {limits}, not {text}", where=where)
     return value
@@ -363,6 +365,7 @@ for Qwen2.5-7B, (0, 3) for QwQ-32B. How much memory is saved depends on the text
         claim=claims.leankv,
         implementation="leankv.LeanKV",
         evicts=True,
+        at_most=True,
         options=(
             MethodOption("low", 0.02, "forgotten below this multiple of 1/N", 0.0),
             MethodOption("high", 1.0, "low precision below this multiple of 1/N", 0.0),
