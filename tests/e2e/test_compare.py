@@ -108,3 +108,18 @@ def test_runs_of_different_traces_are_refused(kvload: Kvload, arms: list[str], t
     assert refused.returncode == 2
     assert "r0" in refused.stderr
     assert "prompt" in refused.stderr
+
+
+def test_capacity_is_found_where_the_server_runs_out_of_slots(
+    kvload: Kvload, start_mock: Callable[..., str], trace: Path, tmp_path: Path
+) -> None:
+    """Two slots of 50 ms + 7 x 10 ms each carry about 17 requests a second; beyond that they wait."""
+    url = start_mock("--ttft", "50ms", "--itl", "10ms", "--slots", "2")
+    options = ["--slo", "ttft=400ms", "--start-rate", "4", "--most", "5", "--tolerance", "0.3", "--max-tokens", "8"]
+    done = kvload("capacity", trace, "--url", url, *options, "--target", "0.9", "--out", tmp_path / "c", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    by_rate = {made["rate_rps"]: made["met"] / made["sent"] for made in found["attempts"]}
+    assert by_rate[4.0] >= 0.9
+    assert min(by_rate.values()) < 0.9
+    assert 4.0 <= found["rate_rps"]["estimate"] < 64.0
