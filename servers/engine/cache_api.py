@@ -88,6 +88,10 @@ class KVCache(Protocol):
         """Bytes of a page of one layer: what memory is given out in."""
 
     @property
+    def page_heads(self) -> int:
+        """KV heads that share a page."""
+
+    @property
     def pool_tokens(self) -> int:
         """Tokens that fit when stored as the method stores a long sequence: what ``/metrics`` reports."""
 

@@ -110,6 +110,11 @@ class HeadCache(PagedCache):
         self._scratch_blocks = blocks
 
     @property
+    def page_heads(self) -> int:
+        """Every head has pages of its own."""
+        return 1
+
+    @property
     def pool_tokens(self) -> int:
         """Tokens that fit at high precision: how many more there are room for depends on the text."""
         return self.pool.pages // self._heads_of_all * self._high.tokens

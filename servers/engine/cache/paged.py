@@ -65,6 +65,11 @@ class PagedCache(ABC):
         return self.pool.page_bytes
 
     @property
+    def page_heads(self) -> int:
+        """KV heads that share a page."""
+        return self.geometry.kv_heads
+
+    @property
     @abstractmethod
     def pool_tokens(self) -> int:
         """Tokens that fit when stored as the method stores a long sequence."""

@@ -11,7 +11,7 @@ from kvload.servers.engine.kernels.quantise import affine, pack, unpack
 
 PAGE_ALIGNMENT = 64
 VALUE_VECTOR = 4
-PAGE_BYTES_PER_CHANNEL = 53
+PAGE_BYTES_PER_CHANNEL = (48, 56)
 GROUPS_BY_BITS = {8: 1, 4: 2, 2: 4, 1: 8}
 
 
@@ -49,6 +49,15 @@ class Precision:
         while PageLayout(self.fields(tokens + 1, head_dim), alignment=PAGE_ALIGNMENT).page_bytes <= page_bytes:
             tokens += 1
         return tokens
+
+    def token_bytes(self, head_dim: int) -> float:
+        """Bytes of a token without any padding."""
+        scales = 4 * (self.key_groups + self.value_groups)
+        return head_dim * (self.key_bits + self.value_bits) / 8 + scales + 8
+
+    def waste(self, page_bytes: int, head_dim: int) -> float:
+        """Share of a page that holds no token."""
+        return 1 - self.page_tokens(page_bytes, head_dim) * self.token_bytes(head_dim) / page_bytes
 
     def encode(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Keys and values ``(..., head_dim)`` as the first four fields, each ``(..., *)``."""
@@ -99,9 +108,14 @@ class LeanKV:
     high: float = 1.0
     buffer: int = 64
 
-    @staticmethod
-    def page_bytes(head_dim: int) -> int:
-        """Bytes of the unified page."""
+    def page_bytes(self, head_dim: int) -> int:
+        """Bytes of the unified page: of those about 50 times the head size, the one that either level fills best."""
         if head_dim % 16:
             raise UsageError(f"leankv needs a head size divisible by 16, not {head_dim}", where="--method leankv")
-        return aligned(PAGE_BYTES_PER_CHANNEL * head_dim, PAGE_ALIGNMENT)
+        smallest, largest = (aligned(bound * head_dim, PAGE_ALIGNMENT) for bound in PAGE_BYTES_PER_CHANNEL)
+        sizes = range(smallest, largest + 1, PAGE_ALIGNMENT)
+        return min(sizes, key=lambda size: max(level.waste(size, head_dim) for level in self._levels))
+
+    @property
+    def _levels(self) -> tuple[Precision, Precision]:
+        return self.high_precision, self.low_precision

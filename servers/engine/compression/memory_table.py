@@ -79,7 +79,7 @@ def measure(spec: MethodSpec, head_dim: int, tokens: int) -> Row:
     cache = build_cache(shape, spec, POOL_BYTES, chunk_tokens=CHUNK)
     held = fill(cache, shape, tokens)
     claimed = METHODS[spec.name].claim(Stored(tokens, head_dim, shape.dtype.itemsize, spec.options))
-    return Row(str(spec), tokens, claimed, held / tokens / shape.kv_heads, cache.page_bytes / shape.kv_heads)
+    return Row(str(spec), tokens, claimed, held / tokens / shape.kv_heads, cache.page_bytes / cache.page_heads)
 
 
 def sequences_that_fit(spec: MethodSpec, head_dim: int, tokens: int, pool_bytes: int) -> int:

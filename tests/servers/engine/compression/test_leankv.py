@@ -221,7 +221,7 @@ def test_any_schedule_agrees(data: st.DataObject, driver: Callable[..., Any]) ->
 )
 def test_tokens_of_the_published_page(precision: Precision, tokens: int) -> None:
     """Head size 128: 6784 bytes, as the paper's code has it."""
-    assert LeanKV.page_bytes(128) == 6784
+    assert LeanKV().page_bytes(128) == 6784
     assert precision.page_tokens(6784, 128) == tokens
 
 
