@@ -1,6 +1,5 @@
 """One replay, from options to a complete run folder: what ``kvload replay`` does, and ``compare`` for each arm."""
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from kvload.workloads.live import Progress
     from kvload.workloads.schedule import Schedule
 
-API_KEY_VARIABLE = "KVLOAD_API_KEY"
 SCRAPE_EVERY_S = 0.5
 _SCHEDULE_OPTIONS = (
     "default_max_tokens",
@@ -117,15 +115,6 @@ def replay_once(options: ReplayOptions, listener: Listener | None = None) -> Run
     return _OneReplay(options, listener or Listener()).run()
 
 
-def request_headers(headers: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The user's headers, with ``Authorization`` made of ``KVLOAD_API_KEY`` where they have none."""
-    found = dict(headers)
-    key = (os.environ if environ is None else environ).get(API_KEY_VARIABLE)
-    if key and not any(name.lower() == "authorization" for name in found):
-        found["Authorization"] = f"Bearer {key}"
-    return found
-
-
 def default_out(trace: Path) -> Path:
     """``runs/<time>-<trace>``, a folder that does not exist yet."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", trace.stem) or "run"
@@ -141,6 +130,8 @@ class _OneReplay:
     def __init__(self, options: ReplayOptions, listener: Listener) -> None:
         self.options = options
         self.listener = listener
+        from kvload.workloads.headers import request_headers
+
         self.headers = request_headers(options.headers)
         self.entry: ServerEntry | None = None
         self.vocabulary: int | None = None

@@ -1,15 +1,16 @@
 """The Locust file of a replay: one User a worker, which walks the worker's share of an absolute schedule.
 
-``kvload replay`` runs it; ``locust -f`` does, too::
+``kvload replay`` runs it; ``locust -f`` does, too, with options of its own or those of a ``locust.conf``::
 
-    locust -f locustfile.py --host http://127.0.0.1:8000 --trace trace.jsonl --out runs/mine
+    locust -f locustfile.py --headless --host http://127.0.0.1:8000 --trace trace.jsonl --run-dir runs/mine
 
-with the same options in a ``locust.conf`` where wanted. Locust's statistics are fed for its own page and tables; what
-kvload reports is made from the records in the run folder alone.
+Locust's statistics are fed for its own page and tables; what kvload reports is made from the records in the run folder
+alone.
 """
 
-import json
+import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from locust import User, constant, events, task
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
+from kvload.errors import KvloadError
 from kvload.records import RequestRecord, ServerSample
 from kvload.workloads.coordinator import Coordinator
+from kvload.workloads.headers import inherited_headers
 from kvload.workloads.pipes import EventPipe, listen
-from kvload.workloads.plan import PlanSettings
+from kvload.workloads.plan import PlanSettings, plan_folder, shard_path
+from kvload.workloads.standalone import OPTIONS, StandaloneRun
 from kvload.workloads.worker import ReplayWorker, machine_id
-
-HEADERS_VARIABLE = "KVLOAD_HEADERS"
-"""Environment variable with the request headers as a JSON object: they stand in no file and no command line."""
 
 
 class ReplayUser(User):  # type: ignore[misc]
@@ -53,23 +54,24 @@ class ReplayUser(User):  # type: ignore[misc]
 class Session:
     """A run inside this Locust process: the master's part, the worker's part, or both."""
 
-    def __init__(self, environment: Environment, plan_folder: Path | None) -> None:
+    def __init__(self, environment: Environment, folder: Path | None, standalone: StandaloneRun | None) -> None:
         options = environment.parsed_options
         self.environment = environment
         self.runner: Any = environment.runner
         self.worker: ReplayWorker | None = None
         self.coordinator: Coordinator | None = None
+        self.standalone = standalone
         self.pipe = EventPipe(options.kvload_events_fd)
         self._share = b""
         self._assigned: tuple[PlanSettings, int] | None = None
         self._pongs: list[tuple[int, int]] = []
         if not isinstance(self.runner, MasterRunner):
-            headers = json.loads(os.environ.get(HEADERS_VARIABLE, "{}"))
-            self.worker = ReplayWorker(self.runner.send_message, headers, self._mirror)
+            self.worker = ReplayWorker(self.runner.send_message, inherited_headers(), self._mirror)
             for kind in ("assign", "share", "go", "stop", "pong"):
                 self.runner.register_message(f"kvload_{kind}", getattr(self, f"_on_{kind}"))
-        if not isinstance(self.runner, WorkerRunner) and plan_folder is not None:
-            self.coordinator = Coordinator(self.runner, plan_folder, self.pipe.tell, self._over)
+        if not isinstance(self.runner, WorkerRunner) and folder is not None:
+            tell = self.pipe.tell if standalone is None else standalone.tell
+            self.coordinator = Coordinator(self.runner, folder, tell, self._over)
             for kind in ("wants_share", "ready", "live", "records", "finished", "ping"):
                 self.runner.register_message(f"kvload_{kind}", getattr(self, f"_on_{kind}"))
         if options.kvload_control_fd is not None:
@@ -83,12 +85,16 @@ class Session:
         worker = self._worker()
         settings = msgspec.json.decode(msg.data["settings"], type=PlanSettings)
         self._assigned = (settings, msg.data["shard"])
-        if msg.data["machine"] == machine_id():
-            worker.assign(settings, msg.data["shard"], None)
-            self._send("kvload_ready", {"shard": msg.data["shard"], "machine": machine_id(), "pid": os.getpid()})
-        else:
+        if msg.data["machine"] != machine_id():
             gevent.spawn(self._measure_clock)
+        if msg.data["machine"] == machine_id() and shard_path(plan_folder(settings), msg.data["shard"]).exists():
+            worker.assign(settings, msg.data["shard"], None)
+            self._say_ready(msg.data["shard"])
+        else:
             self._send("kvload_wants_share", {"shard": msg.data["shard"]})
+
+    def _say_ready(self, shard: int) -> None:
+        self._send("kvload_ready", {"shard": shard, "machine": machine_id(), "pid": os.getpid()})
 
     def _on_share(self, msg: Any, **_: Any) -> None:
         self._share += msg.data["data"]
@@ -96,7 +102,7 @@ class Session:
             settings, shard = self._assigned
             self._worker().assign(settings, shard, self._share)
             self._share = b""
-            self._send("kvload_ready", {"shard": shard, "machine": machine_id(), "pid": os.getpid()})
+            self._say_ready(shard)
 
     def _measure_clock(self) -> None:
         """Ask the master for its time a few times; the answer that came back fastest is the truest."""
@@ -164,6 +170,7 @@ class Session:
 
     def _over(self) -> None:
         options = self.environment.parsed_options
+        self._finish_standalone()
         if options.headless:
             gevent.spawn(self._quit)
         else:
@@ -183,6 +190,19 @@ class Session:
     def stop_from_page(self) -> None:
         """The page's stop button: nothing more is sent, what is in flight may end."""
         self._master().stop("interrupted", cut=False)
+
+    def _finish_standalone(self) -> None:
+        if self.standalone is not None:
+            logging.getLogger(__name__).info(self.standalone.finish())
+            self.standalone = None
+
+    def close(self) -> None:
+        """The process ends, whatever for: nothing that was measured is left behind."""
+        if self.coordinator is not None and self.coordinator.state in {"preparing", "running"}:
+            self.coordinator.stop("interrupted", cut=True)
+        if self.worker is not None:
+            self.worker.close()
+        self._finish_standalone()
 
     # -- both -------------------------------------------------------------------------------------------------------
 
@@ -227,6 +247,8 @@ def add_options(parser: Any) -> None:
     parser.add_argument(
         "--kvload-plan", type=str, default=None, help="A plan spooled by kvload replay", include_in_web_ui=False
     )
+    for name, (default, text) in OPTIONS.items():
+        parser.add_argument(f"--{name}", type=str, default=default, help=text, include_in_web_ui=False)
     for name in ("--kvload-events-fd", "--kvload-control-fd"):
         parser.add_argument(name, type=int, default=None, help="A pipe of kvload replay", include_in_web_ui=False)
 
@@ -235,8 +257,18 @@ def add_options(parser: Any) -> None:
 def on_init(environment: Environment, **_: Any) -> None:
     """Set up this process's part of the run."""
     options = environment.parsed_options
-    # a plain string: Locust sends its options to the workers
-    session = Session(environment, Path(options.kvload_plan) if options.kvload_plan else None)
+    # plain strings: Locust sends its options to the workers
+    folder = Path(options.kvload_plan) if options.kvload_plan else None
+    standalone: StandaloneRun | None = None
+    if folder is None and options.trace and not isinstance(environment.runner, WorkerRunner):
+        workers = options.expect_workers if isinstance(environment.runner, MasterRunner) else 1
+        try:
+            standalone = StandaloneRun(options, inherited_headers(), workers)
+        except KvloadError as error:
+            logging.getLogger(__name__).error(error)
+            sys.exit(error.exit_status)
+        folder = standalone.folder
+    session = Session(environment, folder, standalone)
     environment.kvload_session = session
     if environment.web_ui is not None and session.coordinator is not None:
         from kvload.workloads.webui import add_page
@@ -259,3 +291,10 @@ def on_test_stopping(environment: Environment, **_: Any) -> None:
     session: Session = environment.kvload_session
     if session.coordinator is not None and session.coordinator.state in {"preparing", "running"}:
         session.coordinator.stop("interrupted", cut=False)
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def on_quitting(environment: Environment, **_: Any) -> None:
+    """Write down what is still in flight."""
+    session: Session = environment.kvload_session
+    session.close()

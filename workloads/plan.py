@@ -132,6 +132,11 @@ def shard_of(planned: Sequence[PlannedRequest], workers: int) -> dict[int, int]:
     return {index: root % workers for index, root in roots.items()}
 
 
+def plan_folder(settings: PlanSettings) -> Path:
+    """Where the plan is spooled, on the machine that made it."""
+    return Path(settings.run_path) / "plan"
+
+
 def shard_path(folder: Path, shard: int) -> Path:
     """Where a worker's share lies."""
     return folder / f"shard-{shard}.msgpack"

@@ -1,12 +1,12 @@
 """A worker for a master on another machine: Locust's own worker, with our file, in this process's place."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 
-from kvload.workloads.replay import HEADERS_VARIABLE, LOCUSTFILE
+from kvload.workloads.headers import child_environment
+from kvload.workloads.replay import LOCUSTFILE
 
 
 def run_worker(master_host: str, master_port: int, headers: Mapping[str, str]) -> int:
@@ -16,6 +16,4 @@ def run_worker(master_host: str, master_port: int, headers: Mapping[str, str]) -
     """
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--worker", "--config", os.devnull]
     command += ["--master-host", master_host, "--master-port", str(master_port)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("LOCUST_")}
-    environment[HEADERS_VARIABLE] = json.dumps(dict(headers))
-    return subprocess.call(command, env=environment)
+    return subprocess.call(command, env=child_environment(headers))

@@ -6,11 +6,9 @@ itself, a parent whose child has gone keeps what was measured.
 """
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import select
 import signal
 import socket
@@ -23,18 +21,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import msgspec
-import numpy as np
-
 from kvload.records import RunManifest, ServerSample
-from kvload.rundir import CHUNK_DTYPE, RunDir
+from kvload.rundir import RunDir
 from kvload.workloads import plan as plans
-from kvload.workloads.live import LiveBoard, LiveReport, Progress
+from kvload.workloads.completion import Outcome, complete
+from kvload.workloads.headers import child_environment
+from kvload.workloads.live import LiveBoard, Progress
 from kvload.workloads.plan import ReplayPlan
-from kvload.workloads.recording import lost_record, unsent_record
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-HEADERS_VARIABLE = "KVLOAD_HEADERS"
 POLL_S = 0.25
 _HEALTH_EVERY_S = 1.0
 _DEAD_AFTER = 3
@@ -82,13 +77,7 @@ class Replay:
         self.plan = plan
         self.run_dir = run
         self.hooks = hooks
-        self.board = LiveBoard(plan.slo)
-        self.zero_ns: int | None = None
-        self.started_at: float | None = None
-        self.over = False
-        self.ended: str | None = None
-        self.lost: dict[int, int] = {}
-        self.errors: list[str] = []
+        self.outcome = Outcome(LiveBoard(plan.slo))
         self._interrupts = 0
         self._stopping = False
         self._cut = False
@@ -110,9 +99,9 @@ class Replay:
         try:
             self._spawn(folder)
             self._watch()
-            if self.plan.web_port is None or not self.over:
+            if self.plan.web_port is None or not self.outcome.over:
                 self._end_children()
-            manifest = self._complete()
+            manifest = complete(self.run_dir, self.plan, self.outcome)
             plans.remove(folder)
             self.hooks.on_complete()
             self._keep_page()
@@ -171,8 +160,6 @@ class Replay:
     def _start(self, arguments: list[str], fds: tuple[int, ...], log_name: str) -> None:
         command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", self.plan.url, *arguments]
         command += ["--loglevel", "INFO", "--config", os.devnull]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("LOCUST_")}
-        environment[HEADERS_VARIABLE] = json.dumps(dict(self.plan.headers))
         with (self.run_dir.path / f"{log_name}.log").open("wb") as log:
             # A session of its own: Ctrl-C on the terminal reaches only us, and we decide what it means.
             child = subprocess.Popen(
@@ -181,7 +168,7 @@ class Replay:
                 stdout=log,
                 stderr=log,
                 pass_fds=fds,
-                env=environment,
+                env=child_environment(self.plan.headers),
                 start_new_session=True,
                 cwd=self.run_dir.path,
             )
@@ -202,7 +189,7 @@ class Replay:
             os.close(self._control_fd)
             self._control_fd = -1
         for child in self._children[1:]:
-            _end(child, patience_s=5.0 if self.over else 0.5)
+            _end(child, patience_s=5.0 if self.outcome.over else 0.5)
         for child in self._children[:1]:
             _end(child, patience_s=10.0)
         if self._events_fd >= 0:
@@ -214,18 +201,18 @@ class Replay:
 
     def _watch(self) -> None:
         master = self._children[0]
-        while not self.over:
+        while not self.outcome.over:
             alive = self._read_events(POLL_S)
             self._heed_interrupts()
             self._look_after_workers()
             self._look_after_server()
             self._show_progress()
             if time.monotonic() > self._give_up_at:
-                self.errors.append("the load generator did not end when told to")
+                self.outcome.errors.append("the load generator did not end when told to")
                 break
             if not alive or master.poll() is not None:
                 self._read_events(0.0)
-                if not self.over:
+                if not self.outcome.over:
                     self._master_gone(master)
                 break
         self.hooks.on_end()
@@ -236,9 +223,9 @@ class Replay:
             master.wait(5.0)
         log = self.run_dir.path / "locust.log"
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if log.exists() else []
-        self.ended = self.ended or "the load generator ended unexpectedly"
-        self.errors.append(f"Locust ended with status {master.returncode} ({' '.join(last)}): see {log}")
-        self.hooks.on_notice(self.errors[-1])
+        self.outcome.ended = self.outcome.ended or "the load generator ended unexpectedly"
+        self.outcome.errors.append(f"Locust ended with status {master.returncode} ({' '.join(last)}): see {log}")
+        self.hooks.on_notice(self.outcome.errors[-1])
 
     def _read_events(self, patience_s: float) -> bool:
         """Handle what the master has to tell; False once its pipe is closed."""
@@ -253,31 +240,18 @@ class Replay:
         return True
 
     def _handle(self, event: Mapping[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "live":
-            self.board.take(msgspec.convert(event["report"], LiveReport, strict=False))
-        elif kind == "started":
-            self.zero_ns = event["zero_ns"]
-            self.started_at = event["started_at"]
+        notice = self.outcome.take(event)
+        if notice is not None:
+            self.hooks.on_notice(notice)
+        if event["event"] == "started":
             self.hooks.on_start(event["zero_ns"] / 1e9)
-        elif kind == "worker_lost":
-            self.lost[event["shard"]] = event["at_ns"]
-            self.hooks.on_notice(f"worker {event['shard']} died; the others go on")
-        elif kind == "worker_error":
-            self.errors.append(f"worker {event['shard']}: {event['error']}")
-            self.hooks.on_notice(self.errors[-1])
-        elif kind == "notice":
-            self.hooks.on_notice(event["text"])
-        elif kind == "stopped":
+        elif event["event"] == "stopped":
             self._stopping = True
-            self.ended = self.ended or event["cause"]
-        elif kind == "over":
-            self.over = True
 
     def _heed_interrupts(self) -> None:
         if self._interrupts and not self._stopping:
             self._stopping = True
-            self.ended = self.ended or "interrupted"
+            self.outcome.ended = self.outcome.ended or "interrupted"
             self.hooks.on_notice("interrupted: waiting for the answers in flight; interrupt again to cut them off")
             self._command(command="stop", cause="interrupted", cut=False)
         if self._interrupts > 1 and not self._cut:
@@ -293,7 +267,7 @@ class Replay:
 
     def _look_after_server(self) -> None:
         """After failures ask whether the server is still there; if it certainly is not, end the run."""
-        failed = self.board.total("failed")
+        failed = self.outcome.board.total("failed")
         now = time.monotonic()
         if self._stopping or failed == self._failed_seen or now < self._next_health:
             return
@@ -305,7 +279,7 @@ class Replay:
         self._dead_answers += 1
         if self._dead_answers >= _DEAD_AFTER:
             self._stopping = True
-            self.ended = f"server died: {reason}"
+            self.outcome.ended = f"server died: {reason}"
             self.hooks.on_notice(f"the server died ({reason}): nothing more is sent")
             self._command(command="stop", cause="server_died", cut=False)
 
@@ -318,13 +292,13 @@ class Replay:
         if now < self._next_progress and not final:
             return
         self._next_progress = now + POLL_S
-        board = self.board
-        elapsed = 0.0 if self.zero_ns is None else max(0.0, now - self.zero_ns / 1e9)
+        board = self.outcome.board
+        elapsed = 0.0 if self.outcome.zero_ns is None else max(0.0, now - self.outcome.zero_ns / 1e9)
         span = max((request.offset_s for request in self.plan.planned[-1:]), default=0.0)
         sent, unsent = board.total("sent"), board.total("unsent")
-        if self.over or final:
+        if self.outcome.over or final:
             state = "ended"
-        elif self.zero_ns is None:
+        elif self.outcome.zero_ns is None:
             state = "preparing"
         else:
             state = "draining" if sent + unsent >= len(self.plan.planned) or self._stopping else "running"
@@ -338,91 +312,16 @@ class Replay:
                 unsent=unsent,
                 in_flight=board.total("in_flight"),
                 elapsed_s=elapsed,
-                left_s=None if self.zero_ns is None or self.plan.concurrency else max(0.0, span - elapsed),
+                left_s=None if self.outcome.zero_ns is None or self.plan.concurrency else max(0.0, span - elapsed),
                 ttft_p50_s=board.quantile("ttft", 0.5),
                 ttft_p99_s=board.quantile("ttft", 0.99),
                 tpot_p50_s=board.quantile("tpot", 0.5),
                 lag_p99_s=board.quantile("lag", 0.99),
                 attainment=board.met / board.judged if board.slo and board.judged else None,
                 workers=self.plan.all_workers,
-                lost_workers=len(self.lost),
+                lost_workers=len(self.outcome.lost),
             )
         )
-
-    # -- at the end -------------------------------------------------------------------------------------------------
-
-    def _complete(self) -> RunManifest:
-        """Account for every request and write the final manifest."""
-        torn = self.run_dir.torn_records()
-        statuses: dict[int, str] = {}
-        end_s = 0.0
-        clocks: set[str] = set()
-        for record, _ in self.run_dir.records():
-            statuses[record.index] = record.status
-            end_s = max(end_s, record.t_end_s or 0.0)
-            if record.t_headers_s is not None:
-                clocks.add(record.clock)
-        missing = [request for request in self.plan.planned if request.index not in statuses]
-        if missing:
-            self._account_for(missing, statuses)
-        unsent = sum(status == "unsent" for status in statuses.values())
-        notes = list(self.run_dir.manifest().notes)
-        if self.lost:
-            notes.append(f"workers {sorted(self.lost)} died during the run: {len(missing)} requests without an outcome")
-        if torn:
-            notes.append(f"{torn} records were cut short by the death of their worker")
-        notes += self.errors
-        cut = sum(status == "censored" for status in statuses.values())
-        if cut:
-            notes.append(f"{cut} answers were cut off at the end of the run (censored)")
-        return self.run_dir.update_manifest(
-            started_at=self.started_at,
-            duration_s=end_s,
-            sent=len(statuses) - unsent,
-            unsent=unsent,
-            partial=self.ended is not None or bool(self.lost),
-            ended=self.ended or ("a worker died" if self.lost else "completed"),
-            client=self._client(clocks, end_s),
-            notes=notes,
-        )
-
-    def _account_for(self, missing: list[Any], statuses: dict[int, str]) -> None:
-        """Write records for requests that nobody accounted for: lost with their worker, or never sent."""
-        shares = plans.shard_of(self.plan.planned, self.plan.all_workers)
-        with self.run_dir.writer("unaccounted") as writer:
-            for request in missing:
-                shard = shares[request.index]
-                died_ns = self.lost.get(shard, time.monotonic_ns())
-                was_due = self.zero_ns is not None and self.zero_ns + request.offset_s * 1e9 <= died_ns
-                if was_due and request.previous is None and not self.plan.concurrency:
-                    record = lost_record(request, "worker_died", shard, "under way when its worker died")
-                else:
-                    cause = "worker_died" if shard in self.lost else "interrupted"
-                    record = unsent_record(request, cause, shard)
-                writer.append(record, np.empty(0, CHUNK_DTYPE))
-                statuses[request.index] = record.status
-
-    def _client(self, clocks: set[str], duration_s: float) -> dict[str, Any]:
-        cpu = self.board.cpu_s()
-        return {
-            "workers": self.plan.all_workers,
-            "remote_workers": self.plan.remote_workers,
-            "clocks": sorted(clocks),
-            "cpu_share": {str(worker): round(used / duration_s, 4) for worker, used in cpu.items() if duration_s > 0},
-            "cpu_s": {str(worker): round(used, 3) for worker, used in cpu.items()},
-            "rss_bytes": {str(worker): peak for worker, peak in self.board.rss_bytes().items()},
-            "stale_connection_retries": self.board.total("retries"),
-            "chunks_sharing_a_read": self.board.total("merged_reads"),
-            "timeout_s": self.plan.timeout_s,
-            "drain_s": self.plan.drain_s,
-            "concurrency": self.plan.concurrency,
-            "host": socket.gethostname(),
-            "system": f"{platform.system()} {platform.release()}",
-            "python": platform.python_version(),
-            # asked of its metadata: to import Locust is to have the standard library patched
-            "locust": importlib.metadata.version("locust"),
-            "cpus": len(os.sched_getaffinity(0)),
-        }
 
 
 def _end(child: subprocess.Popen[bytes], *, patience_s: float) -> None:

@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvload.errors import ServerError
 from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer, enable_receive_stamps
 from kvload.workloads.connection import Connection, State
+from kvload.workloads.network import real_epoll, resolve, tls_context
 from kvload.workloads.parse import RawStream
 from kvload.workloads.wire import RequestHeads, Target, WireError
 
@@ -28,15 +28,6 @@ _EVENTS_A_TURN = 64
 _NEVER = 1 << 62
 _STEP_NS = 2_000_000
 """A tie that moved by more than this between two readings means that wall time was stepped."""
-
-
-def _real_epoll() -> Any:
-    """``select.epoll``, also where gevent has taken it out of the module."""
-    if hasattr(select, "epoll"):
-        return select.epoll
-    from gevent.monkey import get_original
-
-    return get_original("select", "epoll")
 
 
 class StreamLoop:
@@ -66,9 +57,9 @@ class StreamLoop:
         self._target = target
         self._on_end = on_end
         self._timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
-        self._family, self._address = _resolve(target)
-        self._tls = _tls_context(verify) if target.scheme == "https" else None
-        self._epoll = _real_epoll()()
+        self._family, self._address = resolve(target)
+        self._tls = tls_context(verify) if target.scheme == "https" else None
+        self._epoll = real_epoll()()
         self._timer = DeadlineTimer()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._timer.fd, select.EPOLLIN)
@@ -425,23 +416,3 @@ class StreamLoop:
             if raw.t_send_ns is not None and raw.t_send_ns + limit > now:
                 continue
             self._fail(connection, "timeout", f"not finished {limit / 1e9:g} s after it was sent", status="timeout")
-
-
-def _resolve(target: Target) -> tuple[int, Any]:
-    try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ServerError(f"the host's name cannot be resolved: {error}", where=target.url) from error
-    # a server on "localhost" mostly listens on 127.0.0.1 only
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    family, _, _, _, address = found[0]
-    return int(family), address
-
-
-def _tls_context(verify: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

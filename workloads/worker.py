@@ -18,7 +18,7 @@ from kvload.records import RequestRecord
 from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
 from kvload.workloads.dispatch import Dispatcher, Limits
 from kvload.workloads.live import LiveMeter, LiveReport
-from kvload.workloads.plan import PlanSettings, decode_share, shard_path
+from kvload.workloads.plan import PlanSettings, decode_share, plan_folder, shard_path
 from kvload.workloads.schedule import PlannedRequest
 from kvload.workloads.wire import Target
 
@@ -62,6 +62,7 @@ class ReplayWorker:
         self._shard = 0
         self._settings: PlanSettings | None = None
         self._cpu_start_s = 0.0
+        self._closed = False
         self.finished = gevent.event.Event()
         self.error: str | None = None
 
@@ -76,10 +77,9 @@ class ReplayWorker:
         self._settings = settings
         self._shard = shard
         self._meter = LiveMeter(settings.slo)
-        run_path = Path(settings.run_path)
         if share is None:
-            share = shard_path(run_path / "plan", shard).read_bytes()
-            self._writer = RunDir(run_path).writer(f"worker-{shard}")
+            share = shard_path(plan_folder(settings), shard).read_bytes()
+            self._writer = RunDir(Path(settings.run_path)).writer(f"worker-{shard}")
         self._planned = list(decode_share(share))
 
     def go(self, zero_ns: int) -> None:
@@ -127,6 +127,17 @@ class ReplayWorker:
         else:
             self._finish()
 
+    def close(self) -> None:
+        """The process ends: cut what is in flight and record it, now."""
+        if self._dispatcher is None or self._closed:
+            return
+        self._closed = True
+        self._finish()
+        self._dispatcher.close()
+        self._send_records()
+        if self._writer is not None:
+            self._writer.close()
+
     def _turn(self) -> None:
         """The watcher's callback: runs in the hub and must neither block nor raise."""
         dispatcher = self._dispatcher
@@ -160,11 +171,7 @@ class ReplayWorker:
         while not self.finished.wait(REPORT_EVERY_S):
             self._report()
         self._report()
-        dispatcher = self._dispatcher
-        if dispatcher is not None:
-            dispatcher.close()
-        if self._writer is not None:
-            self._writer.close()
+        self.close()
         gc.unfreeze()
         self._send("kvload_finished", {"shard": self._shard, "error": self.error})
 

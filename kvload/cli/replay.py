@@ -27,7 +27,9 @@ class TooLong(StrEnum):
 
 @app.command()
 def replay(
-    words: Annotated[list[str], typer.Argument(metavar="TRACE", help="A trace file, or sample:demo.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="TRACE", help="A trace file, or sample:demo.", show_default=False)
+    ] = None,
     server: Annotated[str | None, typer.Option(help="A launched server's name; the only one if left out.")] = None,
     url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible server instead: http://HOST:PORT.")] = None,
     slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")] = "",
@@ -109,7 +111,7 @@ def replay(
         from kvload.workloads.remote import run_worker
 
         return run_worker(master_host, master_port, request_headers(headers))
-    names, more_limits = _trace_and_limits(words)
+    names, more_limits = _trace_and_limits(words or [])
     limits = parse_limits(slo, flag="--slo") | parse_limits(
         " ".join([goodput, *more_limits]), flag="--goodput", default_unit="ms"
     )

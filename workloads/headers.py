@@ -1,0 +1,31 @@
+"""Request headers and keys: from flags and environment to the client, and nowhere else."""
+
+import json
+import os
+from collections.abc import Mapping
+
+API_KEY_VARIABLE = "KVLOAD_API_KEY"
+HEADERS_VARIABLE = "KVLOAD_HEADERS"
+"""Environment variable that hands headers to the Locust processes: they stand in no file and on no command line."""
+
+
+def request_headers(headers: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The user's headers, with ``Authorization`` made of ``KVLOAD_API_KEY`` where they have none."""
+    found = dict(headers)
+    key = (os.environ if environ is None else environ).get(API_KEY_VARIABLE)
+    if key and not any(name.lower() == "authorization" for name in found):
+        found["Authorization"] = f"Bearer {key}"
+    return found
+
+
+def child_environment(headers: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a Locust process: the headers in it, and none of the user's settings for other Locust runs."""
+    found = dict(os.environ if environ is None else environ)
+    found = {name: value for name, value in found.items() if not name.startswith("LOCUST_")}
+    return found | {HEADERS_VARIABLE: json.dumps(dict(headers))}
+
+
+def inherited_headers(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The headers a Locust process was given, or those its own environment makes."""
+    given = (os.environ if environ is None else environ).get(HEADERS_VARIABLE)
+    return request_headers({}, environ) if given is None else dict(json.loads(given))
