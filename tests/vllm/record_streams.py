@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -95,13 +96,14 @@ class Recorder:
         kept: list[bytes] = []
         thread = threading.Thread(target=lambda: kept.append(self._send("/v1/completions", running)[1]))
         thread.start()
+        time.sleep(1.0)  # so that it has tokens before the end
         seeded = {"max_tokens": 50, "seed": 1, "temperature": 1.0, "stream": True}
         for length in (700, 900, 1500):
             with contextlib.suppress(OSError):  # it may be dead by then
                 self._send("/v1/completions", {"prompt": [300 + i % 900 for i in range(length)], **seeded})
         thread.join()
         events = kept[0].split(b"\n\n")
-        short = b"\n\n".join([*events[:3], *events[-4:]])
+        short = b"\n\n".join([*events[:3], *events[max(3, len(events) - 4) :]])
         (self._folder / f"{name}.txt").write_bytes(short)
         print(f"{name}: {events[-4:]!r}")  # noqa: T201
 
