@@ -223,3 +223,13 @@ def test_nothing_a_server_sends_is_an_exception(body: bytes) -> None:
     parse(body, kind="application/json")
     parse(body, status=400)
     parse_answer(raw_stream([body, b"x"]))
+
+
+def test_a_recorded_engine_that_died() -> None:
+    body = (STREAMS / "vllm_error_after_200.txt").read_bytes()
+    answer = parse(body)
+    assert (answer.status, answer.cause, answer.http_status) == ("failed", "stream_error", 200)
+    assert answer.error
+    assert answer.error in body.decode()
+    assert answer.output_tokens
+    assert answer.text
