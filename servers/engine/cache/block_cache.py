@@ -339,8 +339,8 @@ class BlockCache(PagedCache):
     def _window_block(
         self, rows: torch.Tensor, part: Part, query: torch.Tensor, sight: Sight, dtype: torch.dtype
     ) -> Block:
-        window = self._window.view(rows, "data")
-        keys, values = (window[pages].flatten(1, 2).transpose(1, 2) for pages in (part.keys, part.values))
+        taken = (self._window.take(rows, "data", pages) for pages in (part.keys, part.values))
+        keys, values = (tokens.flatten(1, 2).transpose(1, 2) for tokens in taken)
         return keys, values, _mask(part, query, sight, dtype)
 
     def _write_singles(self, layer: int, writes: Writes, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -219,7 +219,7 @@ class HeadCache(PagedCache):
 
     def _meta(self, level: Level, pages: torch.Tensor) -> torch.Tensor:
         """Scores and positions of pages ``(b, heads, n)`` as ``(b, heads, slots, 2)``."""
-        return level.layout.view(self._rows, "meta")[pages].flatten(2, 3)
+        return level.layout.take(self._rows, "meta", pages).flatten(2, 3)
 
     def _judged(self, position: torch.Tensor, length: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """How many judging queries saw the tokens at these positions, of a sequence of this length."""
@@ -308,11 +308,11 @@ class HeadCache(PagedCache):
             values.append(partial(self._values, level, part))
 
     def _keys(self, level: Level, pages: torch.Tensor, mask: torch.Tensor) -> Pair:
-        data, scale = (level.layout.view(self._rows, name)[pages].flatten(2, 3) for name in ("key", "key_scale"))
+        data, scale = (level.layout.take(self._rows, x, pages).flatten(2, 3) for x in ("key", "key_scale"))
         return level.precision.decode_key(data, scale), mask
 
     def _values(self, level: Level, pages: torch.Tensor) -> torch.Tensor:
-        data, scale = (level.layout.view(self._rows, name)[pages] for name in ("value", "value_scale"))
+        data, scale = (level.layout.take(self._rows, x, pages) for x in ("value", "value_scale"))
         return level.precision.decode_value(data[..., : level.tokens, :].flatten(2, 3), scale.flatten(2, 3))
 
     def _attend_chunk(

@@ -252,23 +252,34 @@ class ScoredCache(PagedCache):
         values.index_put_(spots, value)
         positions.index_put_(spots, group.length[:, 0].expand_as(slots).to(torch.int32))
         scores.index_put_(spots, torch.zeros(slots.shape, device=slots.device))
-        held = [self._slots_first(view[group.pages]) for view in (keys, values, positions, scores)]
-        position = self._valid(held[2], group.used)
-        mask = Sight(extras.sliding_window).mask(group.length, position, torch.float32)[:, :, None, None]
+        rows = self.pool.storage[layer]
+        held_key, held_value = (self._slots_first(self.layout.take(rows, x, group.pages)) for x in ("key", "value"))
+        sight = Sight(extras.sliding_window)
+        grouped = query.view(-1, *self._grouped)
+        if self.method.judging_queries is not None:
+            position = self._valid(group.length.expand(-1, 1, held_key.shape[2]), group.used)
+            if extras.sliding_window is not None:
+                position = self._valid(self._taken(rows, "position", group), group.used)
+            mask = sight.mask(group.length, position, query.dtype)[:, :, None, None]
+            sinks = None if extras.sinks is None else extras.sinks.view(self.geometry.kv_heads, -1, 1)
+            block = held_key, held_value, mask
+            attended = attention.attend(
+                grouped, [lambda: block], scaling=extras.scaling, softcap=extras.softcap, sinks=sinks
+            )
+            return attended.flatten(1, 3)
+        position = self._valid(self._taken(rows, "position", group), group.used)
+        mask = sight.mask(group.length, position, torch.float32)[:, :, None, None]
         attended, received = attention.attend_judged(
-            query.view(-1, *self._grouped),
-            [lambda: (held[0], mask)],
-            [lambda: held[1]],
-            judges=0,
-            extras=extras,
-            largest=False,
+            grouped, [lambda: (held_key, mask)], [lambda: held_value], judges=0, extras=extras, largest=False
         )
-        if self.method.judging_queries is None:
-            total = held[3] + received
-            scores.index_put_((group.pages,), self._pages_first(total))
-            if self.method.evicts_while_decoding:
-                self._evict(layer, group, position, total, positions)
+        total = self._taken(rows, "score", group) + received
+        scores.index_put_((group.pages,), self._pages_first(total))
+        if self.method.evicts_while_decoding:
+            self._evict(layer, group, position, total, positions)
         return attended.flatten(1, 3)
+
+    def _taken(self, rows: torch.Tensor, name: str, group: Decodes) -> torch.Tensor:
+        return self._slots_first(self.layout.take(rows, name, group.pages))
 
     def _evict(
         self, layer: int, group: Decodes, position: torch.Tensor, total: torch.Tensor, positions: torch.Tensor
@@ -298,7 +309,9 @@ class ScoredCache(PagedCache):
         for view, new in ((keys, key), (values, value), (positions, chunk.position[:, None].to(torch.int32))):
             view.index_put_(chunk.own, new.expand(-1, self.geometry.kv_heads, *new.shape[2:]))
         scores.index_put_(chunk.own, torch.zeros((), device=scores.device))
-        stored = [self._slots_first(view[chunk.pages[None]]) for view in (keys, values, positions, scores)]
+        rows = self.pool.storage[layer]
+        names = (field.name for field in self.layout.fields)
+        stored = [self._slots_first(self.layout.take(rows, name, chunk.pages[None])) for name in names]
         count = int(chunk.own[0].shape[0])
         slots = torch.arange(stored[0].shape[2], device=query.device)
         mask = Sight(extras.sliding_window).mask(chunk.position[:, None], slots, torch.float32)[None, None, None]

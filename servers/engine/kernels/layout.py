@@ -52,6 +52,20 @@ class PageLayout:
             offset += aligned(field.bytes, alignment)
         self.page_bytes = max(offset, page_bytes)
 
+    def take(self, rows: torch.Tensor, name: str, pages: torch.Tensor) -> torch.Tensor:
+        """Copy a field of some pages; several times faster than indexing a view of it.
+
+        Args:
+            rows: as in :meth:`view`.
+            pages: page ids, of any shape.
+
+        Returns:
+            ``(*pages.shape, *shape)``, contiguous.
+        """
+        field, start = self._found(name)
+        taken = rows[:, start : start + field.bytes].index_select(0, pages.flatten())
+        return taken.view(field.dtype).view(*pages.shape, *field.shape)
+
     def view(self, rows: torch.Tensor, name: str) -> torch.Tensor:
         """A field of many pages, without copying.
 
@@ -61,10 +75,12 @@ class PageLayout:
         Returns:
             ``(pages, *shape)`` of the field's dtype, sharing memory with ``rows``.
         """
-        field = next(field for field in self.fields if field.name == name)
-        start = self._offsets[name]
+        field, start = self._found(name)
         flat = rows[:, start : start + field.bytes].view(field.dtype)
         return flat.unflatten(1, field.shape)
+
+    def _found(self, name: str) -> tuple[Field, int]:
+        return next(field for field in self.fields if field.name == name), self._offsets[name]
 
     def views(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """All fields of many pages, in order; see :meth:`view`."""
