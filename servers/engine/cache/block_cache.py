@@ -59,6 +59,7 @@ class BlockCache(PagedCache):
         )
         self._tables = self._packed_keys, self._packed_values, self._window_keys, self._window_values
         self._fresh: list[Ints] = []
+        self._workspace = attention.Workspace()
         self._grouped = geometry.kv_heads, geometry.query_heads // geometry.kv_heads, 1, geometry.head_dim
         decoded = 2 * self.page_tokens * geometry.kv_heads * geometry.head_dim * 4
         self.limit_scratch(max(1, self.scratch_bytes // decoded))
@@ -289,7 +290,7 @@ class BlockCache(PagedCache):
                     scaling=extras.scaling,
                     softcap=extras.softcap,
                     sinks=sinks,
-                    together=group.packed is None or group.packed.step >= group.packed.keys.shape[1],
+                    together=self._workspace if group.read_at_once else None,
                 )
             out[group.tokens] = attention.by_token(attended) if alone else attended.flatten(1, 3)
         if plan.singles is not None:

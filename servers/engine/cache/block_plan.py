@@ -60,6 +60,11 @@ class Group:
     window: Part | None
     own: Masks = field(default_factory=dict)
 
+    @property
+    def read_at_once(self) -> bool:
+        """Whether all pages fit into scratch memory together."""
+        return self.packed is None or self.packed.step >= self.packed.keys.shape[1]
+
 
 Spots = tuple[torch.Tensor, torch.Tensor]
 """Pages and slots inside them, of as many tokens."""

@@ -97,7 +97,8 @@ class HeadCache(PagedCache):
         self._heads_of_all = geometry.layers * geometry.kv_heads
         self._tables = HeadTables(geometry.layers, geometry.kv_heads)
         self._grouped = geometry.kv_heads, geometry.query_heads // geometry.kv_heads, 1, geometry.head_dim
-        self.limit_scratch(max(1, self.scratch_bytes // (2 * self._high.tokens * geometry.head_dim * 4)))
+        # Twice the others' share: there are many small operations to a batch, so that larger batches pay.
+        self.limit_scratch(max(1, 2 * self.scratch_bytes // (2 * self._high.tokens * geometry.head_dim * 4)))
 
     @staticmethod
     def _level(end: int, precision: Precision, page_bytes: int, head_dim: int) -> Level:

@@ -47,7 +47,7 @@ class PagedCache(ABC):
         self.geometry = geometry
         self.pool = pool
         # On a CPU a block should stay in the caches next to the cores; on a GPU it should fill the device.
-        self.scratch_bytes = (4 << 20) if geometry.device.type == "cpu" else (256 << 20)
+        self.scratch_bytes = (8 << 20) if geometry.device.type == "cpu" else (256 << 20)
 
     @property
     def total_bytes(self) -> int:

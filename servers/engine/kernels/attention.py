@@ -64,7 +64,7 @@ def attend(
     scaling: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
-    together: bool = False,
+    together: "Workspace | None" = None,
 ) -> torch.Tensor:
     """Softmax attention, one block of keys after the other, with a running maximum and sum.
 
@@ -75,7 +75,7 @@ def attend(
         blocks: at least one; every query sees at least one key in all of them together.
         scaling, softcap: as in ``AttentionExtras``.
         sinks: logits of an empty slot that broadcast to ``(b, H, G, t)``; None for none.
-        together: whether the blocks are few enough, and stay valid long enough, to be read all at once.
+        together: where the blocks are joined, if they are few enough and stay valid long enough to be read at once.
 
     Returns:
         ``(b, H, G, t, D)`` in the query's dtype.
@@ -83,18 +83,36 @@ def attend(
     plain = softcap is None and sinks is None
     if len(blocks) == 1 and plain:
         return _fused(query, *blocks[0](), scaling)
-    if together and plain:
+    if together is not None and plain:
         keys, values, masks = zip(*(load() for load in blocks), strict=True)
         wide = [mask.expand(len(query), -1, -1, query.shape[3], -1) for mask in masks]
-        # Blocks come as views of (b, n, H, D): joined in that order whole tokens are copied.
-        key, value = (
-            torch.cat([x.to(query.dtype).transpose(1, 2) for x in side], 1).transpose(1, 2) for side in (keys, values)
-        )
+        key, value = (together.joined(index, side, query.dtype) for index, side in enumerate((keys, values)))
         return _fused(query, key, value, torch.cat(wide, -1), scaling)
     running = RunningSoftmax(query, scaling, softcap, sinks)
     for load in blocks:
         running.add(*load())
     return running.result()
+
+
+class Workspace:
+    """Memory that blocks are joined in, used again and again: fresh memory costs more in page faults than the copy."""
+
+    def __init__(self) -> None:
+        self._buffers = [torch.empty(0), torch.empty(0)]
+
+    def joined(self, side: int, blocks: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Blocks ``(b, H, n, D)`` as one, valid until the next call with the same ``side`` (0 or 1)."""
+        # Blocks come as views of (b, n, H, D): joined in that order whole tokens are copied.
+        tokens_first = [block.to(dtype).transpose(1, 2) for block in blocks]
+        b, _, heads, size = tokens_first[0].shape
+        shape = b, sum(block.shape[1] for block in tokens_first), heads, size
+        count = b * shape[1] * heads * size
+        buffer = self._buffers[side]
+        if buffer.numel() < count or buffer.dtype != dtype:
+            buffer = self._buffers[side] = torch.empty(count, dtype=dtype, device=blocks[0].device)
+        out = buffer[:count].view(shape)
+        torch.cat(tokens_first, 1, out=out)
+        return out.transpose(1, 2)
 
 
 def _fused(

@@ -67,8 +67,9 @@ def from_e4m3(data: torch.Tensor) -> torch.Tensor:
         return data.float()
     # Processors lack the conversion. Moved into place, the bits are a float16 of 2**-8 times the value, because float16
     # has the exponent bias 15 and e4m3 has 7; subnormal numbers come out right as well.
-    bits = data.view(torch.int8).to(torch.int16)
-    moved = ((bits & 0x7F) << 7) | (bits & -0x8000)
+    moved = data.view(torch.int8).to(torch.int16)
+    # The shifted sign stands in two bits, of which the lower one belongs to the exponent.
+    moved.bitwise_left_shift_(7).bitwise_and_(~0x4000)
     return moved.view(torch.float16).float().mul_(256.0)
 
 
