@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
 
-.PHONY: setup demo test lint format clean bench-engine bench-client bench-analysis bench-methods memory-table
+.PHONY: setup demo test test-vllm lint format clean bench-engine bench-methods bench-client bench-traces bench-analysis \
+	memory-table probe-table probe-eval
 
 setup: $(STAMP)
 
@@ -43,6 +44,20 @@ bench-client: setup
 
 bench-analysis: setup
 	$(BIN)/python -m kvload.analysis.bench
+
+bench-traces: setup
+	$(BIN)/python -m kvload.workloads.bench_traces
+
+probe-table: setup
+	$(BIN)/python -m kvload.experiment.probe_table
+
+probe-eval: setup
+	$(BIN)/python -m kvload.servers.probe.evaluate
+
+# The real vLLM's CPU build, in an environment of its own (about 3.5 GB).
+test-vllm: setup
+	tests/vllm/install.sh .venv-vllm
+	KVLOAD_VLLM_PYTHON=.venv-vllm $(BIN)/python -m pytest -q -m vllm tests/vllm
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

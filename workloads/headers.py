@@ -3,6 +3,9 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
+
+import kvload
 
 API_KEY_VARIABLE = "KVLOAD_API_KEY"
 HEADERS_VARIABLE = "KVLOAD_HEADERS"
@@ -19,9 +22,16 @@ def request_headers(headers: Mapping[str, str], environ: Mapping[str, str] | Non
 
 
 def child_environment(headers: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a Locust process: the headers in it, and none of the user's settings for other Locust runs."""
+    """The environment of a Locust process: the headers in it, and none of the user's settings for other Locust runs.
+
+    A checkout that is not installed is importable where the command was started, but not in the run folder where these
+    processes live: it is put on their path.
+    """
     found = dict(os.environ if environ is None else environ)
     found = {name: value for name, value in found.items() if not name.startswith("LOCUST_")}
+    root = Path(kvload.__file__).parents[1]
+    if (root / "pyproject.toml").is_file():
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, (found.get("PYTHONPATH"), str(root))))
     return found | {HEADERS_VARIABLE: json.dumps(dict(headers))}
 
 

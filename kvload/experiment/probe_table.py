@@ -79,7 +79,7 @@ def table(comparison: dict[str, Any]) -> str:
                 _number(arm["info"].get("bytes_per_token"), "{:,.0f}"),
                 *(_number(by_task.get(task), "{:.2f}") for task in tasks),
                 _number(scores["overall"][side], "{:.3f}"),
-                _number(comparison["figures"].get(name, {}).get("length.mean"), "{:.1f}"),
+                _number(arm["output_tokens"]["estimate"], "{:.1f}"),
                 moved,
             ]
         )
