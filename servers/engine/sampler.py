@@ -52,13 +52,13 @@ class Sampler:
                     barred |= self.eos_ids
                 if barred:
                     logits[row, sorted(barred)] = -math.inf
-        best = logits.max(dim=-1)
-        tokens = best.indices
+        tokens = greedy = _largest(logits)
         random = [row for row in range(rows) if sequences[row].params.temperature > 0.0]
         if random:
             index = torch.tensor(random, device=self._device)
             tokens = tokens.index_copy(0, index, self._draw(logits[index], [sequences[row] for row in random]))
-        packed = torch.stack((tokens.double(), best.values.double())).tolist()
+        best = logits.gather(1, greedy.unsqueeze(1)).squeeze(1)
+        packed = torch.stack((tokens.double(), best.double())).tolist()
         result = []
         for row, sequence in enumerate(sequences):
             if not math.isfinite(packed[1][row]):
@@ -88,6 +88,13 @@ class Sampler:
                     sequence.generator = torch.Generator(self._device).manual_seed(sequence.params.seed)
                 noise[row].exponential_(generator=sequence.generator)
         return probabilities.div_(noise).argmax(dim=-1)
+
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """The column of each row's largest value, of a NaN if there is one."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))  # ten times as fast as torch's
+    return logits.argmax(dim=-1)
 
 
 def _truncate(probabilities: torch.Tensor, top_p: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
