@@ -127,8 +127,8 @@ def _fused(
         out = functional.scaled_dot_product_attention(query.squeeze(3), key, value, attn_mask=mask, scale=scaling)
         return out.unsqueeze(3)
     mask = mask.expand(b, heads, 1, tokens, -1).flatten(0, 1)
-    wide = [x.flatten(0, 1).unsqueeze(1).expand(-1, groups, -1, -1) for x in (key, value)]
-    out = functional.scaled_dot_product_attention(query.flatten(0, 1), *wide, attn_mask=mask, scale=scaling)
+    key, value = (x.flatten(0, 1).unsqueeze(1).expand(-1, groups, -1, -1) for x in (key, value))
+    out = functional.scaled_dot_product_attention(query.flatten(0, 1), key, value, attn_mask=mask, scale=scaling)
     return out.view(b, heads, groups, tokens, size)
 
 
@@ -204,13 +204,13 @@ def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling:
         ``(1, H, G, t, D)``.
     """
     groups = query.shape[2]
-    wide = [x[0].unsqueeze(1).expand(-1, groups, -1, -1) for x in (key, value)]
-    return functional.scaled_dot_product_attention(query[0], *wide, is_causal=True, scale=scaling)[None]
+    key, value = (x[0].unsqueeze(1).expand(-1, groups, -1, -1) for x in (key, value))
+    return functional.scaled_dot_product_attention(query[0], key, value, is_causal=True, scale=scaling)[None]
 
 
 def by_head(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
     """One sequence's queries ``(t, H * G, D)`` as ``(1, H, G, t, D)``."""
-    return query.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)[None]
+    return query.view(query.shape[0], kv_heads, -1, query.shape[2]).permute(1, 2, 0, 3)[None]
 
 
 def by_token(out: torch.Tensor) -> torch.Tensor:
@@ -252,7 +252,7 @@ def attend_judged(
     start = 0
     step = tokens
     while start < tokens:
-        found = []
+        found: list[torch.Tensor] = []
         for load in keys:
             key, mask = load()
             if start == 0 and not found:

@@ -77,7 +77,7 @@ class PageLayout:
         """
         field, start = self._found(name)
         flat = rows[:, start : start + field.bytes].view(field.dtype)
-        return flat.unflatten(1, field.shape)
+        return flat.view(flat.shape[0], *field.shape)
 
     def _found(self, name: str) -> tuple[Field, int]:
         return next(field for field in self.fields if field.name == name), self._offsets[name]

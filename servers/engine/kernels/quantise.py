@@ -85,6 +85,6 @@ def random_hadamard(size: int, seed: int) -> torch.Tensor:
     transform = torch.ones(1, 1)
     while transform.shape[0] < block:
         transform = torch.cat([torch.cat([transform, transform], 1), torch.cat([transform, -transform], 1)])
-    whole = torch.block_diag(*[transform] * (size // block)) / block**0.5
+    whole: torch.Tensor = torch.block_diag(*[transform] * (size // block)) / block**0.5  # type: ignore[no-untyped-call]
     signs = np.random.default_rng(seed).integers(0, 2, size) * 2 - 1
     return torch.from_numpy(signs).float()[:, None] * whole
