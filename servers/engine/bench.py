@@ -57,6 +57,7 @@ class Measurement:
         tokens_per_s: all tokens over the time from the first request to the last token, prefill included.
         decode_tokens_per_s: streams over the median time per token.
         kv_bytes_per_token: size of the pool over the tokens it holds, all layers and heads.
+        recorded: whether the model's forward pass ran as a recording (see :mod:`kvload.servers.engine.graph`).
     """
 
     method: str
@@ -72,6 +73,7 @@ class Measurement:
     threads: int
     device: str
     dtype: str
+    recorded: bool
 
 
 @contextlib.contextmanager
@@ -191,6 +193,7 @@ async def measure(address: str, method: str, streams: int, prompt: int, output: 
         threads=info["threads"],
         device=info["device"],
         dtype=info["dtype"],
+        recorded=info["recorded"],
     )
 
 

@@ -229,6 +229,7 @@ def _info(
         "max_num_seqs": options.max_num_seqs,
         "chunk_tokens": chunk_tokens,
         "load_format": options.load_format,
+        "recorded": model.recording is not None,
         "seed": options.seed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
