@@ -16,8 +16,8 @@ from pathlib import Path
 from kvload.errors import ExitStatus
 
 SERVER = "demo"
-QUESTIONS = ["--requests", "40", "--context", "512", "--rate", "5", "--seed", "7"]
-METHODS = ["none", "int8", "kivi-2"]
+QUESTIONS = ["--requests", "36", "--context", "512", "--tasks", "recall,list,recite", "--rate", "4", "--seed", "7"]
+METHODS = ["none", "int8", "streamingllm:recent=128"]
 
 
 def main() -> int:
