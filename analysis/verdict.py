@@ -207,7 +207,7 @@ def signed_seconds(value_s: float | None) -> str:
     """A change of a time, with its sign."""
     if value_s is None:
         return words.ABSENT
-    return ("+" if value_s > 0 else "") + words.seconds(value_s)
+    return ("+" if value_s > words.ROUNDING_S else "") + words.seconds(value_s)
 
 
 def _lengths(change: ArmComparison, floor: ArmComparison | None, mode: str) -> Finding:

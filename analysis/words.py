@@ -26,11 +26,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+ROUNDING_S = 1e-9
+"""Times below a nanosecond are rests of rounding."""
+
+
 def seconds(value_s: float | None) -> str:
     """A time in the unit that suits it."""
     if value_s is None:
         return ABSENT
-    if value_s == 0:
+    if abs(value_s) < ROUNDING_S:
         return "0 ms"
     if abs(value_s) < 0.001:
         return f"{value_s * 1e6:.3g} µs"
