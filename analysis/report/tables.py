@@ -164,15 +164,24 @@ def client_verdict(report: Report) -> tuple[str, str]:
     return "good", "not client-bound"
 
 
+_CALIBRATION_S = {
+    "lag_p99_s": "lag p99",
+    "ttft_error_p99_s": "TTFT error p99",
+    "itl_error_p99_s": "ITL error p99",
+}
+
+
 def _calibration(report: Report) -> str:
+    """The client's own error at this load; the manifest holds the rest of the calibration."""
     found = report.trust.calibration
     if not found:
         return "not measured (kvload calibrate)"
-    return ", ".join(
-        f"{name.removesuffix('_s').replace('_', ' ')} {words.seconds(float(value)) if name.endswith('_s') else value}"
-        for name, value in found.items()
-        if isinstance(value, int | float) or (isinstance(value, str) and not name.endswith("_s"))
-    )
+    parts = [
+        f"{name} {words.seconds(found[key])}" for key, name in _CALIBRATION_S.items() if found.get(key) is not None
+    ]
+    if found.get("cpu_us_per_chunk") is not None:
+        parts.append(f"CPU {found['cpu_us_per_chunk']:.3g} µs a chunk")
+    return ", ".join(parts)
 
 
 def server_facts(report: Report) -> Facts:
