@@ -34,10 +34,10 @@ bench-engine: setup
 	$(BIN)/python -m kvload.servers.engine.bench
 
 bench-methods: setup
-	$(BIN)/python -m kvload.servers.engine.compression.bench
+	$(BIN)/python -m kvload.servers.engine.bench_methods
 
 memory-table: setup
-	$(BIN)/python -m kvload.servers.engine.compression.memory_table
+	$(BIN)/python -m kvload.servers.engine.memory_table
 
 bench-client: setup
 	$(BIN)/python -m kvload.workloads.bench_client

@@ -10,7 +10,7 @@ from kvload.errors import UsageError
 from kvload.servers.claims import Stored
 from kvload.servers.engine.cache import build_cache
 from kvload.servers.engine.cache_api import AttentionExtras, CacheGeometry, StepEntry
-from kvload.servers.engine.compression.memory_table import fill, geometry, measure, sequences_that_fit
+from kvload.servers.engine.memory_table import fill, geometry, measure, sequences_that_fit
 from kvload.servers.methods import METHODS, parse_method
 
 METHOD_TABLE = {

@@ -1,6 +1,6 @@
 """Decode speed of every method beside the uncompressed cache's, in one run.
 
-``python -m kvload.servers.engine.compression.bench [--streams 16] [--tokens 1024] [--device cpu]``
+``python -m kvload.servers.engine.bench_methods [--streams 16] [--tokens 1024] [--device cpu]``
 
 It times the cache alone: planning, storing, attention and eviction in all layers for one token of every stream. The
 model's own arithmetic is the same for all methods and brings their ratios closer to 1 in an engine. Methods take turns,

@@ -1,6 +1,6 @@
 """Print what every method claims to hold and what the allocator gives out.
 
-``python -m kvload.servers.engine.compression.memory_table [--head-dim 128] [--json]``
+``python -m kvload.servers.engine.memory_table [--head-dim 128] [--json]``
 """
 
 import argparse
