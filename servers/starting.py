@@ -23,6 +23,7 @@ from kvload.servers.process import TOKEN_VARIABLE, is_alive, start_mark
 from kvload.servers.registry import ServerEntry
 
 POLL_S = 0.1
+ENDING_S = 1.0
 KEEPER_TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 2.0
 
@@ -181,7 +182,7 @@ def wait_until_ready(
         first_token(entry, vocabulary, headers, timeout_s=max(5.0, timeout_s - (time.monotonic() - started)))
         said = discover.server_info(entry.url, headers)
     except KvloadError as error:
-        if not is_alive(entry.pid, entry.mark):
+        if _ends_soon(entry):
             raise _failed(entry, "the server ended at its first request") from error
         cause = _cause_of_refusal(entry, error)
         raise StartFailedError(
@@ -302,6 +303,16 @@ def _failed(entry: ServerEntry, what: str) -> StartFailedError:
         time.sleep(0.02)
     cause = rootcause.recognise(rootcause.read_tail(entry.log), state)
     return StartFailedError(f"{what}: {cause.message}", cause, entry.log, _log_end(entry))
+
+
+def _ends_soon(entry: ServerEntry) -> bool:
+    """Whether the process is gone, or is just going: a dying server's connections break before its process ends."""
+    deadline = time.monotonic() + ENDING_S
+    while is_alive(entry.pid, entry.mark):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def _cause_of_refusal(entry: ServerEntry, error: KvloadError) -> rootcause.RootCause:

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -92,6 +93,9 @@ class MockServer:
         self._epoll = select.epoll()
         self._timer = DeadlineTimer()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # The loop may see that it is stopped, and close, before the one who stops it has rung. Re-entrant, since a
+        # signal handler may stop the loop while it closes.
+        self._wake_lock = threading.RLock()
         for fd in (self._listener.fileno(), self._timer.fd, self._wake):
             self._epoll.register(fd, select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}
@@ -111,8 +115,10 @@ class MockServer:
 
     def stop(self) -> None:
         """End :meth:`serve` soon; may be called from a signal handler or another thread."""
-        self._stopped = True
-        os.eventfd_write(self._wake, 1)
+        with self._wake_lock:
+            self._stopped = True
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def serve(self) -> None:
         """Answer requests until stopped."""
@@ -128,7 +134,9 @@ class MockServer:
             self._drop(connection)
         self._listener.close()
         self._timer.close()
-        os.close(self._wake)
+        with self._wake_lock:
+            os.close(self._wake)
+            self._wake = -1
         self._epoll.close()
         if self._log is not None:
             self._log.close()
