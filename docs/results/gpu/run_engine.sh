@@ -4,31 +4,35 @@
 #
 #   docs/results/gpu/run_engine.sh ENGINE OUT TRACE SPEED_MODEL
 #
-#   ENGINE       vllm or sglang, importable by $ENGINE_PYTHON (default: python3) with $ENGINE_ENV added
+#   ENGINE       vllm or sglang, importable by $ENGINE_PYTHON (default: python3)
 #   OUT          folder for run folders and reports
 #   TRACE        a trace of lengths, such as azure_2023_conv.csv
 #   SPEED_MODEL  folder with the configuration and tokenizer of a model; its weights are made up
 #
-# Variables: METHODS ("none fp8-e4m3 ..."), RATES ("2 6"), REQUESTS (requests of a run), PROBE_TRACE (a scored trace in
-# kvload's format; left out where unset), ENGINE_ENV ("NAME=VALUE ..." for the engine alone), KVLOAD (the command).
+# All servers share one GPU and are started first, since starting takes longest; they are then replayed against one at a
+# time, while the others idle. Each has a cache of $KV_MEMORY.
+#
+# Variables: METHODS ("none fp8-e4m3 ..."), RATES ("4:120 16:320": requests a second and how many), KV_MEMORY (8GiB),
+# SHARE (of the GPU's memory for one speed server), SPEED_ARGS and PROBE_ARGS (the engine's arguments, instead of those
+# below), PROBE_TRACE (a scored trace in kvload's format; without it the probe is left out), KVLOAD (the command).
 set -uo pipefail
 
 engine=$1 out=$2 trace=$3 speed_model=$4
 python=${ENGINE_PYTHON:-python3}
 kvload=${KVLOAD:-kvload}
-rates=${RATES:-2 6}
-requests=${REQUESTS:-150}
+rates=${RATES:-4:120 16:320}
+kv_memory=${KV_MEMORY:-8GiB}
 failures=0
 
 case $engine in
 vllm)
     methods=${METHODS:-none fp8-e4m3 int8-per-token-head turboquant-k8v4 turboquant-4bit}
-    speed_args=(--gpu-memory-utilization 0.5 -cc '{"mode":0,"cudagraph_mode":"FULL_DECODE_ONLY"}')
-    probe_args=(--gpu-memory-utilization 0.2 --enforce-eager)
+    speed_args=(--gpu-memory-utilization "${SHARE:-0.18}" -cc '{"mode":0,"cudagraph_mode":"FULL_DECODE_ONLY"}')
+    probe_args=(--gpu-memory-utilization 0.04 --enforce-eager)
     ;;
 sglang)
     methods=${METHODS:-none fp8-e4m3}
-    speed_args=(--mem-fraction-static 0.5 --sampling-backend pytorch --cuda-graph-max-bs 64)
+    speed_args=(--mem-fraction-static "${SHARE:-0.4}" --sampling-backend pytorch --cuda-graph-max-bs 64)
     probe_args=(--mem-fraction-static 0.2 --sampling-backend pytorch --disable-cuda-graph)
     ;;
 *)
@@ -37,41 +41,89 @@ sglang)
     ;;
 esac
 
-env_args=()
-for pair in ${ENGINE_ENV:-}; do
-    env_args+=(--env "$pair")
-done
+[ -z "${SPEED_ARGS:-}" ] || read -ra speed_args <<<"$SPEED_ARGS"
+[ -z "${PROBE_ARGS:-}" ] || read -ra probe_args <<<"$PROBE_ARGS"
 
 mkdir -p "$out"
 # Nothing of a half-finished run may hold the GPU.
 trap '$kvload stop --all' EXIT
 
 step() { # a step that fails is counted, and the others go on
-    echo "+ $*" | tee -a "$out/commands.txt"
-    "$@" || { failures=$((failures + 1)); echo "FAILED ($?): $*" | tee -a "$out/failures.txt"; return 1; }
+    echo "+ $*" | tee -a "$out/commands.txt" >&2
+    local begun=$SECONDS
+    "$@" >>"$out/reports.txt"
+    local code=$?
+    echo "  $((SECONDS - begun)) s, exit $code" >&2
+    [ $code -eq 0 ] || echo "FAILED ($code): $*" | tee -a "$out/failures.txt" >&2
+    return $code
 }
+
+speed() { # start the speed server of a method
+    step $kvload launch "$speed_model" --engine "$engine" --python "$python" --method "$1" --name "$engine-$1" \
+        --load-format dummy --max-model-len 16384 --kv-memory "$kv_memory" --verify --timeout 400 -- "${speed_args[@]}" \
+        2>"$out/launch-$1.txt"
+}
+
+probe() { # start the probe model's server of a method
+    [ -n "${PROBE_TRACE:-}" ] || return 0
+    step $kvload launch --engine "$engine" --python "$python" --method "$1" --name "$engine-probe-$1" \
+        --kv-memory 1GiB --verify --timeout 400 -- "${probe_args[@]}" 2>"$out/launch-probe-$1.txt"
+}
+
+running() { $kvload status --json | grep -q "\"$1\""; }
+
+# The baselines come first: the others are verified against their figures.
+speed none &
+probe none &
+wait
+for method in $methods; do
+    [ "$method" = none ] || { speed "$method" & probe "$method" & }
+done
+wait
+cat "$out"/launch-*.txt
+$kvload status --json >"$out/servers.json"
 
 for method in $methods; do
     name=$engine-$method
-    if step $kvload launch "$speed_model" --engine "$engine" --python "$python" "${env_args[@]}" --method "$method" \
-        --name "$name" --load-format dummy --max-model-len 16384 --verify -- "${speed_args[@]}"; then
-        $kvload status --json >"$out/$name-server.json"
-        for rate in $rates; do
+    running "$name" || continue
+    # Kernels are compiled when their shapes first come up.
+    step $kvload replay "$trace" --server "$name" --mode forced --rate 16 --limit 80 --too-long drop \
+        --out "$out/warm/$method" --quiet
+    for spec in $rates; do
+        rate=${spec%:*} requests=${spec#*:}
+        runs=$method
+        [ "$method" = none ] && runs="none none-again"
+        for run in $runs; do
             step $kvload replay "$trace" --server "$name" --mode forced --rate "$rate" --limit "$requests" \
-                --num-warmups 4 --too-long drop --slo ttft=1s,tpot=50ms --out "$out/$name-rate$rate" --quiet
+                --too-long drop --slo ttft=1s,tpot=50ms --out "$out/rate$rate/$run" --quiet
         done
-    fi
-    $kvload logs "$name" --lines 0 >"$out/$name.log" 2>/dev/null
-    $kvload stop "$name" 2>/dev/null
-    if [ -n "${PROBE_TRACE:-}" ]; then
-        if step $kvload launch --engine "$engine" --python "$python" "${env_args[@]}" --method "$method" \
-            --name "$name-probe" --verify -- "${probe_args[@]}"; then
-            step $kvload replay "$PROBE_TRACE" --server "$name-probe" --mode free --out "$out/$name-probe" --quiet
-        fi
-        $kvload logs "$name-probe" --lines 0 >"$out/$name-probe.log" 2>/dev/null
-        $kvload stop "$name-probe" 2>/dev/null
-    fi
+    done
+done
+for spec in $rates; do
+    folder=$out/rate${spec%:*} arms=()
+    for method in $methods; do [ -f "$folder/$method/manifest.json" ] && arms+=("$folder/$method"); done
+    step $kvload compare "${arms[@]}" --floor-run "$folder/none-again" --slo ttft=1s,tpot=50ms --out "$folder/compare"
 done
 
+if [ -n "${PROBE_TRACE:-}" ]; then
+    arms=()
+    for method in $methods; do
+        running "$engine-probe-$method" || continue
+        runs=$method
+        [ "$method" = none ] && runs="none none-again"
+        for run in $runs; do
+            step $kvload replay "$PROBE_TRACE" --server "$engine-probe-$method" --mode free \
+                --out "$out/probe/$run" --quiet
+        done
+        arms+=("$out/probe/$method")
+    done
+    step $kvload compare "${arms[@]}" --floor-run "$out/probe/none-again" --out "$out/probe/compare"
+fi
+
+for method in $methods; do
+    $kvload logs "$engine-$method" --lines 0 >"$out/$method.log" 2>/dev/null
+    $kvload logs "$engine-probe-$method" --lines 0 >"$out/probe-$method.log" 2>/dev/null
+done
+[ -f "$out/failures.txt" ] && failures=$(wc -l <"$out/failures.txt")
 echo "$failures steps failed"
 [ "$failures" -eq 0 ]
