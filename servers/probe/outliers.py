@@ -15,10 +15,10 @@ from torch import Tensor
 
 from kvload.servers.probe.network import Shape
 
-FACTOR = 8.0
+FACTOR = 32.0
 """How many times larger the outlier channels become; a power of two."""
 
-PAIRS = 2
+PAIRS = 1
 """Rotary pairs of channels per layer and key head that become outliers."""
 
 
