@@ -3,6 +3,7 @@
 An adapter knows how its engine is started, what it says while it loads, and what it can do. It starts nothing itself.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,10 @@ class Adapter(Protocol):
     @property
     def scoring(self) -> str:
         """How the log-likelihood of a text is read off the cache: a name in :mod:`kvload.servers.likelihood`."""
+
+    @property
+    def pool_memory(self) -> re.Pattern[str] | None:
+        """Finds in the log the pool's tokens, and the GiB of its keys and of its values; None where it tells none."""
 
     def find(self, python: str | None, env: Mapping[str, str], machine: Machine) -> Build | None:
         """The engine in an environment; None where it is not installed there.

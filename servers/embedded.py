@@ -29,6 +29,7 @@ class EmbeddedAdapter:
     start_timeout_s = 180.0
     stop_grace_s = 10.0
     reset_path: str | None = None
+    pool_memory: re.Pattern[str] | None = None
     scoring = "chunked"
 
     def find(

@@ -23,6 +23,7 @@ PROGRESS = (
     (re.compile(r"The server is fired up"), "ready"),
 )
 
+ALLOCATED = re.compile(r"KV Cache is allocated.*?#tokens: (\d+), K size: ([\d.]+) GB, V size: ([\d.]+) GB")
 DTYPE_LIST = re.compile(r"kv_cache_dtype: *A\[.{0,1500}?choices=\[([^\]]*)\]", re.DOTALL)
 DTYPE_ARGUMENT = re.compile(r"\"--kv-cache-dtype\",.{0,400}?choices=\[([^\]]*)\]", re.DOTALL)
 """How versions before 0.5.17 spell the same list."""
@@ -35,6 +36,7 @@ class SglangAdapter:
     start_timeout_s = 1200.0
     stop_grace_s = 20.0
     reset_path: str | None = "/flush_cache"
+    pool_memory: re.Pattern[str] | None = ALLOCATED
     scoring = "prefix"
 
     def find(self, python: str | None, env: Mapping[str, str], machine: Machine) -> Build | None:

@@ -4,7 +4,8 @@ That a server starts and repeats the setting in its metrics proves neither: some
 storage they then corrupt. Two things are checked, both against the same engine without compression:
 
 Size
-    Tokens in the pool, against the baseline's, must be as many times more as the method's bytes per token claim.
+    Tokens in the pool, against the baseline's, must be as many times more as the method's bytes per token claim. Where
+    the number of tokens was given to the engine, the bytes it says the pool takes must be those claimed.
 Soundness
     The error of the log-probabilities of a fixed text (:mod:`kvload.servers.likelihood`),
 
@@ -21,6 +22,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,7 +166,11 @@ def check(
     if fixed is None and made.name == "sglang" and request.kv_memory is not None:
         fixed = "--kv-memory (SGLang is given tokens)"
     claim = plan.pool_claim or plan.claim
-    pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, claim, plan.compresses, fixed)
+    stored = None if fixed is None else stored_bytes_per_token(made.pool_memory, entry.log)
+    if stored is not None and claim is not None:
+        pool = judge_bytes(stored, claim, entry.info.pool_tokens)
+    else:
+        pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, claim, plan.compresses, fixed)
     limit = plan.error_limit or limit_by_size(pool.figures.get("ratio"))
     return combine(pool, judge_scores(scores, baseline, limit))
 
@@ -212,6 +218,43 @@ def judge_pool(
             (f"the pool holds {ratio:.3f} times the baseline's tokens; the method's bytes claim {claim.ratio:.3f}",),
         )
     return Verdict(figures, ())
+
+
+def stored_bytes_per_token(pool_memory: re.Pattern[str] | None, log: Path) -> float | None:
+    """Bytes a token takes in the pool, over all layers, from what the engine's log tells of it; None where it does not.
+
+    Args:
+        pool_memory: finds the tokens, and the GiB of keys and of values.
+    """
+    if pool_memory is None:
+        return None
+    match = pool_memory.search(log.read_text("utf-8", errors="replace"))
+    if match is None or int(match[1]) == 0:
+        return None
+    return (float(match[2]) + float(match[3])) * 2**30 / int(match[1])
+
+
+def judge_bytes(stored: float, claim: Claim, tokens: int | None) -> Verdict:
+    """Hold the bytes a token takes against the claim, where the number of tokens was given and so shows nothing.
+
+    Args:
+        stored: bytes per token over all layers, from what the engine says of its pool's memory.
+        tokens: the pool's size, for the figures.
+    """
+    ratio = claim.baseline_bytes_per_token / stored
+    figures: dict[str, Any] = {
+        "tokens": tokens,
+        "checked": True,
+        "bytes_per_token": round(stored, 1),
+        "claimed_bytes_per_token": claim.bytes_per_token,
+        "ratio": round(ratio, 4),
+        "claimed_ratio": round(claim.ratio, 4),
+    }
+    if abs(stored / claim.bytes_per_token - 1) <= POOL_TOLERANCE:
+        return Verdict(figures, ())
+    return Verdict(
+        figures, (f"a token takes {stored:,.0f} bytes of the pool; the method claims {claim.bytes_per_token:,.0f}",)
+    )
 
 
 def judge_scores(scores: Scores | ServerError, baseline: Baseline, limit: float) -> Verdict:

@@ -38,6 +38,7 @@ class VllmAdapter:
     start_timeout_s = 900.0
     stop_grace_s = 30.0
     reset_path: str | None = "/reset_prefix_cache"
+    pool_memory: re.Pattern[str] | None = None
     scoring = "forced"
 
     def find(self, python: str | None, env: Mapping[str, str], machine: Machine) -> Build | None:

@@ -6,6 +6,7 @@ Run as a script it is the server; imported it is the adapter that starts the scr
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ class FakeAdapter:
     start_timeout_s: float = 20.0
     stop_grace_s: float = 3.0
     reset_path: str | None = None
+    pool_memory: re.Pattern[str] | None = None
     scoring: str = "forced"
     options: tuple[str, ...] = field(default_factory=tuple)
 

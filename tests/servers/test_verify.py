@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from kvload.errors import ServerError
 from kvload.servers.adapter import Claim
 from kvload.servers.likelihood import ANSWER_TOKENS, Scores, Target, answer_places, make_text, score
-from kvload.servers.verify import Baseline, combine, describe, judge_pool, judge_scores, limit_by_size
+from kvload.servers.sglang import SglangAdapter
+from kvload.servers.verify import (
+    Baseline,
+    combine,
+    describe,
+    judge_bytes,
+    judge_pool,
+    judge_scores,
+    limit_by_size,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +177,26 @@ def test_a_pool_set_by_a_flag_shows_nothing_and_says_so() -> None:
     assert "--num-gpu-blocks-override" in describe(
         {**both.figures, "soundness": {"checked": True, "lost": 0.1, "limit": 1}}
     )
+
+
+def test_bytes_that_sglang_states_are_held_against_the_claim(tmp_path: Path) -> None:
+    def stored(text: str) -> float | None:
+        (tmp_path / "log").write_text(text)
+        return stored_bytes_per_token(SglangAdapter.pool_memory, tmp_path / "log")
+
+    line = "[2026-01-01] KV Cache is allocated. dtype: torch.{}, #tokens: 65536, K size: {} GB, V size: {} GB\n"
+    plain = stored("starting\n" + line.format("bfloat16", "4.00", "4.00"))
+    packed = stored(line.format("float8_e4m3fn", "2.00", "2.00"))
+    assert plain is not None
+    assert packed is not None
+    assert plain == 32 * 8 * 128 * 2 * 2
+    assert packed == plain / 2
+    assert stored("KV Cache is allocated. dtype: x, #tokens: 0, K size: 0.00 GB, V size: 0.00 GB") is None
+    claim = Claim(plain / 2, plain)
+    sound = judge_bytes(packed, claim, 65536)
+    assert sound.ok
+    assert sound.figures["ratio"] == 2
+    assert not judge_bytes(plain, claim, 65536).ok
 
 
 def test_the_less_room_an_unknown_setting_makes_the_less_it_may_err() -> None:
