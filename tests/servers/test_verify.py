@@ -21,6 +21,7 @@ from kvload.servers.verify import (
     judge_pool,
     judge_scores,
     limit_by_size,
+    stored_bytes_per_token,
 )
 
 
