@@ -1,6 +1,6 @@
-"""Records short transcripts of a real vLLM for the client's protocol tests.
+"""Records short transcripts of a real vLLM or SGLang for the client's protocol tests.
 
-    python tests/vllm/record_streams.py URL MODEL FOLDER [--kill]
+    python tests/vllm/record_streams.py URL MODEL FOLDER [--engine sglang] [--kill]
 
 Bodies of responses, byte for byte; ``--kill`` also records how vLLM's CPU engine dies in the middle of a stream, which
 ends the server.
@@ -25,45 +25,47 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--engine", default="vllm", help="what the files' names start with")
     parser.add_argument("--kill", action="store_true")
     options = parser.parse_args()
-    record = Recorder(options.url, options.model, options.folder)
+    record = Recorder(options.url, options.model, options.folder, options.engine)
     ids = [300 + 7 * i for i in range(12)]
-    record("vllm_completions", "/v1/completions", {"prompt": ids, "max_tokens": 6, "ignore_eos": True, **USAGE})
+    record("completions", "/v1/completions", {"prompt": ids, "max_tokens": 6, "ignore_eos": True, **USAGE})
     record(
-        "vllm_completions_token_ids",
+        "completions_token_ids",
         "/v1/completions",
         {"prompt": ids, "max_tokens": 6, "ignore_eos": True, "return_token_ids": True, **USAGE},
     )
-    record("vllm_completions_no_usage", "/v1/completions", {"prompt": ids, "max_tokens": 3, "stream": True})
-    record("vllm_chat", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 6, "ignore_eos": True, **USAGE})
+    record("completions_no_usage", "/v1/completions", {"prompt": ids, "max_tokens": 3, "stream": True})
+    record("chat", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 6, "ignore_eos": True, **USAGE})
     # Tokens above 128 of a byte-level vocabulary are parts of characters: forced, they come as chunks without text.
     half = {"logit_bias": {str(record.token_of("é") or 130): 100}}
     record(
-        "vllm_chat_empty_text",
+        "chat_empty_text",
         "/v1/chat/completions",
         {"messages": MESSAGES, "max_tokens": 4, "ignore_eos": True, "return_token_ids": True, **half, **USAGE},
     )
-    record("vllm_stop_at_once", "/v1/completions", {"prompt": ids, "max_tokens": 5, "logit_bias": {"1": 100}, **USAGE})
-    record("vllm_error_400", "/v1/completions", {"prompt": ids, "max_tokens": 10**6, **USAGE})
-    record("vllm_error_404", "/v1/completions", {"prompt": ids, "max_tokens": 2, "model": "absent", **USAGE})
-    record.crowd("vllm_completions_crowd", ids)
+    record("stop_at_once", "/v1/completions", {"prompt": ids, "max_tokens": 5, "logit_bias": {"1": 100}, **USAGE})
+    record("error_400", "/v1/completions", {"prompt": ids, "max_tokens": 10**6, **USAGE})
+    record("error_404", "/v1/completions", {"prompt": ids, "max_tokens": 2, "model": "absent", **USAGE})
+    record.crowd("completions_crowd", ids)
     if options.kill:
-        record.kill("vllm_error_after_200")
+        record.kill("error_after_200")
 
 
 class Recorder:
     """Sends requests to one server and writes the answers' bodies into files."""
 
-    def __init__(self, url: str, model: str, folder: Path) -> None:
+    def __init__(self, url: str, model: str, folder: Path, engine: str) -> None:
         self._address = urlsplit(url)
         self._model = model
         self._folder = folder
+        self._engine = engine
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name: str, path: str, body: dict[str, Any]) -> bytes:
         status, data = self._send(path, body)
-        (self._folder / f"{name}.txt").write_bytes(data)
+        self._file(name).write_bytes(data)
         print(f"{name}: {status}, {len(data)} bytes")  # noqa: T201
         return data
 
@@ -87,7 +89,7 @@ class Recorder:
         for thread in threads:
             thread.join()
         best = min(answers, key=lambda data: data.count(b"data: "))
-        (self._folder / f"{name}.txt").write_bytes(best)
+        self._file(name).write_bytes(best)
         print(f"{name}: {best.count(b'data: ')} events for 24 tokens")  # noqa: T201
 
     def kill(self, name: str) -> None:
@@ -104,8 +106,11 @@ class Recorder:
         thread.join()
         events = kept[0].split(b"\n\n")
         short = b"\n\n".join([*events[:3], *events[max(3, len(events) - 4) :]])
-        (self._folder / f"{name}.txt").write_bytes(short)
+        self._file(name).write_bytes(short)
         print(f"{name}: {events[-4:]!r}")  # noqa: T201
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{self._engine}_{name}.txt"
 
     def _send(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=300)
