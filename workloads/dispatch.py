@@ -28,6 +28,7 @@ Sink = Callable[[RequestRecord, npt.NDArray[np.void]], None]
 _AHEAD_NS = 250_000_000
 _PARSES_A_TURN = 4
 _PARSE_ROOM_NS = 500_000
+_NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,24 @@ class Dispatcher:
         self.loop.turn(wait and not self._raws)
         if self._raws:
             self._parse_some()
-            if self._raws:
-                self.loop.wake()
         self._check_end()
+
+    def rest(self, until_ns: int) -> bool:
+        """Wait a little for the next turn, see :meth:`StreamLoop.rest`; False where the loop's ``fileno`` is waited for."""
+        if not self._raws:
+            return self.loop.rest(until_ns)
+        if time.monotonic_ns() < until_ns:
+            return True
+        self.loop.wake()
+        return False
 
     def run(self) -> None:
         """Run to the end, without another loop around."""
         self.begin()
+        rested = False
         while not self._finished:
-            self.turn(wait=True)
+            self.turn(wait=not rested)
+            rested = self.rest(_NEVER)
 
     def stop(self, cause: str, *, cut: bool = False) -> None:
         """Send nothing more; what is in flight may end within the drain time, or with ``cut`` is cut off at once.

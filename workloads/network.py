@@ -3,6 +3,8 @@
 import select
 import socket
 import ssl
+import time
+from collections.abc import Callable
 from typing import Any
 
 from kvload.errors import ServerError
@@ -16,6 +18,16 @@ def real_epoll() -> Any:
     from gevent.monkey import get_original
 
     return get_original("select", "epoll")
+
+
+def real_sleep() -> Callable[[float], None]:
+    """``time.sleep``, also where gevent has put a sleep of its own in its place."""
+    try:
+        from gevent.monkey import get_original
+    except ImportError:
+        return time.sleep
+    sleep: Callable[[float], None] = get_original("time", "sleep")
+    return sleep
 
 
 def resolve(target: Target) -> tuple[int, Any]:

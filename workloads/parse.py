@@ -9,8 +9,9 @@ import numpy.typing as npt
 from kvload.records import Status
 from kvload.rundir import CHUNK_DTYPE
 from kvload.workloads.clock import TIMESPEC
-from kvload.workloads.events import Reading, Usage, count_tokens, error_text, read_events, server_times
-from kvload.workloads.wire import ResponseHead, dechunk
+from kvload.workloads.events import Reading, Usage, count_tokens, error_text, server_times
+from kvload.workloads.wire import ResponseHead
+from kvload.workloads.wire_events import read_wire, split_body
 
 
 @dataclass(slots=True)
@@ -94,17 +95,17 @@ def parse_answer(raw: RawStream) -> Answer:
     }
     if raw.head is None:
         return Answer(status=status, cause=cause, error=error, **base)
-    body, contents_ends, broken = _body(raw, raw.head, wire)
     if raw.head.status != 200:
         if status == "ok":
+            body, _, _ = split_body(wire, raw.head, raw.body_start)
             status = "refused" if 400 <= raw.head.status < 500 else "failed"
             cause, error = f"http_{raw.head.status}", error_text(body)
         return Answer(status=status, cause=cause, error=error, **base)
-    piece_ends = np.cumsum(np.fromiter(map(len, raw.pieces), np.int64, len(raw.pieces)))
-    reading = read_events(body, raw.head, raw.complete)
-    positions = _wire_positions(reading.ends, contents_ends, raw.body_start)
+    piece_ends = np.fromiter(map(len, raw.pieces), np.int64, len(raw.pieces)).cumsum()
+    found = read_wire(wire, raw.head, raw.body_start, raw.complete)
+    reading, broken = found.reading, found.broken
     # a read holds the byte at a position if it ends behind it
-    rows = np.searchsorted(piece_ends, positions, side="right")
+    rows = piece_ends.searchsorted(reading.ends, side="right")
     times = arrivals[np.minimum(rows, len(arrivals) - 1)] if len(rows) else np.empty(0, np.int64)
     content = _content(reading, times, raw.t_send_ns or raw.t_start_ns)
     failed = _failure(reading, content, broken=broken, complete=raw.complete)
@@ -115,7 +116,7 @@ def parse_answer(raw: RawStream) -> Answer:
         # tokens had come, then nothing for more than half of all the time it had
         quiet_ns = raw.t_end_ns - content["t_last_ns"]
         cause = "stall" if quiet_ns > (raw.t_end_ns - (raw.t_send_ns or raw.t_start_ns)) / 2 else "timeout"
-    merged = int(len(rows) - len(np.unique(rows)))
+    merged = int(np.count_nonzero(rows[1:] == rows[:-1]))
     return Answer(status=status, cause=cause, error=error, merged_reads=merged, **base, **content)
 
 
@@ -133,34 +134,6 @@ def _arrivals(raw: RawStream) -> tuple[npt.NDArray[np.int64], Literal["kernel", 
     fields = np.frombuffer(joined, np.int64).reshape(-1, 2)
     kernel = fields[:, 0] * 1_000_000_000 + fields[:, 1] - raw.tie_offset_ns
     return kernel, "kernel"
-
-
-def _body(raw: RawStream, head: ResponseHead, wire: bytes) -> tuple[bytes, npt.NDArray[np.int64] | None, str | None]:
-    """The body's bytes, and what is wrong with its framing.
-
-    For chunked transfer also two rows: where each chunk's content ends in the body, and where in the wire.
-    """
-    if head.framing != "chunked":
-        return wire[raw.body_start :], None, None
-    contents, ends, broken = dechunk(wire, raw.body_start)
-    places = np.empty((2, len(contents)), np.int64)
-    np.cumsum(np.fromiter(map(len, contents), np.int64, len(contents)), out=places[0])
-    places[1] = ends
-    return b"".join(contents), places, broken
-
-
-def _wire_positions(
-    ends: npt.NDArray[np.int64], contents_ends: npt.NDArray[np.int64] | None, body_start: int
-) -> npt.NDArray[np.int64]:
-    """For offsets just behind a byte of the body, the number of wire bytes before and without that byte."""
-    if contents_ends is None:
-        return ends + body_start - 1
-    if contents_ends.shape[1] == 0:
-        return ends
-    which = np.searchsorted(contents_ends[0], ends)
-    which = np.minimum(which, contents_ends.shape[1] - 1)
-    positions: npt.NDArray[np.int64] = contents_ends[1][which] - (contents_ends[0][which] - ends) - 1
-    return positions
 
 
 def _content(reading: Reading, times: npt.NDArray[np.int64], t_send_ns: int) -> dict[str, Any]:

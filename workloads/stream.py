@@ -3,11 +3,10 @@
 While a stream runs nothing is done but to read, keep the bytes and keep the kernel's receive stamp; the bytes are
 looked at only where a body may have ended, and taken apart when it has (:mod:`kvload.workloads.parse`). Requests start
 at absolute times set with a timerfd. The loop runs on its own or inside another one: its :meth:`StreamLoop.fileno`
-becomes readable when there is something to do.
+becomes readable when there is something to do. Where chunks come thick it is better not to wait for the next one, but
+to let some gather (:meth:`StreamLoop.rest`).
 """
 
-import _socket
-import errno
 import os
 import select
 import socket
@@ -17,14 +16,20 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer, enable_receive_stamps
+from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer
 from kvload.workloads.connection import Connection, State
-from kvload.workloads.network import real_epoll, resolve, tls_context
+from kvload.workloads.network import real_epoll, real_sleep
+from kvload.workloads.pace import Pace
 from kvload.workloads.parse import RawStream
+from kvload.workloads.pool import ConnectionPool
 from kvload.workloads.wire import RequestHeads, Target, WireError
 
-_READ_BYTES = 1 << 16
-_EVENTS_A_TURN = 64
+_READ_BYTES = 1 << 13
+"""Most that one read takes: many chunks. What is left is read at once, and a small buffer costs less to make."""
+
+_EVENTS_AT_ONCE = 32
+"""Connections read before it is looked whether a request is due."""
+
 _NEVER = 1 << 62
 _STEP_NS = 2_000_000
 """A tie that moved by more than this between two readings means that wall time was stepped."""
@@ -54,20 +59,16 @@ class StreamLoop:
         verify: bool = True,
     ) -> None:
         self._heads = RequestHeads(target, headers or {})
-        self._target = target
         self._on_end = on_end
         self._timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
-        self._family, self._address = resolve(target)
-        self._tls = tls_context(verify) if target.scheme == "https" else None
         self._epoll = real_epoll()()
+        self._pool = ConnectionPool(target, self._epoll, verify=verify)
+        self._sleep = real_sleep()
+        self._pace = Pace(self._streams)
         self._timer = DeadlineTimer()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._connections: dict[int, Connection] = {}
-        self._idle: deque[Connection] = deque()
-        self._spare: deque[Connection] = deque()
-        self._closing: list[Any] = []
         self._timeouts: deque[tuple[int, RawStream, Connection]] = deque()
         self._due_ns = _NEVER
         self._on_due: Callable[[int], None] = lambda _now: None
@@ -76,11 +77,22 @@ class StreamLoop:
         self._steps = 0
         self.in_flight = 0
         self.stale_retries = 0
-        self.connects = 0
-        self.kernel_stamps = True
+
+    @property
+    def connects(self) -> int:
+        """Connections opened so far."""
+        return self._pool.opened
+
+    @property
+    def kernel_stamps(self) -> bool:
+        """The kernel stamps what arrives."""
+        return self._pool.kernel_stamps
 
     def fileno(self) -> int:
-        """The epoll descriptor: readable when :meth:`turn` has something to do."""
+        """The epoll descriptor: readable when :meth:`turn` has something to do.
+
+        For that to hold also of what is due, the last call was :meth:`wake`, or :meth:`rest` and gave False.
+        """
         fd: int = self._epoll.fileno()
         return fd
 
@@ -92,35 +104,78 @@ class StreamLoop:
         """Call ``on_due(now_ns)`` once, as soon as ``due_ns`` (monotonic) has come; replaces what was set before."""
         self._due_ns = _NEVER if due_ns is None else due_ns
         self._on_due = on_due
-        self._arm()
 
     def start(self, key: Any, path: str, body: bytes, request_id: str) -> RawStream:
         """Send a request now, or as soon as a connection to send it on is open."""
         raw = RawStream(key, time.monotonic_ns())
         payload = self._heads.head(path, len(body), request_id) + body
         self.in_flight += 1
-        self._assign(raw, payload)
-        self._arm()
+        connection = self._pool.take()
+        if connection is None:
+            self._connect(raw, payload)
+        else:
+            connection.begin(raw, payload, self._steps)
+            if connection.state is State.HEAD:
+                self._send(connection)
         return raw
 
     def warm(self, connections: int) -> None:
         """Open connections until so many are idle or being opened."""
-        for _ in range(min(connections - len(self._idle) - len(self._spare), 256)):
-            self._connect(None, b"")
+        for _ in range(self._pool.lacking(connections)):
+            self._open(self._pool.new(spare=True))
 
     def cut(self) -> None:
         """End every request in flight as censored."""
-        for connection in list(self._connections.values()):
+        for connection in list(self._pool.by_fd.values()):
             if connection.raw is not None:
                 self._fail(connection, "cut", "cut off at the end of the run", status="censored")
 
     def turn(self, wait: bool = False) -> None:
         """Handle what is ready, and what is due; with ``wait`` block until there is something."""
-        ready = self._epoll.poll(-1 if wait else 0, _EVENTS_A_TURN)
+        if wait:
+            self._arm()
+        reads = 0
+        while True:
+            ready = self._epoll.poll(-1 if wait else 0, _EVENTS_AT_ONCE)
+            wait = False
+            now = time.monotonic_ns()
+            if now >= self._due_ns:
+                self._fire(now)
+            if ready:
+                self._handle(ready, now)
+                reads += len(ready)
+            if len(ready) < _EVENTS_AT_ONCE:
+                break
+        self._pace.count(reads, now)
+        if now >= self._tie_renewal_ns:
+            self._renew_tie(now)
+        if self._timeouts and now >= self._timeouts[0][0]:
+            self._time_out(now)
+        if self._due_ns != _NEVER and self._due_ns <= time.monotonic_ns():
+            self._fire(time.monotonic_ns())
+        self._pool.close_discarded()
+
+    def rest(self, until_ns: int) -> bool:
+        """Let chunks gather before the next turn, where they come thick and their stamps do not depend on the reader.
+
+        Never sleeps into what is due, and never longer than a millisecond.
+
+        Returns:
+            whether it is time for the next turn; False where it is better to wait for :meth:`fileno`, or ``until_ns``
+            (monotonic) has come.
+        """
         now = time.monotonic_ns()
-        if now >= self._due_ns:
-            self._fire(now)
-        connections = self._connections
+        nap_ns = self._pace.nap_ns
+        if not nap_ns or not self.in_flight or now >= until_ns or not self._pool.stamps_are_early:
+            self._arm()
+            return False
+        nap_ns = min(nap_ns, self._next_ns() - now)
+        if nap_ns > 0:
+            self._sleep(nap_ns / 1e9)
+        return True
+
+    def _handle(self, ready: list[tuple[int, int]], now: int) -> None:
+        connections = self._pool.by_fd
         for fd, mask in ready:
             connection = connections.get(fd)
             if connection is None:
@@ -145,34 +200,24 @@ class StreamLoop:
                     self._look(connection)
             else:
                 self._ready(connection, mask, now)
-        if now >= self._tie_renewal_ns:
-            self._renew_tie(now)
-        if self._timeouts and now >= self._timeouts[0][0]:
-            self._time_out(now)
-        if self._due_ns != _NEVER and self._due_ns <= time.monotonic_ns():
-            self._fire(time.monotonic_ns())
-        if self._closing:
-            self._close_discarded()
-        self._arm()
 
     def close(self) -> None:
         """Cut what is in flight and close every descriptor."""
         self.cut()
-        for connection in list(self._connections.values()):
-            self._discard(connection)
-        self._close_discarded()
+        self._pool.close()
         self._epoll.close()
         self._timer.close()
         os.close(self._wake_fd)
 
-    def _close_discarded(self) -> None:
-        for sock in self._closing:
-            sock.close()
-        self._closing.clear()
+    def _streams(self) -> int:
+        return sum(connection.fast for connection in self._pool.by_fd.values())
+
+    def _next_ns(self) -> int:
+        return min(self._due_ns, self._timeouts[0][0] if self._timeouts else _NEVER)
 
     def _arm(self) -> None:
         """Have the timer ready for what is due next, before anybody waits for this loop."""
-        next_ns = min(self._due_ns, self._timeouts[0][0] if self._timeouts else _NEVER)
+        next_ns = self._next_ns()
         if next_ns != _NEVER:
             self._timer.arm(next_ns)
 
@@ -197,41 +242,17 @@ class StreamLoop:
         self._tie = tie
         self._tie_renewal_ns = now + 1_000_000_000
 
-    def _assign(self, raw: RawStream, payload: bytes) -> None:
-        if self._idle:
-            # the one used last: the others grow old and are closed by the server, instead of all being kept half-alive
-            connection = self._idle.pop()
-            connection.begin(raw, payload, self._steps)
-            connection.state = State.HEAD
-            self._send(connection)
-        elif self._spare:
-            connection = self._spare.popleft()
-            connection.begin(raw, payload, self._steps)
-            connection.opened_for_it = True
-        else:
-            self._connect(raw, payload)
-
-    def _connect(self, raw: RawStream | None, payload: bytes) -> None:
-        self.connects += 1
-        # the C class: gevent replaces the Python one by one that would block its own way
-        sock = _socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.kernel_stamps = enable_receive_stamps(sock) and self.kernel_stamps  # type: ignore[arg-type]
-        connection = Connection(sock, self._tls, self._target.host)
-        self._connections[connection.fd] = connection
-        if raw is not None:
-            connection.begin(raw, payload, self._steps)
-            connection.opened_for_it = True
-        else:
-            self._spare.append(connection)
-        connection.state = State.OPENING
-        code = sock.connect_ex(self._address)
-        if code not in {0, errno.EINPROGRESS}:
-            self._fail(connection, "connect", os.strerror(code))
-            return
-        self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
-        if raw is not None and self._timeout_ns is not None:
+    def _connect(self, raw: RawStream, payload: bytes) -> None:
+        connection = self._pool.new()
+        connection.begin(raw, payload, self._steps)
+        if self._open(connection) and self._timeout_ns is not None:
             self._timeouts.append((time.monotonic_ns() + self._timeout_ns, raw, connection))
+
+    def _open(self, connection: Connection) -> bool:
+        problem = self._pool.open(connection)
+        if problem is not None:
+            self._fail(connection, "connect", problem)
+        return problem is None
 
     def _send(self, connection: Connection) -> None:
         raw = connection.raw
@@ -259,7 +280,7 @@ class StreamLoop:
             return
         if mask & select.EPOLLOUT and connection.outbox:
             self._send(connection)
-        if mask & ~select.EPOLLOUT and connection.fd in self._connections:
+        if mask & ~select.EPOLLOUT and connection.fd in self._pool.by_fd:
             self._receive(connection, now)
 
     def _opened(self, connection: Connection, now: int) -> None:
@@ -279,9 +300,7 @@ class StreamLoop:
             connection.state = State.HEAD
             self._send(connection)
         else:
-            self._spare.remove(connection)
-            connection.state = State.IDLE
-            self._idle.append(connection)
+            self._pool.is_open(connection)
 
     def _receive(self, connection: Connection, now: int) -> None:
         try:
@@ -314,7 +333,7 @@ class StreamLoop:
         raw = connection.raw
         if raw is None:
             # a server that speaks unasked on an idle connection: 408 or nonsense
-            self._discard(connection)
+            self._pool.discard(connection)
             return
         raw.pieces.append(data)
         raw.stamps.append(stamp)
@@ -367,7 +386,7 @@ class StreamLoop:
             return
         payload = connection.payload
         connection.raw = None
-        self._discard(connection)
+        self._pool.discard(connection)
         self.stale_retries += 1
         raw.retries += 1
         raw.t_send_ns = None
@@ -387,24 +406,11 @@ class StreamLoop:
             connection.finish()
             self.in_flight -= 1
         if reusable:
-            connection.state = State.IDLE
-            self._idle.append(connection)
+            self._pool.keep(connection)
         else:
-            self._discard(connection)
+            self._pool.discard(connection)
         if raw is not None:
             self._on_end(raw)
-
-    def _discard(self, connection: Connection) -> None:
-        if self._connections.pop(connection.fd, None) is None:
-            return
-        if connection.state is State.OPENING:
-            if connection in self._spare:
-                self._spare.remove(connection)
-        elif connection.state is State.IDLE:
-            self._idle.remove(connection)
-        connection.state = State.CLOSED
-        # closed only when the turn is over: what is left of the turn may still hold events of this descriptor's number
-        self._closing.append(connection.sock)
 
     def _time_out(self, now: int) -> None:
         timeouts = self._timeouts

@@ -23,7 +23,9 @@ from kvload.workloads.schedule import PlannedRequest
 from kvload.workloads.wire import Target
 
 REPORT_EVERY_S = 0.5
-_MIRRORED_AT_ONCE = 4
+_MIRRORED_AT_ONCE = 8
+_SLICE_NS = 8_000_000
+"""How long Locust's greenlets may have to wait while answers are read."""
 Send = Callable[[str, Any], None]
 
 
@@ -139,12 +141,15 @@ class ReplayWorker:
             self._writer.close()
 
     def _turn(self) -> None:
-        """The watcher's callback: runs in the hub and must neither block nor raise."""
+        """The watcher's callback: runs in the hub, must not raise, and leaves time for Locust's greenlets."""
         dispatcher = self._dispatcher
         if dispatcher is None or self.finished.is_set():
             return
+        until_ns = time.monotonic_ns() + _SLICE_NS
         try:
             dispatcher.turn()
+            while not dispatcher.finished and dispatcher.rest(until_ns):
+                dispatcher.turn()
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
             gevent.get_hub().handle_error(self, type(error), error, error.__traceback__)
