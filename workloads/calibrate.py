@@ -112,7 +112,7 @@ class Calibration:
 
     def as_dict(self) -> dict[str, Any]:
         """For the run's manifest."""
-        return asdict(self)
+        return {**asdict(self), "limit": self.limit()}
 
     def limit(self) -> str | None:
         """What could not do more at this load: ``machine``, ``mock`` or ``client``; None if nothing was at its end.
@@ -125,7 +125,11 @@ class Calibration:
 def limit_of(
     machine_share: float | None, mock_share: float | None, mock_late_s: float | None, client_share: float | None
 ) -> str | None:
-    """What was at its end: ``machine``, ``mock`` or ``client``; None if nothing was. Shares are of a core, or of all."""
+    """What was at its end: ``machine``, ``mock`` or ``client``; None if nothing was.
+
+    Args:
+        machine_share: of all cores; the other shares are of one.
+    """
     if (machine_share or 0.0) > BUSY_MACHINE:
         return "machine"
     if (mock_share or 0.0) > BUSY_MOCK or (mock_late_s or 0.0) > LATE_MOCK_S:
@@ -151,6 +155,7 @@ def calibrate(load: Load, *, workers: int = 1) -> Calibration:
 
     Raises:
         ServerError: the mock server did not start.
+        KeyboardInterrupt: it was interrupted.
     """
     with tempfile.TemporaryDirectory(prefix="kvload-calibration-") as folder:
         truth_path = Path(folder) / "truth.jsonl"
@@ -161,6 +166,8 @@ def calibrate(load: Load, *, workers: int = 1) -> Calibration:
             meter = Meter(mock)
             plan = ReplayPlan(planned=planned, url=mock.url, workers=workers, timeout_s=60.0, drain_s=30.0)
             manifest = run_replay(plan, run, Hooks(on_start=meter.start, on_end=meter.end))
+        if manifest.ended == "interrupted":
+            raise KeyboardInterrupt
         truth = {answer.request_id: answer for answer in read_truth(truth_path)}
         return _compare(load, workers, run, manifest, truth, meter)
 
@@ -195,7 +202,9 @@ class Meter:
         elapsed = time.monotonic() - self._wall_s
         if self._wall_s and elapsed > 0:
             used = self._mock.cpu_s()
-            self.mock_share = max((used[pid] - before for pid, before in self._mock_s.items() if pid in used), default=0)
+            self.mock_share = max(
+                (used[pid] - before for pid, before in self._mock_s.items() if pid in used), default=0
+            )
             self.mock_share /= elapsed
             self.machine_share = (_busy_s() - self._busy_s) / elapsed / (os.cpu_count() or 1)
 

@@ -21,6 +21,7 @@ from kvload.workloads.parse import Answer, RawStream, parse_answer
 from kvload.workloads.recording import build_record, unsent_record
 from kvload.workloads.schedule import PlannedRequest, next_turn
 from kvload.workloads.stream import StreamLoop
+from kvload.workloads.timeouts import NEVER_NS
 from kvload.workloads.wire import Target
 
 Sink = Callable[[RequestRecord, npt.NDArray[np.void]], None]
@@ -28,7 +29,6 @@ Sink = Callable[[RequestRecord, npt.NDArray[np.void]], None]
 _AHEAD_NS = 250_000_000
 _PARSES_A_TURN = 4
 _PARSE_ROOM_NS = 500_000
-_NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Dispatcher:
         self._check_end()
 
     def rest(self, until_ns: int) -> bool:
-        """Wait a little for the next turn, see :meth:`StreamLoop.rest`; False where the loop's ``fileno`` is waited for."""
+        """Wait a little for the next turn, see :meth:`StreamLoop.rest`."""
         if not self._raws:
             return self.loop.rest(until_ns)
         if time.monotonic_ns() < until_ns:
@@ -150,7 +150,7 @@ class Dispatcher:
         rested = False
         while not self._finished:
             self.turn(wait=not rested)
-            rested = self.rest(_NEVER)
+            rested = self.rest(NEVER_NS)
 
     def stop(self, cause: str, *, cut: bool = False) -> None:
         """Send nothing more; what is in flight may end within the drain time, or with ``cut`` is cut off at once.

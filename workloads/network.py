@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kvload.errors import ServerError
@@ -28,6 +29,14 @@ def real_sleep() -> Callable[[float], None]:
         return time.sleep
     sleep: Callable[[float], None] = get_original("time", "sleep")
     return sleep
+
+
+def machine_id() -> str:
+    """Tells machines (and their boots) apart: processes with the same id share one monotonic clock."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def resolve(target: Target) -> tuple[int, Any]:

@@ -12,16 +12,16 @@ import select
 import socket
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer
+from kvload.workloads.clock import ANCILLARY_BYTES, DeadlineTimer, RunningTie
 from kvload.workloads.connection import Connection, State
 from kvload.workloads.network import real_epoll, real_sleep
 from kvload.workloads.pace import Pace
 from kvload.workloads.parse import RawStream
 from kvload.workloads.pool import ConnectionPool
+from kvload.workloads.timeouts import NEVER_NS, Timeouts
 from kvload.workloads.wire import RequestHeads, Target, WireError
 
 _READ_BYTES = 1 << 13
@@ -29,10 +29,6 @@ _READ_BYTES = 1 << 13
 
 _EVENTS_AT_ONCE = 32
 """Connections read before it is looked whether a request is due."""
-
-_NEVER = 1 << 62
-_STEP_NS = 2_000_000
-"""A tie that moved by more than this between two readings means that wall time was stepped."""
 
 
 class StreamLoop:
@@ -60,7 +56,7 @@ class StreamLoop:
     ) -> None:
         self._heads = RequestHeads(target, headers or {})
         self._on_end = on_end
-        self._timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
+        self._timeouts = Timeouts(timeout_s)
         self._epoll = real_epoll()()
         self._pool = ConnectionPool(target, self._epoll, verify=verify)
         self._sleep = real_sleep()
@@ -69,12 +65,9 @@ class StreamLoop:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._timeouts: deque[tuple[int, RawStream, Connection]] = deque()
-        self._due_ns = _NEVER
+        self._due_ns = NEVER_NS
         self._on_due: Callable[[int], None] = lambda _now: None
-        self._tie = ClockTie.measure()
-        self._tie_renewal_ns = time.monotonic_ns() + 1_000_000_000
-        self._steps = 0
+        self._tie = RunningTie()
         self.in_flight = 0
         self.stale_retries = 0
 
@@ -102,7 +95,7 @@ class StreamLoop:
 
     def at(self, due_ns: int | None, on_due: Callable[[int], None]) -> None:
         """Call ``on_due(now_ns)`` once, as soon as ``due_ns`` (monotonic) has come; replaces what was set before."""
-        self._due_ns = _NEVER if due_ns is None else due_ns
+        self._due_ns = NEVER_NS if due_ns is None else due_ns
         self._on_due = on_due
 
     def start(self, key: Any, path: str, body: bytes, request_id: str) -> RawStream:
@@ -114,7 +107,7 @@ class StreamLoop:
         if connection is None:
             self._connect(raw, payload)
         else:
-            connection.begin(raw, payload, self._steps)
+            connection.begin(raw, payload, self._tie.steps)
             if connection.state is State.HEAD:
                 self._send(connection)
         return raw
@@ -147,11 +140,12 @@ class StreamLoop:
             if len(ready) < _EVENTS_AT_ONCE:
                 break
         self._pace.count(reads, now)
-        if now >= self._tie_renewal_ns:
-            self._renew_tie(now)
-        if self._timeouts and now >= self._timeouts[0][0]:
-            self._time_out(now)
-        if self._due_ns != _NEVER and self._due_ns <= time.monotonic_ns():
+        self._tie.keep(now)
+        if now >= self._timeouts.next_ns:
+            for connection in self._timeouts.reached(now):
+                text = f"not finished {self._timeouts.limit_s:g} s after it was sent"
+                self._fail(connection, "timeout", text, status="timeout")
+        if self._due_ns != NEVER_NS and self._due_ns <= time.monotonic_ns():
             self._fire(time.monotonic_ns())
         self._pool.close_discarded()
 
@@ -213,17 +207,17 @@ class StreamLoop:
         return sum(connection.fast for connection in self._pool.by_fd.values())
 
     def _next_ns(self) -> int:
-        return min(self._due_ns, self._timeouts[0][0] if self._timeouts else _NEVER)
+        return min(self._due_ns, self._timeouts.next_ns)
 
     def _arm(self) -> None:
         """Have the timer ready for what is due next, before anybody waits for this loop."""
         next_ns = self._next_ns()
-        if next_ns != _NEVER:
+        if next_ns != NEVER_NS:
             self._timer.arm(next_ns)
 
     def _fire(self, now: int) -> None:
         on_due = self._on_due
-        self._due_ns = _NEVER
+        self._due_ns = NEVER_NS
         on_due(now)
 
     def _special(self, fd: int) -> None:
@@ -235,18 +229,11 @@ class StreamLoop:
             except BlockingIOError:
                 return
 
-    def _renew_tie(self, now: int) -> None:
-        tie = ClockTie.measure()
-        if abs(tie.offset_ns - self._tie.offset_ns) > _STEP_NS:
-            self._steps += 1
-        self._tie = tie
-        self._tie_renewal_ns = now + 1_000_000_000
-
     def _connect(self, raw: RawStream, payload: bytes) -> None:
         connection = self._pool.new()
-        connection.begin(raw, payload, self._steps)
-        if self._open(connection) and self._timeout_ns is not None:
-            self._timeouts.append((time.monotonic_ns() + self._timeout_ns, raw, connection))
+        connection.begin(raw, payload, self._tie.steps)
+        if self._open(connection):
+            self._timeouts.begin(raw, connection, time.monotonic_ns())
 
     def _open(self, connection: Connection) -> bool:
         problem = self._pool.open(connection)
@@ -261,8 +248,7 @@ class StreamLoop:
         if raw.t_send_ns is None:
             connection.send_started()
             raw.t_send_ns = time.monotonic_ns()
-            if self._timeout_ns is not None:
-                self._timeouts.append((raw.t_send_ns + self._timeout_ns, raw, connection))
+            self._timeouts.begin(raw, connection, raw.t_send_ns)
         payload = connection.outbox
         try:
             sent = connection.sock.send(payload)
@@ -402,7 +388,7 @@ class StreamLoop:
         raw = connection.raw
         if raw is not None:
             raw.t_end_ns = time.monotonic_ns()
-            raw.tie_offset_ns = self._tie.offset_ns if connection.steps_at_start == self._steps else None
+            raw.tie_offset_ns = self._tie.offset_ns if connection.steps_at_start == self._tie.steps else None
             connection.finish()
             self.in_flight -= 1
         if reusable:
@@ -411,14 +397,3 @@ class StreamLoop:
             self._pool.discard(connection)
         if raw is not None:
             self._on_end(raw)
-
-    def _time_out(self, now: int) -> None:
-        timeouts = self._timeouts
-        while timeouts and timeouts[0][0] <= now:
-            _, raw, connection = timeouts.popleft()
-            if connection.raw is not raw:
-                continue
-            limit = 0 if self._timeout_ns is None else self._timeout_ns
-            if raw.t_send_ns is not None and raw.t_send_ns + limit > now:
-                continue
-            self._fail(connection, "timeout", f"not finished {limit / 1e9:g} s after it was sent", status="timeout")

@@ -163,9 +163,7 @@ def _take_run_apart(wire: bytes, start: int, first: bytes) -> tuple[list[str], n
     return texts, ends, int(ends[-1]) + len(_END)
 
 
-def _is_whole(
-    wire: bytes, start: int, strings: list[bytes], lengths: list[int], frame: Frame, framed: int
-) -> bool:
+def _is_whole(wire: bytes, start: int, strings: list[bytes], lengths: list[int], frame: Frame, framed: int) -> bool:
     """Whether the wire from the first text to the end of the last chunk is what these texts make in this frame."""
     behind = frame.suffix + _END
     seams = {length: behind + _size_of(framed + length) + _SEAM + frame.prefix for length in set(lengths)}

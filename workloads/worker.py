@@ -2,7 +2,6 @@
 
 import gc
 import resource
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,14 +26,6 @@ _MIRRORED_AT_ONCE = 8
 _SLICE_NS = 8_000_000
 """How long Locust's greenlets may have to wait while answers are read."""
 Send = Callable[[str, Any], None]
-
-
-def machine_id() -> str:
-    """Tells machines (and their boots) apart: processes with the same id share one monotonic clock."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return socket.gethostname()
 
 
 class ReplayWorker:

@@ -150,9 +150,7 @@ def steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings:
     return _steps(request, chat, tokens, plan, settings)
 
 
-def _plain_steps(
-    request: Request, chat: bool, tokens: int, first_word: int, settings: MockSettings
-) -> Iterator[Step]:
+def _plain_steps(request: Request, chat: bool, tokens: int, first_word: int, settings: MockSettings) -> Iterator[Step]:
     """:func:`steps` where nothing goes wrong and everything is on time; no Python runs from chunk to chunk."""
     per_chunk, with_ids = settings.tokens_per_chunk, request.return_token_ids
     last = (tokens - 1) // per_chunk * per_chunk

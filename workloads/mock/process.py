@@ -18,7 +18,6 @@ from kvload.errors import ServerError, UsageError
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.server import MockServer
 
-
 _PR_SET_PDEATHSIG = 1
 
 
