@@ -192,6 +192,8 @@ class _OneReplay:
             is_server_dead=lambda: self._is_dead(server),
         )
         replay = Replay(plan, run, hooks)
+        # it keeps of the schedule what it needs; the prompts need not stay in memory while it runs
+        del plan, schedule
         try:
             replay.run()
         finally:

@@ -6,8 +6,6 @@ has stamped every arrival (:mod:`kvload.workloads.clock`) and it is back before 
 stream in one read would share a stamp.
 """
 
-from collections.abc import Callable
-
 LONGEST_NS = 1_000_000
 LEAST_CHUNKS_PER_S = 2_000
 """Below this hardly two chunks would come in one nap."""
@@ -33,24 +31,20 @@ def nap_ns(reads: int, streams: int, elapsed_ns: int) -> int:
 class Pace:
     """Follows how chunks come in.
 
-    Args:
-        streams: counts the streams that chunks are coming in on.
-
     Attributes:
         nap_ns: how long the reader may sleep now.
     """
 
-    def __init__(self, streams: Callable[[], int]) -> None:
-        self._streams = streams
+    def __init__(self) -> None:
         self._reads = 0
         self._since_ns = 0
         self.nap_ns = 0
 
-    def count(self, reads: int, now_ns: int) -> None:
-        """So many reads were made."""
+    def count(self, reads: int, streams: int, now_ns: int) -> None:
+        """So many reads were made, of streams of which there are so many now."""
         self._reads += reads
         elapsed_ns = now_ns - self._since_ns
         if elapsed_ns >= _WINDOW_NS:
-            self.nap_ns = nap_ns(self._reads, self._streams(), elapsed_ns)
+            self.nap_ns = nap_ns(self._reads, streams, elapsed_ns)
             self._reads = 0
             self._since_ns = now_ns

@@ -7,12 +7,13 @@ becomes readable when there is something to do. Where chunks come thick it is be
 to let some gather (:meth:`StreamLoop.rest`).
 """
 
+import contextlib
 import os
 import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kvload.workloads.clock import ANCILLARY_BYTES, DeadlineTimer, RunningTie
@@ -29,6 +30,9 @@ _READ_BYTES = 1 << 13
 
 _EVENTS_AT_ONCE = 32
 """Connections read before it is looked whether a request is due."""
+
+_Flow = tuple[Callable[..., Any], Callable[[Iterable[Any]], None], Connection]
+"""A chunked body coming in over plain TCP, as far as its reads need it: how to receive, where to keep what came."""
 
 
 class StreamLoop:
@@ -58,9 +62,10 @@ class StreamLoop:
         self._on_end = on_end
         self._timeouts = Timeouts(timeout_s)
         self._epoll = real_epoll()()
+        self._flowing: dict[int, _Flow] = {}
         self._pool = ConnectionPool(target, self._epoll, verify=verify)
         self._sleep = real_sleep()
-        self._pace = Pace(self._streams)
+        self._pace = Pace()
         self._timer = DeadlineTimer()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._timer.fd, select.EPOLLIN)
@@ -129,8 +134,7 @@ class StreamLoop:
             self._arm()
         reads = 0
         while True:
-            ready = self._epoll.poll(-1 if wait else 0, _EVENTS_AT_ONCE)
-            wait = False
+            ready, wait = self._epoll.poll(-1 if wait else 0, _EVENTS_AT_ONCE), False
             now = time.monotonic_ns()
             if now >= self._due_ns:
                 self._fire(now)
@@ -139,20 +143,20 @@ class StreamLoop:
                 reads += len(ready)
             if len(ready) < _EVENTS_AT_ONCE:
                 break
-        self._pace.count(reads, now)
+        self._pace.count(reads, len(self._flowing), now)
         self._tie.keep(now)
         if now >= self._timeouts.next_ns:
             for connection in self._timeouts.reached(now):
                 text = f"not finished {self._timeouts.limit_s:g} s after it was sent"
                 self._fail(connection, "timeout", text, status="timeout")
-        if self._due_ns != NEVER_NS and self._due_ns <= time.monotonic_ns():
-            self._fire(time.monotonic_ns())
+        if self._due_ns <= (now := time.monotonic_ns()):
+            self._fire(now)
         self._pool.close_discarded()
 
     def rest(self, until_ns: int) -> bool:
         """Let chunks gather before the next turn, where they come thick and their stamps do not depend on the reader.
 
-        Never sleeps into what is due, and never longer than a millisecond.
+        It sleeps a millisecond at most, and never into what is due.
 
         Returns:
             whether it is time for the next turn; False where it is better to wait for :meth:`fileno`, or ``until_ns``
@@ -169,31 +173,27 @@ class StreamLoop:
         return True
 
     def _handle(self, ready: list[tuple[int, int]], now: int) -> None:
-        connections = self._pool.by_fd
+        flowing = self._flowing
         for fd, mask in ready:
-            connection = connections.get(fd)
-            if connection is None:
-                self._special(fd)
-            elif connection.fast:
-                # The hot path: a chunked body over plain TCP. The body can have ended only where a read ends in an
-                # empty line, or is too short to tell.
-                try:
-                    data, ancillary, _, _ = connection.receive(_READ_BYTES, ANCILLARY_BYTES)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    self._lost(connection, error)
-                    continue
-                if not data:
-                    self._end_of_file(connection)
-                    continue
-                connection.add_piece(data)
-                connection.add_stamp(ancillary[0][2] if ancillary else None)
-                connection.add_seen(now)
+            stream = flowing.get(fd)
+            if stream is None:
+                self._ready(fd, mask, now)
+                continue
+            # The hot path. The body can have ended only where a read ends in an empty line, or is too short to tell.
+            receive, keep, connection = stream
+            try:
+                data, ancillary, _, _ = receive(_READ_BYTES, ANCILLARY_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._lost(connection, error)
+                continue
+            if data:
+                keep((data, ancillary[0][2] if ancillary else None, now))
                 if data[-4:] == b"\r\n\r\n" or len(data) < 5:
                     self._look(connection)
             else:
-                self._ready(connection, mask, now)
+                self._end_of_file(connection)
 
     def close(self) -> None:
         """Cut what is in flight and close every descriptor."""
@@ -202,9 +202,6 @@ class StreamLoop:
         self._epoll.close()
         self._timer.close()
         os.close(self._wake_fd)
-
-    def _streams(self) -> int:
-        return sum(connection.fast for connection in self._pool.by_fd.values())
 
     def _next_ns(self) -> int:
         return min(self._due_ns, self._timeouts.next_ns)
@@ -224,10 +221,8 @@ class StreamLoop:
         if fd == self._timer.fd:
             self._timer.clear()
         elif fd == self._wake_fd:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-            except BlockingIOError:
-                return
 
     def _connect(self, raw: RawStream, payload: bytes) -> None:
         connection = self._pool.new()
@@ -260,7 +255,11 @@ class StreamLoop:
         connection.outbox = payload[sent:] if sent < len(payload) else b""
         connection.want_write(self._epoll, bool(connection.outbox))
 
-    def _ready(self, connection: Connection, mask: int, now: int) -> None:
+    def _ready(self, fd: int, mask: int, now: int) -> None:
+        connection = self._pool.by_fd.get(fd)
+        if connection is None:
+            self._special(fd)
+            return
         if connection.state is State.OPENING:
             self._opened(connection, now)
             return
@@ -321,9 +320,7 @@ class StreamLoop:
             # a server that speaks unasked on an idle connection: 408 or nonsense
             self._pool.discard(connection)
             return
-        raw.pieces.append(data)
-        raw.stamps.append(stamp)
-        raw.seen_ns.append(now)
+        raw.reads += (data, stamp, now)
         self._look(connection)
         if connection.tls_closed and connection.raw is raw:
             self._end_of_file(connection)
@@ -341,6 +338,8 @@ class StreamLoop:
         if ended:
             raw.complete = True
             self._end(connection, reusable=raw.head is not None and raw.head.keep_alive and not connection.outbox)
+        elif connection.fast:
+            self._flowing[connection.fd] = (connection.receive, raw.reads.extend, connection)
 
     def _end_of_file(self, connection: Connection) -> None:
         raw = connection.raw
@@ -349,7 +348,7 @@ class StreamLoop:
         elif connection.ends_with_connection():
             raw.complete = True
             self._end(connection, reusable=False)
-        elif not raw.pieces:
+        elif not raw.reads:
             self._stale_or_failed(connection, "reset", "the connection was closed before any answer")
         else:
             self._fail(connection, "truncated", "the connection was closed in the middle of the answer")
@@ -359,7 +358,7 @@ class StreamLoop:
         text = error.strerror or str(error)
         if connection.state is State.OPENING:
             self._fail(connection, "connect", text)
-        elif raw is not None and not raw.pieces:
+        elif raw is not None and not raw.reads:
             self._stale_or_failed(connection, "reset", text)
         else:
             self._fail(connection, "reset", text)
@@ -386,6 +385,7 @@ class StreamLoop:
 
     def _end(self, connection: Connection, *, reusable: bool) -> None:
         raw = connection.raw
+        self._flowing.pop(connection.fd, None)
         if raw is not None:
             raw.t_end_ns = time.monotonic_ns()
             raw.tie_offset_ns = self._tie.offset_ns if connection.steps_at_start == self._tie.steps else None

@@ -28,19 +28,19 @@ def test_a_nap_is_short_against_every_gap(reads: int, streams: int, elapsed_ns: 
 
 
 def test_the_pace_follows_what_comes_in() -> None:
-    pace = Pace(lambda: 100)
+    pace = Pace()
     now = SECOND
-    pace.count(0, now)
+    pace.count(0, 100, now)
     for _ in range(100):
         now += SECOND // 1000
-        pace.count(10, now)
+        pace.count(10, 100, now)
     # 10,000 chunks a second from 100 streams: 10 ms from chunk to chunk
     assert pace.nap_ns == LONGEST_NS
     for _ in range(100):
         now += SECOND // 1000
-        pace.count(100, now)
+        pace.count(100, 100, now)
     assert 100_000 < pace.nap_ns < 130_000
-    pace.count(0, now + SECOND)
+    pace.count(0, 100, now + SECOND)
     assert pace.nap_ns == 0
 
 

@@ -314,26 +314,26 @@ class MockServer:
                     connection.outbox = payload[sent:]
                     self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
         if action > Action.TOKENS:
-            self._end(stream, action)
+            self._end(stream, action, now)
             return None
         step = stream.step = next(stream.steps)
         stream.due_ns += step[0]
         return stream.due_ns
 
-    def _end(self, stream: _Stream, action: int) -> None:
+    def _end(self, stream: _Stream, action: int, now: int) -> None:
         connection = stream.connection
         if action == Action.STALL:
             return
         if action == Action.RESET:
             self._drop(connection, reset=True)
         elif action == Action.CLOSE:
-            self._finish(stream, whole=True)
+            self._finish(stream, whole=True, end_ns=now)
             if connection.outbox:
                 connection.close_when_sent = True
             else:
                 self._drop(connection)
         else:
-            self._finish(stream, whole=True)
+            self._finish(stream, whole=True, end_ns=now)
             self._next_request(connection)
 
     def _next_request(self, connection: _Connection) -> None:
@@ -342,7 +342,7 @@ class MockServer:
         elif connection.inbox and connection.stream is None and connection.fd in self._connections:
             self._take_request(connection, time.monotonic_ns())
 
-    def _finish(self, stream: _Stream, *, whole: bool) -> None:
+    def _finish(self, stream: _Stream, *, whole: bool, end_ns: int | None = None) -> None:
         stream.connection.stream = None
         if stream.waited:
             self._waiting.remove(stream)
@@ -357,7 +357,7 @@ class MockServer:
             answer = TrueAnswer(
                 request_id=stream.key,
                 arrival_ns=stream.arrival_ns,
-                end_ns=time.monotonic_ns(),
+                end_ns=time.monotonic_ns() if end_ns is None else end_ns,
                 writes_ns=stream.writes_ns,
                 tokens=written,
                 fault=stream.fault,
