@@ -86,6 +86,11 @@ class StreamLoop:
         """The kernel stamps what arrives."""
         return self._pool.kernel_stamps
 
+    @property
+    def is_thick(self) -> bool:
+        """Chunks come so thick that it pays to let some gather."""
+        return self._pace.nap_ns > 0 and self.in_flight > 0
+
     def fileno(self) -> int:
         """The epoll descriptor: readable when :meth:`turn` has something to do.
 
