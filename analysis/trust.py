@@ -1,7 +1,8 @@
 """Whether the client measured the server or itself.
 
-A run is client-bound where requests left late (lag p99 over 10 ms or over 5 % of the median TTFT) or a worker used
-more than 90 % of its core.
+A run is client-bound where requests left late (lag p99 over 10 ms or over 5 % of the median TTFT), a worker used more
+than 90 % of its core, or the client's own error at this load (TTFT error p99 of its calibration) is over 5 % of the
+median TTFT. A calibration whose mock server or whose machine was at its end says nothing about the client.
 """
 
 from collections.abc import Mapping
@@ -63,6 +64,12 @@ def judge(table: RecordTable, manifest: RunManifest) -> Trust:
         if share > CPU_LIMIT:
             used, limit = words.share(share, 0), words.share(CPU_LIMIT, 0)
             reasons.append(f"worker {worker} used {used} of a core, over {limit}: raise --workers")
+    error_s = own_error_s(manifest.calibration)
+    if error_s is not None and len(ttfts) and error_s > LAG_TTFT_SHARE * (middle := float(np.median(ttfts))):
+        reasons.append(
+            f"the client's own TTFT error p99 at this load is {error_s * 1e3:.2f} ms, over"
+            f" {words.share(LAG_TTFT_SHARE, 0)} of the median TTFT ({middle * 1e3:.1f} ms): raise --workers"
+        )
     return Trust(
         client_bound=bool(reasons) if len(lags) else None,
         reasons=reasons,
@@ -73,6 +80,23 @@ def judge(table: RecordTable, manifest: RunManifest) -> Trust:
         clocks={str(name): number for name, number in table.clock.counts(table.sent).items()},
         calibration=manifest.calibration,
     )
+
+
+def own_error_s(calibration: Mapping[str, Any] | None) -> float | None:
+    """TTFT error p99 of a calibration, in seconds; None where it was not measured, or says nothing."""
+    if not calibration or saturated(calibration) is not None:
+        return None
+    error = calibration.get("ttft_error_p99_s")
+    return float(error) if isinstance(error, int | float) else None
+
+
+def saturated(calibration: Mapping[str, Any]) -> str | None:
+    """What was at its end when the client was calibrated, where that was not the client; None if nothing was."""
+    if calibration.get("limit") == "machine":
+        return "the machine"
+    share = calibration.get("mock_cpu_share")
+    busy = isinstance(share, int | float) and share > CPU_LIMIT
+    return "the mock server" if busy or calibration.get("limit") == "mock" else None
 
 
 def worker_cpu(client: Mapping[str, Any]) -> dict[str, float]:

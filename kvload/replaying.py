@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kvload.workloads.schedule import Schedule
 
 SCRAPE_EVERY_S = 0.5
+CALIBRATED_FROM_S = 30.0
+"""A run this long is worth the ten seconds of a calibration."""
+
 _SCHEDULE_OPTIONS = (
     "default_max_tokens",
     "too_long",
@@ -47,7 +50,7 @@ class ReplayOptions:
         max_model_len: the server's limit; as it says itself where None.
         token_range: ids of made-up prompts; made from the vocabulary's size where None.
         reset_cache: empty a launched server's prefix cache before the run.
-        calibrate: measure the client's own error first.
+        calibrate: measure the client's own error first; where None, before runs of :data:`CALIBRATED_FROM_S` or more.
         arm, repeat: this run's place in a comparison.
     """
 
@@ -85,7 +88,7 @@ class ReplayOptions:
     master_port: int = 5557
     remote_workers: int = 0
     reset_cache: bool = True
-    calibrate: bool = False
+    calibrate: bool | None = None
     arm: str | None = None
     repeat: int | None = None
     notes: tuple[str, ...] = ()
@@ -164,7 +167,7 @@ class _OneReplay:
             verify=options.verify,
         )
         run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
-        calibration = self._calibrate(schedule) if options.calibrate else None
+        calibration = self._calibrate(schedule)
         notes = [*options.notes, *self._warm_up(schedule, server)]
         server = self._reset_cache(server)
         run.update_manifest(server=server, notes=notes, calibration=calibration)
@@ -189,6 +192,8 @@ class _OneReplay:
             is_server_dead=lambda: self._is_dead(server),
         )
         replay = Replay(plan, run, hooks)
+        # it keeps of the schedule what it needs; the prompts need not stay in memory while it runs
+        del plan, schedule
         try:
             replay.run()
         finally:
@@ -291,12 +296,31 @@ class _OneReplay:
             return server
         return msgspec.structs.replace(server, prefix_cache=done)
 
-    def _calibrate(self, schedule: "Schedule") -> dict[str, Any]:
-        from kvload.workloads.calibrate import calibrate, load_of
+    def _calibrate(self, schedule: "Schedule") -> dict[str, Any] | None:
+        """The client's own error at this run's load; None where it is not to be measured."""
+        from kvload.workloads.calibrate import load_of
+        from kvload.workloads.calibration_cache import calibrate_once
 
-        self.listener.on_notice("calibrating the client against the mock server")
-        load = load_of(schedule.planned, self.options.concurrency)
-        return calibrate(load, workers=self.options.workers).as_dict()
+        options = self.options
+        if options.calibrate is False or not schedule.planned:
+            return None
+        load = load_of(schedule.planned, options.concurrency)
+        if options.calibrate is None:
+            # workers elsewhere are on machines that this one knows nothing of
+            elsewhere = options.master_host is not None or options.workers < 1
+            if elsewhere or len(schedule.planned) / load.rate < CALIBRATED_FROM_S:
+                return None
+        try:
+            return calibrate_once(
+                load,
+                workers=max(options.workers, 1),
+                on_measure=lambda: self.listener.on_notice("calibrating the client against the mock server"),
+            )
+        except KvloadError as error:
+            if options.calibrate:
+                raise
+            self.listener.on_notice(f"the client was not calibrated: {error.message}")
+            return None
 
     def _is_dead(self, server: ServerInfo) -> str | None:
         """Why the server is certainly gone; None if it is there, or may be."""

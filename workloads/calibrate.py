@@ -6,14 +6,16 @@ is the client's error (with the few tens of microseconds the loopback takes).
 
 import json
 import math
+import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvload.records import RunManifest, ServerInfo, TraceInfo
 from kvload.rundir import RunDir
@@ -25,6 +27,13 @@ from kvload.workloads.replay import Hooks, run_replay
 from kvload.workloads.schedule import PlannedRequest
 
 MAX_RATE = 2000.0
+BUSY_MACHINE = 0.95
+BUSY_MOCK = 0.9
+BUSY_CLIENT = 0.9
+LATE_MOCK_S = 0.005
+_CHUNKS_A_MOCK = 30_000
+"""Chunks a second that one process of the mock server writes with room to spare."""
+
 _PROMPT = list(range(1000, 1128))
 
 
@@ -51,6 +60,11 @@ class Load:
         return self.rate * (self.ttft_s + (self.tokens - 1) * self.itl_s)
 
     @property
+    def requests(self) -> int:
+        """How many are sent."""
+        return max(2, math.ceil(self.rate * self.duration_s))
+
+    @property
     def chunk_rate(self) -> float:
         """Chunks per second in the steady state."""
         return self.rate * self.tokens
@@ -64,7 +78,10 @@ class Calibration:
         achieved_rate: requests sent per second.
         cpu_us_per_chunk: processor time of all workers, in microseconds, per chunk received.
         cpu_share: of a core, of the busiest worker, while requests were in flight.
-        mock_cpu_share: of a core, of the mock server: near 1 the mock is the limit, not the client.
+        mock_processes: how many the mock server ran in.
+        mock_cpu_share: of a core, of its busiest process: near 1 the mock is the limit, not the client.
+        mock_late_p99_s: written by the mock after it was due.
+        machine_cpu_share: of all cores, of everything that ran on the machine.
         lag_*: sent after it was due. ttft_error_*, itl_error_*: absolute difference to the mock's own account.
         rss_bytes: the largest worker's peak of resident memory.
         shared_reads: share of chunks that came in one read with a later one, and so have its time.
@@ -78,7 +95,10 @@ class Calibration:
     achieved_rate: float | None
     cpu_us_per_chunk: float | None
     cpu_share: float | None
+    mock_processes: int
     mock_cpu_share: float | None
+    mock_late_p99_s: float | None
+    machine_cpu_share: float | None
     lag_p50_s: float | None
     lag_p99_s: float | None
     ttft_error_p50_s: float | None
@@ -92,7 +112,29 @@ class Calibration:
 
     def as_dict(self) -> dict[str, Any]:
         """For the run's manifest."""
-        return asdict(self)
+        return {**asdict(self), "limit": self.limit()}
+
+    def limit(self) -> str | None:
+        """What could not do more at this load: ``machine``, ``mock`` or ``client``; None if nothing was at its end.
+
+        Where it is not the client, errors and lag are not the client's alone.
+        """
+        return limit_of(self.machine_cpu_share, self.mock_cpu_share, self.mock_late_p99_s, self.cpu_share)
+
+
+def limit_of(
+    machine_share: float | None, mock_share: float | None, mock_late_s: float | None, client_share: float | None
+) -> str | None:
+    """What was at its end: ``machine``, ``mock`` or ``client``; None if nothing was.
+
+    Args:
+        machine_share: of all cores; the other shares are of one.
+    """
+    if (machine_share or 0.0) > BUSY_MACHINE:
+        return "machine"
+    if (mock_share or 0.0) > BUSY_MOCK or (mock_late_s or 0.0) > LATE_MOCK_S:
+        return "mock"
+    return "client" if (client_share or 0.0) > BUSY_CLIENT else None
 
 
 def load_of(planned: Sequence[PlannedRequest], concurrency: int | None) -> Load:
@@ -113,38 +155,86 @@ def calibrate(load: Load, *, workers: int = 1) -> Calibration:
 
     Raises:
         ServerError: the mock server did not start.
+        KeyboardInterrupt: it was interrupted.
     """
     with tempfile.TemporaryDirectory(prefix="kvload-calibration-") as folder:
         truth_path = Path(folder) / "truth.jsonl"
         planned = _schedule(load)
         run = RunDir.create(Path(folder) / "run", _manifest(len(planned)))
-        with MockProcess(MockSettings(ttft_s=load.ttft_s, itl_s=load.itl_s), truth_path) as mock:
-            meter = _Meter(mock)
+        processes = mock_processes(load, workers)
+        with MockProcess(MockSettings(ttft_s=load.ttft_s, itl_s=load.itl_s), truth_path, processes) as mock:
+            meter = Meter(mock)
             plan = ReplayPlan(planned=planned, url=mock.url, workers=workers, timeout_s=60.0, drain_s=30.0)
             manifest = run_replay(plan, run, Hooks(on_start=meter.start, on_end=meter.end))
+        if manifest.ended == "interrupted":
+            raise KeyboardInterrupt
         truth = {answer.request_id: answer for answer in read_truth(truth_path)}
         return _compare(load, workers, run, manifest, truth, meter)
 
 
-class _Meter:
-    """Processor time of the mock server while requests are under way."""
+def mock_processes(load: Load, workers: int) -> int:
+    """How many processes the mock server needs for a load, as far as the machine's cores go."""
+    spare = len(os.sched_getaffinity(0)) - max(workers, 1)
+    return max(1, min(math.ceil(load.chunk_rate / _CHUNKS_A_MOCK), spare))
+
+
+class Meter:
+    """Processor time while requests are under way.
+
+    Attributes:
+        mock_share: of a core, of the mock server's busiest process.
+        machine_share: of all cores, of everything that runs.
+    """
 
     def __init__(self, mock: MockProcess) -> None:
         self._mock = mock
-        self._cpu_s = self._wall_s = 0.0
-        self.share: float | None = None
+        self._mock_s: dict[int, float] = {}
+        self._busy_s = self._wall_s = 0.0
+        self.mock_share: float | None = None
+        self.machine_share: float | None = None
 
-    def start(self, _zero: float) -> None:
-        self._cpu_s, self._wall_s = self._mock.cpu_s(), time.monotonic()
+    def start(self, _zero: float = 0.0) -> None:
+        """The first request is about to be sent."""
+        self._mock_s, self._busy_s, self._wall_s = self._mock.cpu_s(), _busy_s(), time.monotonic()
 
     def end(self) -> None:
-        if self._wall_s:
-            self.share = (self._mock.cpu_s() - self._cpu_s) / (time.monotonic() - self._wall_s)
+        """The last answer has ended."""
+        elapsed = time.monotonic() - self._wall_s
+        if self._wall_s and elapsed > 0:
+            used = self._mock.cpu_s()
+            self.mock_share = max(
+                (used[pid] - before for pid, before in self._mock_s.items() if pid in used), default=0
+            )
+            self.mock_share /= elapsed
+            self.machine_share = (_busy_s() - self._busy_s) / elapsed / (os.cpu_count() or 1)
+
+
+def _busy_s() -> float:
+    """Processor time of everything on this machine, and what its host took from it, in seconds."""
+    import psutil
+
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
+def lateness_s(truth: Iterable[TrueAnswer], load: Load) -> npt.NDArray[np.float64]:
+    """How late the mock wrote every chunk, in seconds."""
+    late = [
+        np.asarray(answer.writes_ns, np.int64)
+        - (answer.arrival_ns + round(load.ttft_s * 1e9) + np.arange(len(answer.writes_ns)) * round(load.itl_s * 1e9))
+        for answer in truth
+    ]
+    return np.concatenate(late) / 1e9 if late else np.empty(0)
+
+
+def request_body(load: Load) -> bytes:
+    """What every request of a load asks for."""
+    fields = {"model": "mock", "prompt": _PROMPT, "max_tokens": load.tokens, "stream": True}
+    return json.dumps({**fields, "stream_options": {"include_usage": True}}).encode()
 
 
 def _schedule(load: Load) -> list[PlannedRequest]:
-    fields = {"model": "mock", "prompt": _PROMPT, "max_tokens": load.tokens, "stream": True}
-    body = json.dumps({**fields, "stream_options": {"include_usage": True}}).encode()
+    body = request_body(load)
     return [
         PlannedRequest(
             index=index,
@@ -155,7 +245,7 @@ def _schedule(load: Load) -> list[PlannedRequest]:
             prompt_digest="",
             max_tokens=load.tokens,
         )
-        for index in range(max(2, math.ceil(load.rate * load.duration_s)))
+        for index in range(load.requests)
     ]
 
 
@@ -173,7 +263,7 @@ def _manifest(planned: int) -> RunManifest:
 
 
 def _compare(
-    load: Load, workers: int, run: RunDir, manifest: RunManifest, truth: Mapping[str, TrueAnswer], meter: _Meter
+    load: Load, workers: int, run: RunDir, manifest: RunManifest, truth: Mapping[str, TrueAnswer], meter: Meter
 ) -> Calibration:
     lags, ttft_errors, clocks = [], [], set()
     itl_errors = []
@@ -207,7 +297,10 @@ def _compare(
         achieved_rate=(len(sends) - 1) / span if span > 0 else None,
         cpu_us_per_chunk=sum(cpu_s.values()) / chunks * 1e6 if chunks and cpu_s else None,
         cpu_share=max(shares.values(), default=None),
-        mock_cpu_share=meter.share,
+        mock_processes=mock_processes(load, workers),
+        mock_cpu_share=meter.mock_share,
+        mock_late_p99_s=_quantile(lateness_s(truth.values(), load), 0.99),
+        machine_cpu_share=meter.machine_share,
         lag_p50_s=_quantile(lags, 0.5),
         lag_p99_s=_quantile(lags, 0.99),
         ttft_error_p50_s=_quantile(ttft_errors, 0.5),

@@ -21,6 +21,10 @@ ANCILLARY_BYTES = 64
 
 TIMESPEC = struct.Struct("@qq")
 _TFD_TIMER_ABSTIME = 1
+_RENEWAL_NS = 1_000_000_000
+_STEP_NS = 2_000_000
+"""A tie that moved by more than this between two readings means that wall time was stepped."""
+
 _ITIMERSPEC = struct.Struct("@qqqq")
 
 
@@ -61,6 +65,29 @@ class ClockTie:
         """The monotonic time, in nanoseconds, of the raw ``struct timespec`` of an ancillary message."""
         seconds, nanoseconds = TIMESPEC.unpack_from(timespec)
         return int(seconds) * 1_000_000_000 + int(nanoseconds) - self.offset_ns
+
+
+class RunningTie:
+    """A :class:`ClockTie` that is renewed every second, and counts the steps of wall time between.
+
+    Attributes:
+        offset_ns: of the latest tie.
+        steps: how often wall time was found to have been stepped.
+    """
+
+    def __init__(self) -> None:
+        self.offset_ns = ClockTie.measure().offset_ns
+        self.steps = 0
+        self._renewal_ns = time.monotonic_ns() + _RENEWAL_NS
+
+    def keep(self, now_ns: int) -> None:
+        """Renew the tie if it is old at ``now_ns`` (monotonic)."""
+        if now_ns < self._renewal_ns:
+            return
+        offset_ns = ClockTie.measure().offset_ns
+        self.steps += abs(offset_ns - self.offset_ns) > _STEP_NS
+        self.offset_ns = offset_ns
+        self._renewal_ns = now_ns + _RENEWAL_NS
 
 
 class DeadlineTimer:

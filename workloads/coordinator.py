@@ -18,8 +18,8 @@ from kvload.records import RequestRecord, ServerSample
 from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
 from kvload.workloads.history import LiveHistory
 from kvload.workloads.live import LiveBoard, LiveReport
+from kvload.workloads.network import machine_id
 from kvload.workloads.plan import read_settings, shard_path
-from kvload.workloads.worker import machine_id
 
 START_DELAY_NS = 600_000_000
 REMOTE_START_DELAY_NS = 1_500_000_000

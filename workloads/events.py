@@ -69,7 +69,7 @@ class Reading:
         events: those decoded one by one.
         run, run_at: the texts of the plain chunks that stand before ``events[run_at]``, see
             :mod:`kvload.workloads.plain_run`.
-        ends: where the data of each event ends in the body, the run's among them.
+        ends: where the data of each event ends, the run's among them.
         done: the answer says that it is done.
         problem: what was wrong with the first event that did not decode; those before it are there.
     """
@@ -109,7 +109,7 @@ def _read_with_run(body: bytes) -> Reading | None:
             event = _EVENT.decode(body[start:end])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        if _is_plain(event):
+        if is_plain(event):
             break
         first_events.append(event)
         first_ends.append(end)
@@ -124,7 +124,15 @@ def _read_with_run(body: bytes) -> Reading | None:
     return Reading(first_events + rest.events, ends, rest.done, rest.problem, run.texts, len(first_events))
 
 
-def _is_plain(event: Event) -> bool:
+def decode_event(data: bytes) -> Event | None:
+    """One event; None where it is none."""
+    try:
+        return _EVENT.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def is_plain(event: Event) -> bool:
     """Whether there is nothing in a chunk but text."""
     if not event.choices or len(event.choices) != 1 or event.usage or event.metrics or bytes(event.error) != b"null":
         return False
@@ -135,6 +143,11 @@ def _is_plain(event: Event) -> bool:
     if delta is None:
         return bool(choice.text)
     return bool(delta.content) and not (choice.text or delta.reasoning or delta.reasoning_content or delta.tool_calls)
+
+
+def read_event_stream(body: bytes) -> Reading:
+    """Decode the events of an event stream, each by itself."""
+    return _read(body, 0)
 
 
 def _read(body: bytes, start: int) -> Reading:
@@ -209,9 +222,12 @@ def count_tokens(reading: Reading) -> tuple[npt.NDArray[np.int64], bool]:
     (a token), an end-of-sequence token, or a chunk that only names the role or the reason to stop (none). As many of
     them count as the final usage has tokens over those seen, those before the end first.
     """
-    counts, known = _count_single(reading.events, len(reading.run))
-    at = reading.run_at
-    return np.array(counts[:at] + [1] * len(reading.run) + counts[at:], np.int64), known
+    single, known = _count_single(reading.events, len(reading.run))
+    at, run = reading.run_at, len(reading.run)
+    counts = np.ones(len(single) + run, np.int64)
+    counts[:at] = single[:at]
+    counts[at + run :] = single[at:]
+    return counts, known
 
 
 def _count_single(events: list[Event], others: int) -> tuple[list[int], bool]:

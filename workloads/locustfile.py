@@ -24,10 +24,11 @@ from kvload.errors import KvloadError
 from kvload.records import RequestRecord, ServerSample
 from kvload.workloads.coordinator import Coordinator
 from kvload.workloads.headers import inherited_headers
+from kvload.workloads.network import machine_id
 from kvload.workloads.pipes import EventPipe, listen
 from kvload.workloads.plan import PlanSettings, plan_folder, shard_path
 from kvload.workloads.standalone import OPTIONS, StandaloneRun
-from kvload.workloads.worker import ReplayWorker, machine_id
+from kvload.workloads.worker import ReplayWorker
 
 
 class ReplayUser(User):  # type: ignore[misc]

@@ -3,6 +3,9 @@
 import select
 import socket
 import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kvload.errors import ServerError
@@ -16,6 +19,24 @@ def real_epoll() -> Any:
     from gevent.monkey import get_original
 
     return get_original("select", "epoll")
+
+
+def real_sleep() -> Callable[[float], None]:
+    """``time.sleep``, also where gevent has put a sleep of its own in its place."""
+    try:
+        from gevent.monkey import get_original
+    except ImportError:
+        return time.sleep
+    sleep: Callable[[float], None] = get_original("time", "sleep")
+    return sleep
+
+
+def machine_id() -> str:
+    """Tells machines (and their boots) apart: processes with the same id share one monotonic clock."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def resolve(target: Target) -> tuple[int, Any]:

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from kvload.records import Status
 from kvload.rundir import CHUNK_DTYPE
 from kvload.workloads.clock import TIMESPEC
-from kvload.workloads.events import Reading, Usage, count_tokens, error_text, read_events, server_times
-from kvload.workloads.wire import ResponseHead, dechunk
+from kvload.workloads.events import Reading, Usage, count_tokens, error_text, server_times
+from kvload.workloads.wire import ResponseHead
+from kvload.workloads.wire_events import read_wire, split_body
 
 
 @dataclass(slots=True)
@@ -19,9 +20,8 @@ class RawStream:
 
     Attributes:
         key: whatever the caller gave with the request.
-        pieces: what each read gave.
-        stamps: the kernel's receive stamp of each piece (raw ``struct timespec``), None where there was none.
-        seen_ns: when user space learnt of each piece (monotonic).
+        reads: three items for each read, see below; one list, since to touch several for every chunk of a thousand
+            streams costs more than the rest of the work on it.
         tie_offset_ns: ``CLOCK_REALTIME`` minus ``CLOCK_MONOTONIC`` while it ran, None if wall time was stepped then.
         t_send_ns: just before its first byte was handed to the kernel; None if that never happened.
         complete: the answer ended as its framing says.
@@ -31,9 +31,7 @@ class RawStream:
 
     key: Any
     t_start_ns: int
-    pieces: list[bytes] = field(default_factory=list)
-    stamps: list[bytes | None] = field(default_factory=list)
-    seen_ns: list[int] = field(default_factory=list)
+    reads: list[Any] = field(default_factory=list)
     tie_offset_ns: int | None = None
     t_send_ns: int | None = None
     t_end_ns: int = 0
@@ -44,6 +42,21 @@ class RawStream:
     cause: str | None = None
     error: str | None = None
     retries: int = 0
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """What each read gave."""
+        return self.reads[0::3]
+
+    @property
+    def stamps(self) -> list[bytes | None]:
+        """The kernel's receive stamp of each piece (raw ``struct timespec``), None where there was none."""
+        return self.reads[1::3]
+
+    @property
+    def seen_ns(self) -> list[int]:
+        """When user space learnt of each piece (monotonic)."""
+        return self.reads[2::3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,8 @@ class Answer:
 def parse_answer(raw: RawStream) -> Answer:
     """Take one answer apart. Never raises for anything a server may send: what is wrong becomes status and cause."""
     arrivals, clock = _arrivals(raw)
-    wire = b"".join(raw.pieces)
+    pieces = raw.pieces
+    wire = b"".join(pieces)
     status, cause, error = raw.status, raw.cause, raw.error
     base: dict[str, Any] = {
         "http_status": raw.head.status if raw.head else None,
@@ -94,17 +108,17 @@ def parse_answer(raw: RawStream) -> Answer:
     }
     if raw.head is None:
         return Answer(status=status, cause=cause, error=error, **base)
-    body, contents_ends, broken = _body(raw, raw.head, wire)
     if raw.head.status != 200:
         if status == "ok":
+            body, _, _ = split_body(wire, raw.head, raw.body_start)
             status = "refused" if 400 <= raw.head.status < 500 else "failed"
             cause, error = f"http_{raw.head.status}", error_text(body)
         return Answer(status=status, cause=cause, error=error, **base)
-    piece_ends = np.cumsum(np.fromiter(map(len, raw.pieces), np.int64, len(raw.pieces)))
-    reading = read_events(body, raw.head, raw.complete)
-    positions = _wire_positions(reading.ends, contents_ends, raw.body_start)
+    piece_ends = np.fromiter(map(len, pieces), np.int64, len(pieces)).cumsum()
+    found = read_wire(wire, raw.head, raw.body_start, raw.complete)
+    reading, broken = found.reading, found.broken
     # a read holds the byte at a position if it ends behind it
-    rows = np.searchsorted(piece_ends, positions, side="right")
+    rows = piece_ends.searchsorted(reading.ends, side="right")
     times = arrivals[np.minimum(rows, len(arrivals) - 1)] if len(rows) else np.empty(0, np.int64)
     content = _content(reading, times, raw.t_send_ns or raw.t_start_ns)
     failed = _failure(reading, content, broken=broken, complete=raw.complete)
@@ -115,52 +129,21 @@ def parse_answer(raw: RawStream) -> Answer:
         # tokens had come, then nothing for more than half of all the time it had
         quiet_ns = raw.t_end_ns - content["t_last_ns"]
         cause = "stall" if quiet_ns > (raw.t_end_ns - (raw.t_send_ns or raw.t_start_ns)) / 2 else "timeout"
-    merged = int(len(rows) - len(np.unique(rows)))
+    merged = int(np.count_nonzero(rows[1:] == rows[:-1]))
     return Answer(status=status, cause=cause, error=error, merged_reads=merged, **base, **content)
 
 
 def _arrivals(raw: RawStream) -> tuple[npt.NDArray[np.int64], Literal["kernel", "user"]]:
     """Arrival of each piece in monotonic nanoseconds, and whose clock it is."""
-    seen = np.asarray(raw.seen_ns, np.int64)
-    if not len(seen) or raw.tie_offset_ns is None:
-        return seen, "user"
     stamps = raw.stamps
-    if None in stamps:
-        return seen, "user"
-    joined = b"".join(stamps)  # type: ignore[arg-type]
-    if len(joined) != TIMESPEC.size * len(seen):
-        return seen, "user"
+    joined = b""
+    if raw.tie_offset_ns is not None and None not in stamps:
+        joined = b"".join(stamps)  # type: ignore[arg-type]
+    if raw.tie_offset_ns is None or not joined or len(joined) != TIMESPEC.size * len(stamps):
+        return np.array(raw.seen_ns, np.int64), "user"
     fields = np.frombuffer(joined, np.int64).reshape(-1, 2)
     kernel = fields[:, 0] * 1_000_000_000 + fields[:, 1] - raw.tie_offset_ns
     return kernel, "kernel"
-
-
-def _body(raw: RawStream, head: ResponseHead, wire: bytes) -> tuple[bytes, npt.NDArray[np.int64] | None, str | None]:
-    """The body's bytes, and what is wrong with its framing.
-
-    For chunked transfer also two rows: where each chunk's content ends in the body, and where in the wire.
-    """
-    if head.framing != "chunked":
-        return wire[raw.body_start :], None, None
-    contents, ends, broken = dechunk(wire, raw.body_start)
-    places = np.empty((2, len(contents)), np.int64)
-    np.cumsum(np.fromiter(map(len, contents), np.int64, len(contents)), out=places[0])
-    places[1] = ends
-    return b"".join(contents), places, broken
-
-
-def _wire_positions(
-    ends: npt.NDArray[np.int64], contents_ends: npt.NDArray[np.int64] | None, body_start: int
-) -> npt.NDArray[np.int64]:
-    """For offsets just behind a byte of the body, the number of wire bytes before and without that byte."""
-    if contents_ends is None:
-        return ends + body_start - 1
-    if contents_ends.shape[1] == 0:
-        return ends
-    which = np.searchsorted(contents_ends[0], ends)
-    which = np.minimum(which, contents_ends.shape[1] - 1)
-    positions: npt.NDArray[np.int64] = contents_ends[1][which] - (contents_ends[0][which] - ends) - 1
-    return positions
 
 
 def _content(reading: Reading, times: npt.NDArray[np.int64], t_send_ns: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ and then there is no run.
 
 import re
 from dataclasses import dataclass
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -18,6 +19,25 @@ MIN_CHUNKS = 8
 _KEY = re.compile(rb'"(?:text|content)": ?"')
 _REST_OF_STRING = re.compile(rb'(?:[^"\\]|\\.)*"', re.DOTALL)
 _TEXTS = msgspec.json.Decoder(list[str])
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The JSON around the text of a plain chunk: what stands before it and behind it, its quotes included."""
+
+    prefix: bytes
+    suffix: bytes
+
+    @classmethod
+    def around_text(cls, event: bytes) -> Self | None:
+        """The frame of a chunk with text and nothing else of interest; None where the text is not found for certain."""
+        key = _KEY.search(event)
+        if key is None:
+            return None
+        rest = _REST_OF_STRING.match(event, key.end())
+        if rest is None or _KEY.search(event, rest.end()) is not None:
+            return None
+        return cls(event[: key.end()], event[rest.end() - 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +64,31 @@ def find_run(body: bytes, start: int, first: bytes) -> PlainRun | None:
     Returns:
         the run; None where it is too short to be worth it, or is none.
     """
-    key = _KEY.search(first)
-    if key is None:
+    frame = Frame.around_text(first)
+    if frame is None:
         return None
-    rest = _REST_OF_STRING.match(first, key.end())
-    if rest is None or _KEY.search(first, rest.end()) is not None:
-        return None
-    prefix, suffix = first[: key.end()], first[rest.end() - 1 :]
+    prefix, suffix = frame.prefix, frame.suffix
     pieces = body[start + len(prefix) :].split(suffix + SEPARATOR + prefix)
     # the last piece goes on behind its text with whatever is different there
     middles = pieces[:-1]
     if len(middles) < MIN_CHUNKS or b"" in middles:
         return None
-    try:
-        texts = _TEXTS.decode(b'["' + b'","'.join(middles) + b'"]')
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    if len(texts) != len(middles):
+    texts = decode_texts(middles)
+    if texts is None:
         return None
     steps = np.fromiter(map(len, middles), np.int64, len(middles)) + (len(prefix) + len(suffix) + len(SEPARATOR))
     ends = np.cumsum(steps) + (start - len(SEPARATOR))
     return PlainRun(texts, ends, int(ends[-1]) + len(SEPARATOR))
+
+
+def decode_texts(strings: list[bytes]) -> list[str] | None:
+    """Decode the insides of JSON strings; None unless every one of them is that."""
+    joined = b'","'.join(strings)
+    if b'\\","' in joined:
+        # a backslash at a string's end would take the separator's quote for its own
+        return None
+    try:
+        texts = _TEXTS.decode(b'["' + joined + b'"]')
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return texts if len(texts) == len(strings) else None

@@ -7,7 +7,7 @@ that sends it, and so that whatever kills a worker leaves behind what it was to 
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -119,6 +119,11 @@ def spool(plan: ReplayPlan, run_path: Path) -> Path:
                     encoded = encoder.encode(request)
                     file.write(_LENGTH.pack(len(encoded)) + encoded)
     return folder
+
+
+def without_bodies(plan: ReplayPlan) -> ReplayPlan:
+    """The same plan with nothing of its requests but what is needed to account for them."""
+    return replace(plan, planned=[msgspec.structs.replace(request, body=b"") for request in plan.planned])
 
 
 def shard_of(planned: Sequence[PlannedRequest], workers: int) -> dict[int, int]:

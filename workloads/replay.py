@@ -95,6 +95,8 @@ class Replay:
     def run(self) -> RunManifest:
         """Run to the end and return the final manifest."""
         folder = plans.spool(self.plan, self.run_dir.path)
+        # the workers have the bodies now: with long prompts they are most of what this process would hold
+        self.plan = plans.without_bodies(self.plan)
         former = self._catch_interrupts()
         try:
             self._spawn(folder)

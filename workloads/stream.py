@@ -3,31 +3,36 @@
 While a stream runs nothing is done but to read, keep the bytes and keep the kernel's receive stamp; the bytes are
 looked at only where a body may have ended, and taken apart when it has (:mod:`kvload.workloads.parse`). Requests start
 at absolute times set with a timerfd. The loop runs on its own or inside another one: its :meth:`StreamLoop.fileno`
-becomes readable when there is something to do.
+becomes readable when there is something to do. Where chunks come thick it is better not to wait for the next one, but
+to let some gather (:meth:`StreamLoop.rest`).
 """
 
-import _socket
-import errno
+import contextlib
 import os
 import select
 import socket
 import ssl
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer, enable_receive_stamps
+from kvload.workloads.clock import ANCILLARY_BYTES, DeadlineTimer, RunningTie
 from kvload.workloads.connection import Connection, State
-from kvload.workloads.network import real_epoll, resolve, tls_context
+from kvload.workloads.network import real_epoll, real_sleep
+from kvload.workloads.pace import Pace
 from kvload.workloads.parse import RawStream
+from kvload.workloads.pool import ConnectionPool
+from kvload.workloads.timeouts import NEVER_NS, Timeouts
 from kvload.workloads.wire import RequestHeads, Target, WireError
 
-_READ_BYTES = 1 << 16
-_EVENTS_A_TURN = 64
-_NEVER = 1 << 62
-_STEP_NS = 2_000_000
-"""A tie that moved by more than this between two readings means that wall time was stepped."""
+_READ_BYTES = 1 << 13
+"""Most that one read takes: many chunks. What is left is read at once, and a small buffer costs less to make."""
+
+_EVENTS_AT_ONCE = 32
+"""Connections read before it is looked whether a request is due."""
+
+_Flow = tuple[Callable[..., Any], Callable[[Iterable[Any]], None], Connection]
+"""A chunked body coming in over plain TCP, as far as its reads need it: how to receive, where to keep what came."""
 
 
 class StreamLoop:
@@ -54,33 +59,43 @@ class StreamLoop:
         verify: bool = True,
     ) -> None:
         self._heads = RequestHeads(target, headers or {})
-        self._target = target
         self._on_end = on_end
-        self._timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
-        self._family, self._address = resolve(target)
-        self._tls = tls_context(verify) if target.scheme == "https" else None
+        self._timeouts = Timeouts(timeout_s)
         self._epoll = real_epoll()()
+        self._flowing: dict[int, _Flow] = {}
+        self._pool = ConnectionPool(target, self._epoll, verify=verify)
+        self._sleep = real_sleep()
+        self._pace = Pace()
         self._timer = DeadlineTimer()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._connections: dict[int, Connection] = {}
-        self._idle: deque[Connection] = deque()
-        self._spare: deque[Connection] = deque()
-        self._closing: list[Any] = []
-        self._timeouts: deque[tuple[int, RawStream, Connection]] = deque()
-        self._due_ns = _NEVER
+        self._due_ns = NEVER_NS
         self._on_due: Callable[[int], None] = lambda _now: None
-        self._tie = ClockTie.measure()
-        self._tie_renewal_ns = time.monotonic_ns() + 1_000_000_000
-        self._steps = 0
+        self._tie = RunningTie()
         self.in_flight = 0
         self.stale_retries = 0
-        self.connects = 0
-        self.kernel_stamps = True
+
+    @property
+    def connects(self) -> int:
+        """Connections opened so far."""
+        return self._pool.opened
+
+    @property
+    def kernel_stamps(self) -> bool:
+        """The kernel stamps what arrives."""
+        return self._pool.kernel_stamps
+
+    @property
+    def is_thick(self) -> bool:
+        """Chunks come so thick that it pays to let some gather."""
+        return self._pace.nap_ns > 0 and self.in_flight > 0
 
     def fileno(self) -> int:
-        """The epoll descriptor: readable when :meth:`turn` has something to do."""
+        """The epoll descriptor: readable when :meth:`turn` has something to do.
+
+        For that to hold also of what is due, the last call was :meth:`wake`, or :meth:`rest` and gave False.
+        """
         fd: int = self._epoll.fileno()
         return fd
 
@@ -90,148 +105,141 @@ class StreamLoop:
 
     def at(self, due_ns: int | None, on_due: Callable[[int], None]) -> None:
         """Call ``on_due(now_ns)`` once, as soon as ``due_ns`` (monotonic) has come; replaces what was set before."""
-        self._due_ns = _NEVER if due_ns is None else due_ns
+        self._due_ns = NEVER_NS if due_ns is None else due_ns
         self._on_due = on_due
-        self._arm()
 
     def start(self, key: Any, path: str, body: bytes, request_id: str) -> RawStream:
         """Send a request now, or as soon as a connection to send it on is open."""
         raw = RawStream(key, time.monotonic_ns())
         payload = self._heads.head(path, len(body), request_id) + body
         self.in_flight += 1
-        self._assign(raw, payload)
-        self._arm()
+        connection = self._pool.take()
+        if connection is None:
+            self._connect(raw, payload)
+        else:
+            connection.begin(raw, payload, self._tie.steps)
+            if connection.state is State.HEAD:
+                self._send(connection)
         return raw
 
     def warm(self, connections: int) -> None:
         """Open connections until so many are idle or being opened."""
-        for _ in range(min(connections - len(self._idle) - len(self._spare), 256)):
-            self._connect(None, b"")
+        for _ in range(self._pool.lacking(connections)):
+            self._open(self._pool.new(spare=True))
 
     def cut(self) -> None:
         """End every request in flight as censored."""
-        for connection in list(self._connections.values()):
+        for connection in list(self._pool.by_fd.values()):
             if connection.raw is not None:
                 self._fail(connection, "cut", "cut off at the end of the run", status="censored")
 
     def turn(self, wait: bool = False) -> None:
         """Handle what is ready, and what is due; with ``wait`` block until there is something."""
-        ready = self._epoll.poll(-1 if wait else 0, _EVENTS_A_TURN)
-        now = time.monotonic_ns()
-        if now >= self._due_ns:
+        if wait:
+            self._arm()
+        reads = 0
+        while True:
+            ready, wait = self._epoll.poll(-1 if wait else 0, _EVENTS_AT_ONCE), False
+            now = time.monotonic_ns()
+            if now >= self._due_ns:
+                self._fire(now)
+            if ready:
+                self._handle(ready, now)
+                reads += len(ready)
+            if len(ready) < _EVENTS_AT_ONCE:
+                break
+        self._pace.count(reads, len(self._flowing), now)
+        self._tie.keep(now)
+        if now >= self._timeouts.next_ns:
+            for connection in self._timeouts.reached(now):
+                text = f"not finished {self._timeouts.limit_s:g} s after it was sent"
+                self._fail(connection, "timeout", text, status="timeout")
+        if self._due_ns <= (now := time.monotonic_ns()):
             self._fire(now)
-        connections = self._connections
+        self._pool.close_discarded()
+
+    def rest(self, until_ns: int) -> bool:
+        """Let chunks gather before the next turn, where they come thick and their stamps do not depend on the reader.
+
+        It sleeps a millisecond at most, and never into what is due.
+
+        Returns:
+            whether it is time for the next turn; False where it is better to wait for :meth:`fileno`, or ``until_ns``
+            (monotonic) has come.
+        """
+        now = time.monotonic_ns()
+        nap_ns = self._pace.nap_ns
+        if not nap_ns or not self.in_flight or now >= until_ns or not self._pool.stamps_are_early:
+            self._arm()
+            return False
+        nap_ns = min(nap_ns, self._next_ns() - now)
+        if nap_ns > 0:
+            self._sleep(nap_ns / 1e9)
+        return True
+
+    def _handle(self, ready: list[tuple[int, int]], now: int) -> None:
+        flowing = self._flowing
         for fd, mask in ready:
-            connection = connections.get(fd)
-            if connection is None:
-                self._special(fd)
-            elif connection.fast:
-                # The hot path: a chunked body over plain TCP. The body can have ended only where a read ends in an
-                # empty line, or is too short to tell.
-                try:
-                    data, ancillary, _, _ = connection.receive(_READ_BYTES, ANCILLARY_BYTES)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    self._lost(connection, error)
-                    continue
-                if not data:
-                    self._end_of_file(connection)
-                    continue
-                connection.add_piece(data)
-                connection.add_stamp(ancillary[0][2] if ancillary else None)
-                connection.add_seen(now)
+            stream = flowing.get(fd)
+            if stream is None:
+                self._ready(fd, mask, now)
+                continue
+            # The hot path. The body can have ended only where a read ends in an empty line, or is too short to tell.
+            receive, keep, connection = stream
+            try:
+                data, ancillary, _, _ = receive(_READ_BYTES, ANCILLARY_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._lost(connection, error)
+                continue
+            if data:
+                keep((data, ancillary[0][2] if ancillary else None, now))
                 if data[-4:] == b"\r\n\r\n" or len(data) < 5:
                     self._look(connection)
             else:
-                self._ready(connection, mask, now)
-        if now >= self._tie_renewal_ns:
-            self._renew_tie(now)
-        if self._timeouts and now >= self._timeouts[0][0]:
-            self._time_out(now)
-        if self._due_ns != _NEVER and self._due_ns <= time.monotonic_ns():
-            self._fire(time.monotonic_ns())
-        if self._closing:
-            self._close_discarded()
-        self._arm()
+                self._end_of_file(connection)
 
     def close(self) -> None:
         """Cut what is in flight and close every descriptor."""
         self.cut()
-        for connection in list(self._connections.values()):
-            self._discard(connection)
-        self._close_discarded()
+        self._pool.close()
         self._epoll.close()
         self._timer.close()
         os.close(self._wake_fd)
 
-    def _close_discarded(self) -> None:
-        for sock in self._closing:
-            sock.close()
-        self._closing.clear()
+    def _next_ns(self) -> int:
+        return min(self._due_ns, self._timeouts.next_ns)
 
     def _arm(self) -> None:
         """Have the timer ready for what is due next, before anybody waits for this loop."""
-        next_ns = min(self._due_ns, self._timeouts[0][0] if self._timeouts else _NEVER)
-        if next_ns != _NEVER:
+        next_ns = self._next_ns()
+        if next_ns != NEVER_NS:
             self._timer.arm(next_ns)
 
     def _fire(self, now: int) -> None:
         on_due = self._on_due
-        self._due_ns = _NEVER
+        self._due_ns = NEVER_NS
         on_due(now)
 
     def _special(self, fd: int) -> None:
         if fd == self._timer.fd:
             self._timer.clear()
         elif fd == self._wake_fd:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-            except BlockingIOError:
-                return
 
-    def _renew_tie(self, now: int) -> None:
-        tie = ClockTie.measure()
-        if abs(tie.offset_ns - self._tie.offset_ns) > _STEP_NS:
-            self._steps += 1
-        self._tie = tie
-        self._tie_renewal_ns = now + 1_000_000_000
+    def _connect(self, raw: RawStream, payload: bytes) -> None:
+        connection = self._pool.new()
+        connection.begin(raw, payload, self._tie.steps)
+        if self._open(connection):
+            self._timeouts.begin(raw, connection, time.monotonic_ns())
 
-    def _assign(self, raw: RawStream, payload: bytes) -> None:
-        if self._idle:
-            # the one used last: the others grow old and are closed by the server, instead of all being kept half-alive
-            connection = self._idle.pop()
-            connection.begin(raw, payload, self._steps)
-            connection.state = State.HEAD
-            self._send(connection)
-        elif self._spare:
-            connection = self._spare.popleft()
-            connection.begin(raw, payload, self._steps)
-            connection.opened_for_it = True
-        else:
-            self._connect(raw, payload)
-
-    def _connect(self, raw: RawStream | None, payload: bytes) -> None:
-        self.connects += 1
-        # the C class: gevent replaces the Python one by one that would block its own way
-        sock = _socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.kernel_stamps = enable_receive_stamps(sock) and self.kernel_stamps  # type: ignore[arg-type]
-        connection = Connection(sock, self._tls, self._target.host)
-        self._connections[connection.fd] = connection
-        if raw is not None:
-            connection.begin(raw, payload, self._steps)
-            connection.opened_for_it = True
-        else:
-            self._spare.append(connection)
-        connection.state = State.OPENING
-        code = sock.connect_ex(self._address)
-        if code not in {0, errno.EINPROGRESS}:
-            self._fail(connection, "connect", os.strerror(code))
-            return
-        self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
-        if raw is not None and self._timeout_ns is not None:
-            self._timeouts.append((time.monotonic_ns() + self._timeout_ns, raw, connection))
+    def _open(self, connection: Connection) -> bool:
+        problem = self._pool.open(connection)
+        if problem is not None:
+            self._fail(connection, "connect", problem)
+        return problem is None
 
     def _send(self, connection: Connection) -> None:
         raw = connection.raw
@@ -240,8 +248,7 @@ class StreamLoop:
         if raw.t_send_ns is None:
             connection.send_started()
             raw.t_send_ns = time.monotonic_ns()
-            if self._timeout_ns is not None:
-                self._timeouts.append((raw.t_send_ns + self._timeout_ns, raw, connection))
+            self._timeouts.begin(raw, connection, raw.t_send_ns)
         payload = connection.outbox
         try:
             sent = connection.sock.send(payload)
@@ -253,13 +260,17 @@ class StreamLoop:
         connection.outbox = payload[sent:] if sent < len(payload) else b""
         connection.want_write(self._epoll, bool(connection.outbox))
 
-    def _ready(self, connection: Connection, mask: int, now: int) -> None:
+    def _ready(self, fd: int, mask: int, now: int) -> None:
+        connection = self._pool.by_fd.get(fd)
+        if connection is None:
+            self._special(fd)
+            return
         if connection.state is State.OPENING:
             self._opened(connection, now)
             return
         if mask & select.EPOLLOUT and connection.outbox:
             self._send(connection)
-        if mask & ~select.EPOLLOUT and connection.fd in self._connections:
+        if mask & ~select.EPOLLOUT and connection.fd in self._pool.by_fd:
             self._receive(connection, now)
 
     def _opened(self, connection: Connection, now: int) -> None:
@@ -279,9 +290,7 @@ class StreamLoop:
             connection.state = State.HEAD
             self._send(connection)
         else:
-            self._spare.remove(connection)
-            connection.state = State.IDLE
-            self._idle.append(connection)
+            self._pool.is_open(connection)
 
     def _receive(self, connection: Connection, now: int) -> None:
         try:
@@ -314,11 +323,9 @@ class StreamLoop:
         raw = connection.raw
         if raw is None:
             # a server that speaks unasked on an idle connection: 408 or nonsense
-            self._discard(connection)
+            self._pool.discard(connection)
             return
-        raw.pieces.append(data)
-        raw.stamps.append(stamp)
-        raw.seen_ns.append(now)
+        raw.reads += (data, stamp, now)
         self._look(connection)
         if connection.tls_closed and connection.raw is raw:
             self._end_of_file(connection)
@@ -336,6 +343,8 @@ class StreamLoop:
         if ended:
             raw.complete = True
             self._end(connection, reusable=raw.head is not None and raw.head.keep_alive and not connection.outbox)
+        elif connection.fast:
+            self._flowing[connection.fd] = (connection.receive, raw.reads.extend, connection)
 
     def _end_of_file(self, connection: Connection) -> None:
         raw = connection.raw
@@ -344,7 +353,7 @@ class StreamLoop:
         elif connection.ends_with_connection():
             raw.complete = True
             self._end(connection, reusable=False)
-        elif not raw.pieces:
+        elif not raw.reads:
             self._stale_or_failed(connection, "reset", "the connection was closed before any answer")
         else:
             self._fail(connection, "truncated", "the connection was closed in the middle of the answer")
@@ -354,7 +363,7 @@ class StreamLoop:
         text = error.strerror or str(error)
         if connection.state is State.OPENING:
             self._fail(connection, "connect", text)
-        elif raw is not None and not raw.pieces:
+        elif raw is not None and not raw.reads:
             self._stale_or_failed(connection, "reset", text)
         else:
             self._fail(connection, "reset", text)
@@ -367,7 +376,7 @@ class StreamLoop:
             return
         payload = connection.payload
         connection.raw = None
-        self._discard(connection)
+        self._pool.discard(connection)
         self.stale_retries += 1
         raw.retries += 1
         raw.t_send_ns = None
@@ -381,38 +390,15 @@ class StreamLoop:
 
     def _end(self, connection: Connection, *, reusable: bool) -> None:
         raw = connection.raw
+        self._flowing.pop(connection.fd, None)
         if raw is not None:
             raw.t_end_ns = time.monotonic_ns()
-            raw.tie_offset_ns = self._tie.offset_ns if connection.steps_at_start == self._steps else None
+            raw.tie_offset_ns = self._tie.offset_ns if connection.steps_at_start == self._tie.steps else None
             connection.finish()
             self.in_flight -= 1
         if reusable:
-            connection.state = State.IDLE
-            self._idle.append(connection)
+            self._pool.keep(connection)
         else:
-            self._discard(connection)
+            self._pool.discard(connection)
         if raw is not None:
             self._on_end(raw)
-
-    def _discard(self, connection: Connection) -> None:
-        if self._connections.pop(connection.fd, None) is None:
-            return
-        if connection.state is State.OPENING:
-            if connection in self._spare:
-                self._spare.remove(connection)
-        elif connection.state is State.IDLE:
-            self._idle.remove(connection)
-        connection.state = State.CLOSED
-        # closed only when the turn is over: what is left of the turn may still hold events of this descriptor's number
-        self._closing.append(connection.sock)
-
-    def _time_out(self, now: int) -> None:
-        timeouts = self._timeouts
-        while timeouts and timeouts[0][0] <= now:
-            _, raw, connection = timeouts.popleft()
-            if connection.raw is not raw:
-                continue
-            limit = 0 if self._timeout_ns is None else self._timeout_ns
-            if raw.t_send_ns is not None and raw.t_send_ns + limit > now:
-                continue
-            self._fail(connection, "timeout", f"not finished {limit / 1e9:g} s after it was sent", status="timeout")

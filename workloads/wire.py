@@ -1,5 +1,6 @@
 """HTTP/1.1 as far as a streaming client needs it: request bytes, response heads, and where a body ends (RFC 9112)."""
 
+import functools
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ class ResponseHead:
     content_type: str
 
 
+@functools.lru_cache(maxsize=64)
 def parse_head(head: bytes) -> ResponseHead:
     """Read a response's head, up to and without the empty line.
 

@@ -2,7 +2,6 @@
 
 import gc
 import resource
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,16 +22,10 @@ from kvload.workloads.schedule import PlannedRequest
 from kvload.workloads.wire import Target
 
 REPORT_EVERY_S = 0.5
-_MIRRORED_AT_ONCE = 4
+_MIRRORED_AT_ONCE = 8
+_SLICE_NS = 8_000_000
+"""How long Locust's greenlets may have to wait while answers are read."""
 Send = Callable[[str, Any], None]
-
-
-def machine_id() -> str:
-    """Tells machines (and their boots) apart: processes with the same id share one monotonic clock."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return socket.gethostname()
 
 
 class ReplayWorker:
@@ -139,12 +132,15 @@ class ReplayWorker:
             self._writer.close()
 
     def _turn(self) -> None:
-        """The watcher's callback: runs in the hub and must neither block nor raise."""
+        """The watcher's callback: runs in the hub, must not raise, and leaves time for Locust's greenlets."""
         dispatcher = self._dispatcher
         if dispatcher is None or self.finished.is_set():
             return
+        until_ns = time.monotonic_ns() + _SLICE_NS
         try:
             dispatcher.turn()
+            while not dispatcher.finished and dispatcher.rest(until_ns):
+                dispatcher.turn()
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
             gevent.get_hub().handle_error(self, type(error), error, error.__traceback__)

@@ -7,6 +7,7 @@ from kvload.analysis import words
 from kvload.analysis.report.model import PERCENTILES, Metric, Report
 from kvload.analysis.server_side import Agreement, Gauge
 from kvload.analysis.stats import Estimate
+from kvload.analysis.trust import saturated
 
 Facts = list[tuple[str, str]]
 """Names and what is to be said about them."""
@@ -181,6 +182,9 @@ def _calibration(report: Report) -> str:
     ]
     if found.get("cpu_us_per_chunk") is not None:
         parts.append(f"CPU {found['cpu_us_per_chunk']:.3g} µs a chunk")
+    limit = saturated(found)
+    if limit is not None:
+        parts.append(f"but {limit} was at its end: this is not the client's error alone")
     return ", ".join(parts)
 
 

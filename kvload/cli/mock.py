@@ -22,6 +22,7 @@ def mock(
     model: Annotated[str, typer.Option(help="Name of the model it claims to serve.")] = "mock",
     default_tokens: Annotated[int, typer.Option(help="Answer length where the request has no max_tokens.")] = 128,
     max_model_len: Annotated[int, typer.Option(help="Longest prompt and answer together, in tokens.")] = 1 << 20,
+    processes: Annotated[int, typer.Option(help="Processes that share the port and the log.", min=1)] = 1,
     log: Annotated[Path | None, typer.Option(help="File for its own account of every request.")] = None,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Explain the faults and exit.")] = False,
 ) -> None:
@@ -46,4 +47,4 @@ def mock(
         default_tokens=default_tokens,
         max_model_len=max_model_len,
     )
-    serve(settings, host, port, log)
+    serve(settings, host, port, log, processes)

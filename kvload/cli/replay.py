@@ -80,8 +80,12 @@ def replay(
     insecure: Annotated[bool, typer.Option("--insecure", help="Accept any certificate (https).")] = False,
     keep_cache: Annotated[bool, typer.Option("--keep-cache", help="Do not empty the prefix cache first.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure the client's own error at this load first.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Measure the client's own error at this load first; runs of 30 s and more do, once a day.",
+        ),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     fail_if: Annotated[

@@ -7,7 +7,7 @@ import pytest
 from synthetic import arm
 
 from kvload.analysis.table import load
-from kvload.analysis.trust import Trust, judge, worker_cpu
+from kvload.analysis.trust import Trust, judge, saturated, worker_cpu
 
 
 def judged(folder: Path, lag_s: float, ttft_s: float = 1.0, **manifest: Any) -> Trust:
@@ -41,6 +41,29 @@ def test_limits(tmp_path: Path, lag_s: float, ttft_s: float, manifest: dict[str,
 def test_a_busy_worker_is_named(tmp_path: Path) -> None:
     found = judged(tmp_path, 0.001, client={"cpu_share": {"0": 0.5, "1": 0.95}})
     assert found.reasons == ["worker 1 used 95 % of a core, over 90 %: raise --workers"]
+
+
+@pytest.mark.parametrize(
+    ("calibration", "bound"),
+    [
+        ({"ttft_error_p99_s": 0.002, "mock_cpu_share": 0.5, "limit": None}, False),
+        ({"ttft_error_p99_s": 0.02, "mock_cpu_share": 0.5, "limit": "client"}, True),
+        ({"ttft_error_p99_s": 0.02, "mock_cpu_share": 0.5, "limit": "mock"}, False),
+        ({"ttft_error_p99_s": 0.02, "mock_cpu_share": 0.95}, False),
+        ({"ttft_error_p99_s": 0.02, "mock_cpu_share": 0.5, "limit": "machine"}, False),
+        ({"ttft_error_p99_s": None}, False),
+    ],
+)
+def test_the_clients_own_error(tmp_path: Path, calibration: dict[str, Any], bound: bool) -> None:
+    found = judged(tmp_path, 0.001, 0.2, calibration=calibration)
+    assert found.client_bound is bound
+    assert any("own TTFT error" in reason for reason in found.reasons) is bound
+
+
+def test_what_a_calibration_was_limited_by() -> None:
+    assert saturated({"limit": "client", "mock_cpu_share": 0.2}) is None
+    assert saturated({"limit": None, "mock_cpu_share": 0.95}) == "the mock server"
+    assert saturated({"limit": "machine", "mock_cpu_share": 0.2}) == "the machine"
 
 
 def test_cpu_shares_as_the_manifest_has_them() -> None:

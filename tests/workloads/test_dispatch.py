@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from kvload.records import RequestRecord
 from kvload.workloads.dispatch import Dispatcher, Limits
 from kvload.workloads.mock.behaviour import MockSettings
+from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.mock.server import MockServer
 from kvload.workloads.mock.truth import read_truth
 from kvload.workloads.schedule import PlannedRequest, build_schedule
@@ -172,3 +174,28 @@ def test_stopping(cut: bool) -> None:
 def test_an_empty_share_is_finished() -> None:
     with mock(MockSettings()) as url:
         assert Recorded([], url).run() == {}
+
+
+def test_answers_are_taken_apart_in_groups_and_a_turn_does_not_wait_for_its_group(tmp_path: Path) -> None:
+    others = plan([number * 0.005 for number in range(80)], tokens=60, prompt="b")
+    first, second = (request for request in sessions() if request.session == "s" and request.turn in {0, 1})
+    first = msgspec.structs.replace(first, index=80)
+    second = msgspec.structs.replace(second, index=81, previous=80)
+    with MockProcess(MockSettings(ttft_s=0.2, itl_s=0.008)) as server:
+        recorded = Recorded([*others, first, second], server.url)
+        groups: list[int] = []
+        parse = recorded.dispatcher._parse_some
+
+        def spy() -> None:
+            before = len(recorded.records)
+            parse()
+            groups.append(len(recorded.records) - before)
+
+        recorded.dispatcher._parse_some = spy  # type: ignore[method-assign]
+        records = recorded.run()
+    assert sorted(records) == list(range(82))
+    assert {record.status for record in records.values()} == {"ok"}
+    assert max(groups) > 2
+    # its due time is counted from the former answer's end; it left as soon as that was seen
+    assert records[81].t_sched_s == pytest.approx((records[80].t_end_s or 0) + second.think_time_s, abs=1e-6)
+    assert (records[81].t_send_s or 0) - records[81].t_sched_s < 0.045

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvload.errors import UsageError
-from kvload.workloads.mock.behaviour import FAULTS, HARMLESS, MockSettings, parse_faults, plan_answer
+from kvload.workloads.mock.answers import Request, steps
+from kvload.workloads.mock.behaviour import FAULTS, HARMLESS, AnswerPlan, MockSettings, parse_faults, plan_answer
 from kvload.workloads.mock.server import MockServer
 from kvload.workloads.mock.truth import read_truth
 
@@ -128,6 +131,25 @@ def test_every_fault_shows_in_the_log(fault: str, tmp_path: Path) -> None:
     assert truth.whole == (fault in HARMLESS)
     # an error inside a stream that is otherwise whole is exactly what a careless client takes for success
     assert whole == (fault in HARMLESS or fault in {"stream_error", "garbage"})
+
+
+@given(
+    tokens=st.integers(1, 300),
+    per_chunk=st.sampled_from([1, 2, 3, 7, 300]),
+    chat=st.booleans(),
+    ids=st.booleans(),
+    usage=st.booleans(),
+    first_word=st.integers(0, 1 << 32),
+)
+def test_the_cheap_way_to_plain_answers_is_the_general_one(
+    tokens: int, per_chunk: int, chat: bool, ids: bool, usage: bool, first_word: int
+) -> None:
+    settings = MockSettings(tokens_per_chunk=per_chunk)
+    request = Request(prompt="a b", stream=True, return_token_ids=ids, stream_options={"include_usage": usage})
+    chunks = -(-tokens // per_chunk)
+    exact = AnswerPlan(None, [1.0] * chunks, first_word)
+    plain = AnswerPlan(None, None, first_word)
+    assert list(steps(request, chat, tokens, plain, settings)) == list(steps(request, chat, tokens, exact, settings))
 
 
 def test_the_same_request_is_always_treated_alike() -> None:

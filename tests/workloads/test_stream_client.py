@@ -240,7 +240,7 @@ def test_cut_is_censored() -> None:
         raw = None
         while raw is None or len(raw.pieces) < 3:
             asking.loop.turn(wait=True)
-            raw = next((c.raw for c in asking.loop._connections.values() if c.raw is not None), None)
+            raw = next((c.raw for c in asking.loop._pool.by_fd.values() if c.raw is not None), None)
         asking.loop.cut()
         (answer,) = asking.wait()
     assert (answer.status, answer.cause) == ("censored", "cut")

@@ -25,10 +25,10 @@ def raw_stream(
     """A stream whose piece ``i`` arrived ``i + 1`` ms after the request was sent at 5 s."""
     raw = RawStream("key", 5 * SECOND)
     raw.t_send_ns = 5 * SECOND
-    raw.pieces = pieces
     arrivals = [5 * SECOND + (number + 1) * 1_000_000 for number in range(len(pieces))]
-    raw.stamps = [struct.pack("@qq", *divmod(at + WALL_OFFSET_NS, SECOND)) for at in arrivals]
-    raw.seen_ns = [at + 300_000 for at in arrivals]
+    stamps = [struct.pack("@qq", *divmod(at + WALL_OFFSET_NS, SECOND)) for at in arrivals]
+    for piece, stamp, at in zip(pieces, stamps, arrivals, strict=True):
+        raw.reads += (piece, stamp, at + 300_000)
     raw.tie_offset_ns = WALL_OFFSET_NS
     raw.head = ResponseHead(status, framing, 0, True, kind)
     raw.complete = True
@@ -108,10 +108,11 @@ def test_kernel_stamps_are_used_and_their_absence_is_said() -> None:
     answer = parse_answer(raw)
     assert (answer.clock, answer.t_first_ns, answer.t_headers_ns) == ("kernel", 5_002_000_000, 5_001_000_000)
     assert answer.chunks["us"].tolist() == [2000]
-    raw.stamps[0] = None
+    first = raw.reads[1]
+    raw.reads[1] = None
     answer = parse_answer(raw)
     assert (answer.clock, answer.t_first_ns) == ("user", 5_002_300_000)
-    raw.stamps[0], raw.tie_offset_ns = raw.stamps[1], None
+    raw.reads[1], raw.tie_offset_ns = first, None
     assert parse_answer(raw).clock == "user"
 
 

@@ -1,6 +1,7 @@
 """The bytes the mock server sends: everything that repeats is serialised once."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from enum import IntEnum
@@ -67,7 +68,7 @@ def http_chunk(payload: bytes) -> bytes:
 
 def event(value: Any) -> bytes:
     """One server-sent event holding JSON, as vLLM writes it."""
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 def words(first: int, count: int) -> str:
@@ -144,6 +145,41 @@ def steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings:
         tokens: length of the answer.
         plan: its fault and its jitter.
     """
+    if plan.fault is None and plan.factors is None and tokens > 2 * settings.tokens_per_chunk:
+        return _plain_steps(request, chat, tokens, plan.first_word, settings)
+    return _steps(request, chat, tokens, plan, settings)
+
+
+def _plain_steps(request: Request, chat: bool, tokens: int, first_word: int, settings: MockSettings) -> Iterator[Step]:
+    """:func:`steps` where nothing goes wrong and everything is on time; no Python runs from chunk to chunk."""
+    per_chunk, with_ids = settings.tokens_per_chunk, request.return_token_ids
+    last = (tokens - 1) // per_chunk * per_chunk
+    ttft_ns, itl_ns = round(settings.ttft_s * 1e9), round(settings.itl_s * 1e9)
+    chunks = _chunks_by_word(chat, with_ids, per_chunk)
+    opening = STREAM_HEAD + http_chunk(ROLE_EVENT) if chat else STREAM_HEAD
+    first_word %= WORDS
+    first: list[Step] = [(ttft_ns, chunks[first_word], Action.TOKENS)]
+    if chat:
+        # As vLLM: the chunk with the role comes with the first token's chunk at its heels, yet before it.
+        first.insert(0, (0, opening, Action.NONE))
+    else:
+        first[0] = (ttft_ns, opening + chunks[first_word], Action.TOKENS)
+    numbers = map(WORDS.__rmod__, range(first_word + per_chunk, first_word + last, per_chunk))
+    middle = zip(itertools.repeat(itl_ns), map(chunks.__getitem__, numbers), itertools.repeat(Action.TOKENS))
+    final = token_chunk(chat, with_ids, (first_word + last) % WORDS, tokens - last, "length")
+    ending = http_chunk(DONE) + LAST_CHUNK
+    if (request.stream_options or {}).get("include_usage"):
+        ending = http_chunk(usage_event(chat, request.prompt_tokens(), tokens, 0.0, settings)) + ending
+    return itertools.chain(first, middle, [(itl_ns, final, Action.TOKENS), (0, ending, Action.FINISH)])
+
+
+@functools.lru_cache(maxsize=64)
+def _chunks_by_word(chat: bool, with_ids: bool, count: int) -> list[bytes]:
+    """The chunks of ``count`` words that begin with each word of the vocabulary."""
+    return [token_chunk(chat, with_ids, first, count, None) for first in range(WORDS)]
+
+
+def _steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings: MockSettings) -> Iterator[Step]:
     per_chunk = settings.tokens_per_chunk
     chunks = -(-tokens // per_chunk)
     fault = plan.fault

@@ -21,13 +21,18 @@ import msgspec
 
 from kvload.errors import ServerError
 from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer, enable_receive_stamps
-from kvload.workloads.mock.answers import Action, Request, Step, error_response, json_response, steps, whole_answer
+from kvload.workloads.mock.answers import Action, Request, Step, error_response, steps, whole_answer
 from kvload.workloads.mock.behaviour import HARMLESS, MockSettings, plan_answer
+from kvload.workloads.mock.http_request import HttpRequest, UnreadableRequestError, take_request
+from kvload.workloads.mock.pages import Figures, page
 from kvload.workloads.mock.truth import TrueAnswer
 
 _READ_BYTES = 1 << 16
-_MAX_HEAD_BYTES = 1 << 16
-_MAX_BODY_BYTES = 1 << 28
+_MANY_STREAMS = 32
+_GATHER_NS = 200_000
+"""With many streams chunks that are due within so much time are written in one turn: to wake up for each costs more
+than to write it. The log says when each was written."""
+
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
@@ -70,17 +75,26 @@ class MockServer:
         settings: what it does.
         host, port: where it listens; port 0 takes a free one (see :attr:`port`).
         log_path: where it writes one :class:`~kvload.workloads.mock.truth.TrueAnswer` a line; None for no log.
+        shared_port: other processes may listen there, too; the kernel deals connections out to them.
 
     Raises:
         ServerError: the port cannot be bound.
     """
 
     def __init__(
-        self, settings: MockSettings, host: str = "127.0.0.1", port: int = 0, log_path: Path | None = None
+        self,
+        settings: MockSettings,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        log_path: Path | None = None,
+        *,
+        shared_port: bool = False,
     ) -> None:
         self.settings = settings
         self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared_port:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             self._listener.bind((host, port))
         except OSError as error:
@@ -101,7 +115,7 @@ class MockServer:
         self._connections: dict[int, _Connection] = {}
         self._heap: list[tuple[int, int, _Stream]] = []
         self._order = 0
-        self._running = 0
+        self._turned_ns = 0
         self._waiting: deque[_Stream] = deque()
         self._decoder = msgspec.json.Decoder(Request)
         self._encoder = msgspec.json.Encoder()
@@ -109,9 +123,7 @@ class MockServer:
         self._tie = ClockTie.measure()
         self._renew_tie_ns = 0
         self._stopped = False
-        self.requests = 0
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
+        self.figures = Figures()
 
     def stop(self) -> None:
         """End :meth:`serve` soon; may be called from a signal handler or another thread."""
@@ -144,7 +156,8 @@ class MockServer:
     def _turn(self) -> None:
         heap = self._heap
         if heap:
-            self._timer.arm(heap[0][0])
+            due = heap[0][0]
+            self._timer.arm(due if len(heap) < _MANY_STREAMS else max(due, self._turned_ns + _GATHER_NS))
         ready = self._epoll.poll()
         now = time.monotonic_ns()
         if now > self._renew_tie_ns:
@@ -161,14 +174,18 @@ class MockServer:
                 self._timer.clear()
             elif fd == self._listener.fileno():
                 self._accept()
-        while heap and heap[0][0] <= time.monotonic_ns():
-            _, _, stream = heap[0]
-            due = self._advance(stream)
-            if due is None:
+        while heap:
+            due, _, stream = heap[0]
+            now = time.monotonic_ns()
+            if due > now:
+                break
+            following = self._advance(stream, now)
+            if following is None:
                 heapq.heappop(heap)
             else:
-                heapq.heapreplace(heap, (due, self._order, stream))
+                heapq.heapreplace(heap, (following, self._order, stream))
                 self._order += 1
+        self._turned_ns = now
 
     def _accept(self) -> None:
         for _ in range(256):
@@ -208,68 +225,25 @@ class MockServer:
             self._take_request(connection, arrival)
 
     def _take_request(self, connection: _Connection, arrival_ns: int) -> None:
-        inbox = connection.inbox
-        head_end = inbox.find(b"\r\n\r\n")
-        if head_end < 0:
-            if len(inbox) > _MAX_HEAD_BYTES:
-                self._drop(connection)
-            return
-        start_line, *header_lines = bytes(inbox[:head_end]).split(b"\r\n")
-        headers = {}
-        for line in header_lines:
-            name, _, value = line.partition(b":")
-            headers[name.strip().lower()] = value.strip()
-        length_text = headers.get(b"content-length", b"0")
-        words = start_line.split(b" ")
-        if not length_text.isdigit() or len(words) != 3 or int(length_text) > _MAX_BODY_BYTES:
+        try:
+            request = take_request(connection.inbox)
+        except UnreadableRequestError:
             self._send(connection, error_response("400 Bad Request", "not a request this server can read"))
             self._drop(connection)
             return
-        body_start = head_end + 4
-        body_end = body_start + int(length_text)
-        if len(inbox) < body_end:
-            return
-        body = bytes(inbox[body_start:body_end])
-        del inbox[:body_end]
-        key = headers.get(b"x-request-id", b"").decode("latin-1")
-        connection.close_when_sent = headers.get(b"connection", b"").lower() == b"close"
-        self._answer(connection, words[0], words[1].split(b"?")[0], body, key, arrival_ns)
+        if request is not None:
+            connection.close_when_sent = request.close
+            self._answer(connection, request, arrival_ns)
 
-    def _answer(
-        self, connection: _Connection, method: bytes, path: bytes, body: bytes, key: str, arrival_ns: int
-    ) -> None:
+    def _answer(self, connection: _Connection, request: HttpRequest, arrival_ns: int) -> None:
+        path = request.path
         chat = path == b"/v1/chat/completions"
-        if method == b"POST" and (chat or path == b"/v1/completions"):
-            self._complete(connection, chat, body, key, arrival_ns)
+        if request.method == b"POST" and (chat or path == b"/v1/completions"):
+            self._complete(connection, chat, request.body, request.key, arrival_ns)
             return
-        small = self._small_answer(method, path)
+        small = page(path, self.settings, self.figures) if request.method == b"GET" else None
         self._send(connection, small or error_response("404 Not Found", f"no such path: {path.decode('latin-1')}"))
         self._next_request(connection)
-
-    def _small_answer(self, method: bytes, path: bytes) -> bytes | None:
-        settings = self.settings
-        if method != b"GET":
-            return None
-        if path == b"/health":
-            return json_response("200 OK", {"status": "ok"})
-        if path == b"/version":
-            return json_response("200 OK", {"version": "kvload-mock"})
-        if path == b"/v1/models":
-            model = {"id": settings.model, "object": "model", "max_model_len": settings.max_model_len}
-            return json_response("200 OK", {"object": "list", "data": [model]})
-        if path == b"/metrics":
-            numbers = {
-                "num_requests_running": self._running,
-                "num_requests_waiting": len(self._waiting),
-                "kv_cache_usage_perc": self._running / (settings.slots or max(self._running, 1)),
-                "num_preemptions_total": 0,
-                "prompt_tokens_total": self.prompt_tokens,
-                "generation_tokens_total": self.generation_tokens,
-                "request_success_total": self.requests,
-            }
-            text = "".join(f"vllm:{name} {value}\n" for name, value in numbers.items())
-            return json_response("200 OK", None, raw=text.encode(), kind="text/plain; version=0.0.4")
-        return None
 
     def _complete(self, connection: _Connection, chat: bool, body: bytes, key: str, arrival_ns: int) -> None:
         try:
@@ -296,15 +270,16 @@ class MockServer:
             answer = whole_answer(request, chat, tokens, plan.first_word)
             stream.steps = iter([(round(total_s * 1e9), answer, int(Action.FINISH))])
         connection.stream = stream
-        self.prompt_tokens += prompt_tokens
-        if self.settings.slots is not None and self._running >= self.settings.slots:
+        self.figures.prompt_tokens += prompt_tokens
+        if self.settings.slots is not None and self.figures.running >= self.settings.slots:
             stream.waited = True
             self._waiting.append(stream)
+            self.figures.waiting += 1
         else:
             self._begin(stream, arrival_ns)
 
     def _begin(self, stream: _Stream, from_ns: int) -> None:
-        self._running += 1
+        self.figures.running += 1
         stream.waited = False
         stream.due_ns = from_ns
         self._schedule(stream)
@@ -315,8 +290,8 @@ class MockServer:
         heapq.heappush(self._heap, (stream.due_ns, self._order, stream))
         self._order += 1
 
-    def _advance(self, stream: _Stream) -> int | None:
-        """Carry out the stream's due step; returns when the next is due, None where there is none."""
+    def _advance(self, stream: _Stream, now: int) -> int | None:
+        """Carry out the stream's due step, ``now``; returns when the next is due, None where there is none."""
         connection = stream.connection
         step = stream.step
         if connection.stream is not stream or step is None:
@@ -324,7 +299,7 @@ class MockServer:
         _, payload, action = step
         if payload:
             if action == Action.TOKENS:
-                stream.writes_ns.append(time.monotonic_ns())
+                stream.writes_ns.append(now)
             if connection.outbox:
                 connection.outbox += payload
             else:
@@ -339,26 +314,26 @@ class MockServer:
                     connection.outbox = payload[sent:]
                     self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
         if action > Action.TOKENS:
-            self._end(stream, action)
+            self._end(stream, action, now)
             return None
         step = stream.step = next(stream.steps)
         stream.due_ns += step[0]
         return stream.due_ns
 
-    def _end(self, stream: _Stream, action: int) -> None:
+    def _end(self, stream: _Stream, action: int, now: int) -> None:
         connection = stream.connection
         if action == Action.STALL:
             return
         if action == Action.RESET:
             self._drop(connection, reset=True)
         elif action == Action.CLOSE:
-            self._finish(stream, whole=True)
+            self._finish(stream, whole=True, end_ns=now)
             if connection.outbox:
                 connection.close_when_sent = True
             else:
                 self._drop(connection)
         else:
-            self._finish(stream, whole=True)
+            self._finish(stream, whole=True, end_ns=now)
             self._next_request(connection)
 
     def _next_request(self, connection: _Connection) -> None:
@@ -367,21 +342,22 @@ class MockServer:
         elif connection.inbox and connection.stream is None and connection.fd in self._connections:
             self._take_request(connection, time.monotonic_ns())
 
-    def _finish(self, stream: _Stream, *, whole: bool) -> None:
+    def _finish(self, stream: _Stream, *, whole: bool, end_ns: int | None = None) -> None:
         stream.connection.stream = None
         if stream.waited:
             self._waiting.remove(stream)
+            self.figures.waiting -= 1
         else:
-            self._running -= 1
+            self.figures.running -= 1
         whole = whole and (stream.fault is None or stream.fault in HARMLESS)
-        self.requests += whole
+        self.figures.requests += whole
         written = stream.tokens if whole else len(stream.writes_ns) * self.settings.tokens_per_chunk
-        self.generation_tokens += written
+        self.figures.generation_tokens += written
         if self._log is not None:
             answer = TrueAnswer(
                 request_id=stream.key,
                 arrival_ns=stream.arrival_ns,
-                end_ns=time.monotonic_ns(),
+                end_ns=time.monotonic_ns() if end_ns is None else end_ns,
                 writes_ns=stream.writes_ns,
                 tokens=written,
                 fault=stream.fault,
@@ -389,7 +365,8 @@ class MockServer:
             )
             self._log.write(self._encoder.encode(answer) + b"\n")
         slots = self.settings.slots
-        if self._waiting and not self._stopped and (slots is None or self._running < slots):
+        if self._waiting and not self._stopped and (slots is None or self.figures.running < slots):
+            self.figures.waiting -= 1
             self._begin(self._waiting.popleft(), time.monotonic_ns())
 
     def _send(self, connection: _Connection, payload: bytes) -> None:

@@ -13,7 +13,7 @@ class TrueAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         request_id: the request's ``X-Request-Id``.
         arrival_ns: when its last byte arrived (the kernel's receive timestamp).
         writes_ns: when each token chunk was handed to the kernel.
-        end_ns: when the answer was over.
+        end_ns: when the answer was over: just before its last bytes were handed to the kernel.
         tokens: tokens written.
         fault: the fault that struck it.
         whole: the answer was written to its end.
