@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import dataclass
 
+import msgspec
 import psutil
 
 from kvload.errors import ServerError
@@ -25,7 +26,8 @@ class StopReport:
     Attributes:
         was_running: False where it was dead already.
         killed: processes that did not end in time and were killed.
-        gpu_left_mib: GPU memory still in use beyond what was in use before the server was started; None without a GPU.
+        gpu_left_mib: GPU memory still in use beyond what was in use before the server was started; None without a GPU,
+            and while other servers on it hold memory of their own: the last one to stop answers for all.
     """
 
     was_running: bool
@@ -62,8 +64,9 @@ def stop(entry: ServerEntry) -> StopReport:
             f"processes {', '.join(map(str, stubborn))} of the server '{entry.name}' do not end",
             hint="they may be waiting for a device; try again, or see what they are with ps",
         )
+    kept = registry.load(entry.name)
     registry.remove(entry)
-    return StopReport(was_running, killed, _gpu_left(entry))
+    return StopReport(was_running, killed, _gpu_left(kept if kept is not None and kept.token == entry.token else entry))
 
 
 def _wait_for_end(entry: ServerEntry, grace_s: float) -> None:
@@ -74,14 +77,25 @@ def _wait_for_end(entry: ServerEntry, grace_s: float) -> None:
 
 def _gpu_left(entry: ServerEntry) -> int | None:
     """GPU memory in use beyond what was before the start, once it no longer shrinks; small rests count as none."""
-    if entry.gpu_used_before_mib is None:
+    before = entry.gpu_used_before_mib
+    if before is None:
+        return None
+    others = [
+        (other, other.gpu_used_before_mib)
+        for other in registry.entries()
+        if other.gpu_used_before_mib is not None and other.pid and is_alive(other.pid, other.mark)
+    ]
+    for other, others_before in others:
+        if others_before > before:
+            registry.save(msgspec.structs.replace(other, gpu_used_before_mib=before))
+    if others:
         return None
     deadline = time.monotonic() + GPU_FREE_TIMEOUT_S
     while True:
         used = machines.gpu_used_mib()
         if used is None:
             return None
-        left = used - entry.gpu_used_before_mib
+        left = used - before
         if left <= GPU_SLACK_MIB:
             return 0
         if time.monotonic() > deadline:

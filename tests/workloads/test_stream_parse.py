@@ -14,7 +14,7 @@ from kvload.workloads.parse import Answer, RawStream, parse_answer
 from kvload.workloads.wire import ResponseHead
 
 STREAMS = Path(__file__).parent.parent / "fixtures" / "streams"
-RECORDED = sorted(path.stem for path in STREAMS.glob("vllm_*.txt") if "error" not in path.stem)
+RECORDED = sorted(path.stem for path in STREAMS.glob("*.txt") if "error" not in path.stem)
 SECOND = 1_000_000_000
 WALL_OFFSET_NS = 1_700_000_000 * SECOND
 
@@ -66,7 +66,7 @@ def test_recorded_streams_however_they_are_cut(name: str, data: st.DataObject) -
     values = [json.loads(line[6:]) for line in body.split(b"\n\n") if line and line != b"data: [DONE]"]
     choices = [value["choices"][0] for value in values if value["choices"]]
     assert answer.status == "ok"
-    assert answer.text == "".join(choice.get("text", choice.get("delta", {}).get("content")) for choice in choices)
+    assert answer.text == "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
     assert answer.finish_reason == choices[-1]["finish_reason"]
     ids = [identifier for choice in choices for identifier in choice.get("token_ids") or []]
     assert answer.token_ids == (ids or None)
@@ -188,13 +188,21 @@ def test_what_came_before_a_failure_is_kept() -> None:
     assert (answer.status, answer.text, answer.output_tokens) == ("failed", " a b", 2)
 
 
-@pytest.mark.parametrize("name", ["vllm_error_400", "vllm_error_404"])
-def test_recorded_refusals(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("vllm_error_400", 400),
+        ("vllm_error_404", 404),
+        ("sglang_error_400", 400),
+        ("sglang_error_400_chat_token_ids", 400),
+    ],
+)
+def test_recorded_refusals(name: str, status: int) -> None:
     body = (STREAMS / f"{name}.txt").read_bytes()
-    status = int(name[-3:])
+    said = json.loads(body)
     answer = parse(body, status=status, kind="application/json")
     assert (answer.status, answer.cause, answer.http_status) == ("refused", f"http_{status}", status)
-    assert answer.error == json.loads(body)["error"]["message"]
+    assert answer.error == said.get("error", said)["message"]
 
 
 def test_server_errors_and_whole_answers() -> None:
