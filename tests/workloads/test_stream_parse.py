@@ -66,7 +66,8 @@ def test_recorded_streams_however_they_are_cut(name: str, data: st.DataObject) -
     values = [json.loads(line[6:]) for line in body.split(b"\n\n") if line and line != b"data: [DONE]"]
     choices = [value["choices"][0] for value in values if value["choices"]]
     assert answer.status == "ok"
-    assert answer.text == "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
+    texts = [choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices]
+    assert answer.text == "".join(texts)
     assert answer.finish_reason == choices[-1]["finish_reason"]
     ids = [identifier for choice in choices for identifier in choice.get("token_ids") or []]
     assert answer.token_ids == (ids or None)
