@@ -32,12 +32,14 @@ class Source:
         combine: how several label sets (data-parallel ranks, finish reasons) become one number.
         labels: a sample counts only with these.
         info: take the value from this label of an information metric instead.
+        only_zero: it counts only where it is 0: a gauge beside a counter that is not there before its first event.
     """
 
     metric: str
     combine: Literal["sum", "mean", "max"] = "sum"
     labels: Mapping[str, str] | None = None
     info: str | None = None
+    only_zero: bool = False
 
 
 Sources = Mapping[str, tuple[Source, ...]]
@@ -64,7 +66,7 @@ SGLANG: Sources = {
     "waiting": (Source("num_queue_reqs"),),
     "cache_usage": (Source("token_usage", "mean"),),
     "pool_tokens": (Source("max_total_num_tokens"),),
-    "preemptions": (Source("num_retracted_requests_total"),),
+    "preemptions": (Source("num_retracted_requests_total"), Source("num_retracted_reqs", only_zero=True)),
     "prefix_queries": (Source("prompt_tokens_total"),),
     "prefix_hits": (Source("cached_tokens_total"),),
     "prompt_tokens": (Source("prompt_tokens_total"),),
@@ -115,7 +117,7 @@ def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
     for name, places in sources.items():
         for source in places:
             value = _value(by_name.get(source.metric, []), source)
-            if value is not None:
+            if value is not None and not (source.only_zero and value):
                 values[name] = value
                 break
     if "pool_tokens" not in values and (blocks := _pool_from_blocks(by_name)) is not None:

@@ -82,6 +82,14 @@ def test_sglang_names() -> None:
     )
 
 
+def test_sglang_counts_retractions_only_from_the_first_on() -> None:
+    gauge, counter = "sglang:num_retracted_reqs 0\n", "sglang:num_retracted_requests_total 2\n"
+    assert to_sample(gauge, "sglang", 0.0).preemptions == 0
+    assert to_sample(gauge + counter, "sglang", 0.0).preemptions == 2
+    assert to_sample(gauge.replace("0", "1"), "sglang", 0.0).preemptions is None
+    assert to_sample("sglang:num_running_reqs 1\n", "sglang", 0.0).preemptions is None
+
+
 def test_the_embedded_engines_own_exposition() -> None:
     pytest.importorskip("torch")
     from kvload.servers.engine.metrics import Metrics
