@@ -1,8 +1,8 @@
 """Which loop reads cheapest beside Locust: ``python -m kvload.workloads.bench_loops``.
 
 The same reads (400 streams, a chunk every 20 ms, kernel stamps kept) in several ways: gevent's own watcher for every
-socket, one epoll watched by gevent as a single descriptor, without and with naps in which chunks gather, and one epoll in
-a native thread while gevent idles. The one with naps is what :mod:`kvload.workloads.worker` does.
+socket, one epoll watched by gevent as a single descriptor, without and with naps in which chunks gather, and one epoll
+in a native thread while gevent idles. The one with naps is what :mod:`kvload.workloads.worker` does.
 """
 
 import os

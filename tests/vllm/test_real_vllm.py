@@ -214,23 +214,25 @@ def test_prompts_that_share_blocks_hit_the_prefix_cache_as_their_trace_says(
 
 
 def test_compare_from_a_trace_to_the_paired_report(
-    model: Path, state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # Without AVX-512 nothing compressed runs: a second setting of 16 bits stands in for it.
     methods = ["none", "fp8-e4m3", "fp8-e5m2"] if look().has_avx512 else ["none", "raw:bfloat16"]
-    trace = tmp_path / "trace.jsonl"
-    rows = [
-        {"timestamp": number * 100, "input_length": 60 + 7 * number, "output_length": 12, "hash_ids": [number]}
-        for number in range(12)
-    ]
-    trace.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    arguments = ["--engine", "vllm", "--python", PYTHON, "--model", str(model), "--kv-memory", "64MiB"]
-    arguments += ["--max-model-len", "1024", "--mode", "forced", "--out", str(tmp_path / "experiment"), "--json"]
+    trace = tmp_path / "questions.jsonl"
+    sample = ["--tasks", "recall,list", "--context", "256", "--requests", "12", "--rate", "10", "--seed", "3"]
+    assert run(["traces", "sample", "--probe", *sample, "--output", str(trace)]) == 0
+    capfd.readouterr()
+    arguments = ["--engine", "vllm", "--python", PYTHON, "--kv-memory", "64MiB", "--max-model-len", "1024", "--json"]
     for method in methods:
         arguments += ["--method", method]
-    assert run(["compare", str(trace), *arguments]) == 0
+    assert run(["compare", str(trace), *arguments, "--out", str(tmp_path / "experiment")]) == 0
     report = json.loads(capfd.readouterr().out)
-    assert report
+    assert [arm["name"] for arm in report["arms"]] == [methods[0], f"{methods[0]} (again)", *methods[1:]]
+    # The probe model answers such short questions without an error, and 16 bits cost it nothing.
+    quality = {name: row["overall"] for name, row in report["quality"]["arms"].items()}
+    assert quality["none (again)"]["base_mean"] == 1
+    assert quality["none (again)"]["arm_mean"] == 1
+    assert all(row["arm_mean"] > 0.8 for row in quality.values())
     manifests = [RunDir.open(path.parent).manifest() for path in (tmp_path / "experiment").rglob("manifest.json")]
     assert {manifest.server.method for manifest in manifests} == set(methods)
     assert len(manifests) == len(methods) + 1
