@@ -41,7 +41,8 @@ from kvload.servers.registry import ServerEntry
 from kvload.servers.starting import LaunchEvent, OnEvent, api_headers
 from kvload.servers.stopping import stop
 
-POOL_TOLERANCE = 0.02
+POOL_TOLERANCE = 0.035
+"""Pages hold whole numbers of tokens; the worst fit of a method of ours is 2.9 % (leankv at head size 64)."""
 POOL_GRAIN_TOKENS = 128
 """Largest block of a pool: its size comes in steps of this many tokens."""
 LEAST_EFFECT = 1e-3
