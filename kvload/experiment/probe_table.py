@@ -1,7 +1,8 @@
 """``make probe-table``: what each method does to the probe model's answers.
 
 Makes questions by seed, compares all methods on them (the baseline twice), and prints a table in Markdown: accuracy per
-task, mean length, share of answers whose length changed by half, bytes per token.
+task, mean length, share of answers whose length changed by half, bytes per token. Questions that a method did not
+answer count in none of them, so how many it answered stands beside.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--context", default="1k,2k", help="prompt lengths, by comma")
     parser.add_argument("--requests", type=int, default=140)
-    parser.add_argument("--rate", type=float, default=1.0, help="requests per second")
+    parser.add_argument("--concurrency", type=int, default=16, help="questions in flight, however slow a method is")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--engine", default="embedded")
     parser.add_argument("--kv-memory", default="512MiB")
@@ -46,10 +47,10 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     trace = out / "questions.jsonl"
     sample = ["traces", "sample", "--probe", "--requests", str(options.requests), "--context", options.context]
-    sample += ["--tasks", options.tasks, "--rate", str(options.rate), "--seed", str(options.seed)]
+    sample += ["--tasks", options.tasks, "--seed", str(options.seed)]
     compare = ["compare", str(trace), "--engine", options.engine, "--kv-memory", options.kv_memory]
     compare += [word for method in options.methods.split() for word in ("--method", method)]
-    compare += ["--no-verify", "--out", str(out / "compare")]
+    compare += ["--concurrency", str(options.concurrency), "--no-verify", "--out", str(out / "compare")]
     for command in ([*sample, "--output", str(trace)], compare):
         done = subprocess.run([sys.executable, "-m", "kvload", *command], check=False, stdout=sys.stderr)
         if done.returncode:
@@ -64,7 +65,7 @@ def table(comparison: dict[str, Any]) -> str:
     changes = {change["name"]: change for change in comparison["comparisons"]}
     first = next(iter(quality.values()))
     tasks = [row["task"] for row in first["tasks"]]
-    header = ["method", "bytes/token", *tasks, "all", "mean tokens", "abs(D) >= 50 %"]
+    header = ["method", "bytes/token", "answered", *tasks, "all", "mean tokens", "abs(D) >= 50 %"]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for arm in comparison["arms"]:
         name = arm["name"]
@@ -77,6 +78,7 @@ def table(comparison: dict[str, Any]) -> str:
             [
                 name,
                 _number(arm["info"].get("bytes_per_token"), "{:,.0f}"),
+                f"{arm['answered']}/{arm['sent']}",
                 *(_number(by_task.get(task), "{:.2f}") for task in tasks),
                 _number(scores["overall"][side], "{:.3f}"),
                 _number(arm["output_tokens"]["estimate"], "{:.1f}"),
