@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvload.servers.registry import ServerEntry
     from kvload.workloads.arrivals import ArrivalSpec
     from kvload.workloads.live import Progress
+    from kvload.workloads.planned import PlannedRequest
     from kvload.workloads.schedule import Schedule
 
 SCRAPE_EVERY_S = 0.5
@@ -129,6 +130,20 @@ def default_out(trace: Path) -> Path:
     return path
 
 
+def check_token_ids(server: ServerInfo, planned: "Sequence[PlannedRequest]") -> None:
+    """Refuse to ask a server for token ids where it is known to refuse every request that does.
+
+    Raises:
+        UsageError: SGLang gives no token ids of a streamed chat (seen on 0.5.17).
+    """
+    if server.engine == "sglang" and any(request.path.endswith("/chat/completions") for request in planned):
+        raise UsageError(
+            "SGLang gives no token ids of a streamed chat",
+            where="--token-ids",
+            hint="leave it out; prompts of token ids or plain text go another way and have them",
+        )
+
+
 class _OneReplay:
     def __init__(self, options: ReplayOptions, listener: Listener) -> None:
         self.options = options
@@ -147,6 +162,8 @@ class _OneReplay:
         options = self.options
         server = self._find_server()
         schedule = self._schedule(server)
+        if options.return_token_ids:
+            check_token_ids(server, schedule.planned)
         for note in schedule.notes:
             self.listener.on_notice(note)
         plan = ReplayPlan(
