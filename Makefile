@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/python -m kvload.demo
+	$(BIN)/python -m kvload.scripts.demo
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -31,28 +31,28 @@ format: setup
 	$(BIN)/ruff format .
 
 bench-engine: setup
-	$(BIN)/python -m kvload.servers.engine.bench
+	$(BIN)/python -m kvload.servers.embedded.bench.decode
 
 bench-methods: setup
-	$(BIN)/python -m kvload.servers.engine.bench_methods
+	$(BIN)/python -m kvload.servers.embedded.bench.methods
 
 memory-table: setup
-	$(BIN)/python -m kvload.servers.engine.memory_table
+	$(BIN)/python -m kvload.servers.embedded.bench.memory_table
 
 bench-client: setup
-	$(BIN)/python -m kvload.workloads.bench_client
+	$(BIN)/python -m kvload.workloads.bench.client
 
 bench-analysis: setup
 	$(BIN)/python -m kvload.analysis.bench
 
 bench-traces: setup
-	$(BIN)/python -m kvload.workloads.bench_traces
+	$(BIN)/python -m kvload.workloads.bench.traces
 
 probe-table: setup
-	$(BIN)/python -m kvload.experiment.probe_table
+	$(BIN)/python -m kvload.scripts.probe_table
 
 probe-eval: setup
-	$(BIN)/python -m kvload.servers.probe.evaluate
+	$(BIN)/python -m kvload.servers.probe.training.evaluate
 
 # The real vLLM's CPU build, in an environment of its own (about 3.5 GB).
 test-vllm: setup

@@ -71,12 +71,13 @@ def _run_task(task: str, folder: Path) -> None:
     with Path(os.devnull).open("w", encoding="utf-8") as sink:
         console = Console(file=sink, width=120)
         if task == "report":
-            from kvload.analysis.report import build, terminal
+            from kvload.analysis.report import terminal
+            from kvload.analysis.run.summary import summarise
 
-            terminal.render(build(RunDir.open(folder / "run")), console)
+            terminal.render(summarise(RunDir.open(folder / "run")), console)
         else:
-            from kvload.analysis.compare import compare
-            from kvload.analysis.pairs import ArmRuns
+            from kvload.analysis.comparison.compare import compare
+            from kvload.analysis.records.pairs import ArmRuns
             from kvload.analysis.report import compare_terminal, html_compare
 
             runs = sorted(folder.glob("arm-*"))

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvload.analysis.comparison import ArmComparison, Comparison
-from kvload.analysis.report.model import Report
+from kvload.analysis.comparison.model import ArmComparison, Comparison
+from kvload.analysis.run.model import Report
 from kvload.errors import GateFailedError, UsageError
 
 _CONDITION = re.compile(

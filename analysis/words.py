@@ -1,6 +1,6 @@
 """Figures as readers see them, the same in every renderer."""
 
-from kvload.analysis.stats import Estimate
+from kvload.analysis.statistics.estimates import Estimate
 from kvload.records import RunManifest
 
 METRIC_NAMES = {

@@ -12,9 +12,9 @@ from typing import Literal
 
 from kvload.config import state_dir
 from kvload.errors import KvloadError
-from kvload.servers import machine as machines
-from kvload.servers.adapter import ENGINES, adapter
-from kvload.servers.machine import Machine
+from kvload.servers.engines.base import ENGINES, adapter
+from kvload.servers.host import machine as machines
+from kvload.servers.host.machine import Machine
 from kvload.servers.sizes import format_bytes
 
 OPEN_FILES_WANTED = 4096

@@ -12,15 +12,15 @@ from types import FrameType
 import msgspec
 
 from kvload.errors import ServerError, UsageError
-from kvload.servers import machine as machines
-from kvload.servers import model_facts, registry
-from kvload.servers.adapter import Adapter, Build, LaunchPlan, LaunchRequest, adapter
-from kvload.servers.choice import choose
-from kvload.servers.http_client import request as http_request
-from kvload.servers.machine import Machine
-from kvload.servers.model_facts import ModelFacts
-from kvload.servers.registry import ServerEntry
-from kvload.servers.starting import (
+from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, adapter
+from kvload.servers.engines.choice import choose
+from kvload.servers.host import machine as machines
+from kvload.servers.host import model_facts
+from kvload.servers.host.machine import Machine
+from kvload.servers.host.model_facts import ModelFacts
+from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.lifecycle.starting import (
     LaunchEvent,
     OnEvent,
     StartFailedError,
@@ -31,8 +31,9 @@ from kvload.servers.starting import (
     spawn,
     wait_until_ready,
 )
-from kvload.servers.stopping import StopReport, stop
-from kvload.servers.verify import launch_verified
+from kvload.servers.lifecycle.stopping import StopReport, stop
+from kvload.servers.verification.verify import launch_verified
+from kvload.servers.watch.http import request as http_request
 
 __all__ = [
     "LaunchEvent",

@@ -3,9 +3,9 @@
 import pytest
 
 from kvload.errors import UsageError
+from kvload.experiment.replay import check_token_ids
 from kvload.records import ServerInfo
-from kvload.replaying import check_token_ids
-from kvload.workloads.planned import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 
 
 def planned(path: str) -> list[PlannedRequest]:

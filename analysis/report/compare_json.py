@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from kvload.analysis import gates, latency, slo
-from kvload.analysis.comparison import Comparison
-from kvload.analysis.decompose import parts_of
-from kvload.analysis.lengths import difference
-from kvload.analysis.outcome import cap_hit
-from kvload.analysis.pairs import Pairs
+from kvload.analysis import gates
+from kvload.analysis.comparison.decompose import parts_of
+from kvload.analysis.comparison.lengths import difference
+from kvload.analysis.comparison.model import Comparison
+from kvload.analysis.records import latency
+from kvload.analysis.records.outcome import cap_hit
+from kvload.analysis.records.pairs import Pairs
+from kvload.analysis.records.table import STATUSES, Floats
 from kvload.analysis.report.plain import plain
-from kvload.analysis.table import STATUSES, Floats
+from kvload.analysis.run import slo
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:

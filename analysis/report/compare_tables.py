@@ -1,12 +1,12 @@
 """What reports of comparisons show, as plain rows of text."""
 
 from kvload.analysis import words
-from kvload.analysis.arms import ArmSummary
-from kvload.analysis.comparison import ArmComparison, Comparison
-from kvload.analysis.negatives import NegativeCount
+from kvload.analysis.comparison.arms import ArmSummary
+from kvload.analysis.comparison.model import ArmComparison, Comparison
+from kvload.analysis.comparison.verdict import p_text, signed_seconds
+from kvload.analysis.quality.negatives import NegativeCount
 from kvload.analysis.report.tables import Row, TableData
-from kvload.analysis.stats import Estimate
-from kvload.analysis.verdict import p_text, signed_seconds
+from kvload.analysis.statistics.estimates import Estimate
 
 
 def what_was_compared(comparison: Comparison) -> list[str]:

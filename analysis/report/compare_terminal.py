@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kvload.analysis.comparison import Comparison
+from kvload.analysis.comparison.model import Comparison
 from kvload.analysis.report.compare_tables import notes_of, tables_of, what_was_compared
 from kvload.analysis.report.rich_layout import heading, lines, table
 

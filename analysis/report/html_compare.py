@@ -3,11 +3,11 @@
 from html import escape
 
 from kvload.analysis import words
-from kvload.analysis.comparison import ArmComparison, Comparison, Verdict
-from kvload.analysis.lengths import LengthChange
+from kvload.analysis.comparison.lengths import LengthChange
+from kvload.analysis.comparison.model import ArmComparison, Comparison, Verdict
+from kvload.analysis.comparison.samples import Sample
 from kvload.analysis.report import html_page, plots
 from kvload.analysis.report.compare_tables import label, notes_of, tables_of, what_was_compared
-from kvload.analysis.samples import Sample
 
 _TEXT_BUDGET = 600_000
 """Characters of answers on one page, so that it stays under 2 MB."""

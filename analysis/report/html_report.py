@@ -2,7 +2,7 @@
 
 from kvload.analysis import words
 from kvload.analysis.report import html_page, plots, tables
-from kvload.analysis.report.model import Report
+from kvload.analysis.run.model import Report
 
 
 def render(report: Report) -> str:

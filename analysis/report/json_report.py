@@ -5,8 +5,8 @@ Keys of ours stand beside them: ``sent``, ``slo_attainment``, ``slo_attainment_b
 
 from typing import Any
 
-from kvload.analysis.report.model import Metric, Report
 from kvload.analysis.report.plain import plain
+from kvload.analysis.run.model import Metric, Report
 
 _PREFIX = {"e2e": "e2el", "e2e_sched": "e2el_sched"}
 

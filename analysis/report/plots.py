@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from kvload.analysis import words
-from kvload.analysis.comparison import ArmComparison, Comparison
-from kvload.analysis.lengths import LOWEST_BIN, LengthChange
-from kvload.analysis.report.model import Metric
+from kvload.analysis.comparison.lengths import LOWEST_BIN, LengthChange
+from kvload.analysis.comparison.model import ArmComparison, Comparison
 from kvload.analysis.report.svg import SERIES, Axis, Chart, Points, axis_for
-from kvload.analysis.significance import SurvivalCurve
+from kvload.analysis.run.model import Metric
+from kvload.analysis.statistics.significance import SurvivalCurve
 
 Series = Sequence[tuple[str, Points]]
 """Lines with their style classes."""

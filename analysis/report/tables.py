@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvload.analysis import words
-from kvload.analysis.report.model import PERCENTILES, Metric, Report
-from kvload.analysis.server_side import Agreement, Gauge
-from kvload.analysis.stats import Estimate
-from kvload.analysis.trust import saturated
+from kvload.analysis.run.model import PERCENTILES, Metric, Report
+from kvload.analysis.run.server_side import Agreement, Gauge
+from kvload.analysis.run.trust import saturated
+from kvload.analysis.statistics.estimates import Estimate
 
 Facts = list[tuple[str, str]]
 """Names and what is to be said about them."""

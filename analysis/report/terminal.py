@@ -4,8 +4,8 @@ from rich.console import Console
 
 from kvload.analysis import words
 from kvload.analysis.report import tables
-from kvload.analysis.report.model import Report
 from kvload.analysis.report.rich_layout import facts, heading, lines, table
+from kvload.analysis.run.model import Report
 
 _STYLES = {"good": "green", "bad": "bold red", "unknown": "yellow"}
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvload.workloads.arrivals import ArrivalSpec
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
 
 
 def arrival_spec(
@@ -25,8 +25,8 @@ def arrival_spec(
         UsageError: one does not parse, or they exclude each other.
     """
     from kvload.errors import UsageError
-    from kvload.workloads.arrivals import ArrivalSpec, parse_ramps
     from kvload.workloads.durations import parse_duration
+    from kvload.workloads.schedule.arrivals import ArrivalSpec, parse_ramps
 
     number: float | None = None
     if rate is not None and rate != "inf":

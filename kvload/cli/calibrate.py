@@ -20,8 +20,8 @@ def calibrate(
     """Measure the client's own error and cost at a given load, against a mock server whose timing is known."""
     import json
 
-    from kvload.workloads.calibrate import Load
-    from kvload.workloads.calibrate import calibrate as measure
+    from kvload.workloads.calibration.calibrate import Load
+    from kvload.workloads.calibration.calibrate import calibrate as measure
     from kvload.workloads.durations import parse_duration
 
     load = Load(

@@ -8,7 +8,7 @@ import typer
 from kvload.cli.replay import Mode, TooLong
 
 if TYPE_CHECKING:
-    from kvload.analysis.capacity import Attempt, Capacity
+    from kvload.analysis.run.capacity import Attempt, Capacity
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,12 +38,12 @@ def capacity(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Find the highest request rate at which enough requests meet their limits."""
-    from kvload.analysis.capacity import search
-    from kvload.analysis.slo import parse_slo
+    from kvload.analysis.run.capacity import search
+    from kvload.analysis.run.slo import parse_slo
     from kvload.cli.replay_display import Display
-    from kvload.replaying import Listener, ReplayOptions, default_out
-    from kvload.workloads.arrivals import ArrivalSpec
-    from kvload.workloads.samples import trace_path
+    from kvload.experiment.replay import Listener, ReplayOptions, default_out
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
+    from kvload.workloads.traces.samples import trace_path
 
     limits = parse_slo(slo)
     path = trace_path(trace)
@@ -73,10 +73,10 @@ def capacity(
 
 
 def _attempt(options: Any, listener: Any, rate_rps: float) -> "Attempt":
-    from kvload.analysis.capacity import Attempt
-    from kvload.analysis.report import build
+    from kvload.analysis.run.capacity import Attempt
+    from kvload.analysis.run.summary import summarise
     from kvload.errors import ServerError, UsageError
-    from kvload.replaying import replay_once
+    from kvload.experiment.replay import replay_once
 
     run = replay_once(options, listener)
     manifest = run.manifest()
@@ -84,7 +84,7 @@ def _attempt(options: Any, listener: Any, rate_rps: float) -> "Attempt":
         raise KeyboardInterrupt
     if manifest.partial:
         raise ServerError(f"the attempt did not come to its end: {manifest.ended}", where=str(run.path))
-    reached = build(run).attainment
+    reached = summarise(run).attainment
     if reached is None:
         raise UsageError("a capacity needs limits on single requests", where="--slo", hint="ttft=500ms,tpot=50ms")
     listener.on_notice(f"  {reached.met} of {reached.sent} met all limits")

@@ -77,7 +77,7 @@ def compare(
 ) -> None:
     """Replay one trace under several methods and compare request by request."""
     from kvload.analysis import gates
-    from kvload.analysis.slo import parse_slo
+    from kvload.analysis.run.slo import parse_slo
     from kvload.cli.arrival_options import arrival_spec
     from kvload.cli.compare_runs import Outcome, existing_arms, make_runs, show, show_experiment
     from kvload.cli.replay import parse_header
@@ -154,7 +154,7 @@ def _plan(
 
     from kvload.errors import TraceError, UsageError
     from kvload.experiment.plan import ExperimentPlan, make_arms
-    from kvload.workloads.samples import trace_path
+    from kvload.workloads.traces.samples import trace_path
 
     urls: dict[str, str] = {}
     for text in arms:

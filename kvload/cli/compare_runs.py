@@ -13,7 +13,7 @@ from kvload.errors import UsageError
 
 if TYPE_CHECKING:
     from kvload.analysis.gates import Gate
-    from kvload.analysis.pairs import ArmRuns
+    from kvload.analysis.records.pairs import ArmRuns
     from kvload.experiment.plan import ExperimentPlan, PlannedRun
 
 
@@ -42,8 +42,8 @@ def make_runs(
     """
     from kvload.cli.replay_display import Display
     from kvload.experiment import plan as plans
+    from kvload.experiment.replay import Listener
     from kvload.experiment.run import Watcher, pending, run_all, trace_copy
-    from kvload.replaying import Listener
 
     folder = out or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-compare"
     is_new = plan is not None
@@ -92,7 +92,7 @@ def show_experiment(plan: "ExperimentPlan", folder: Path, outcome: Outcome) -> N
 
 def experiment_arms(plan: "ExperimentPlan", folder: Path) -> "list[ArmRuns]":
     """The arms of a finished experiment."""
-    from kvload.analysis.pairs import ArmRuns
+    from kvload.analysis.records.pairs import ArmRuns
     from kvload.experiment.run import completed
 
     runs = completed(plan, folder)
@@ -106,7 +106,7 @@ def existing_arms(folders: Sequence[Path], baseline: str | None, floor: Path | N
         UsageError: fewer than two runs, or a baseline that is not among them.
         RunDirError: a folder holds no run.
     """
-    from kvload.analysis.pairs import ArmRuns
+    from kvload.analysis.records.pairs import ArmRuns
     from kvload.rundir import RunDir
 
     runs = {path: RunDir.open(path) for path in folders}
@@ -141,7 +141,7 @@ def show(
     """
 
     from kvload.analysis import gates
-    from kvload.analysis.compare import compare
+    from kvload.analysis.comparison.compare import compare
     from kvload.analysis.report import compare_json, compare_terminal, html_compare
     from kvload.cli.console import report_console
     from kvload.experiment.negatives import NEGATIVES_NAME, write_negatives
@@ -184,8 +184,8 @@ def _names(runs: Mapping[Path, Any]) -> dict[Path, str]:
 def _show_plan(plan: "ExperimentPlan", trace: Path, runs: "Sequence[PlannedRun]") -> None:
     import msgspec
 
-    from kvload.workloads.arrivals import ArrivalSpec
-    from kvload.workloads.schedule import load_schedule
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
+    from kvload.workloads.schedule.build import load_schedule
 
     schedule = load_schedule(
         trace,

@@ -20,8 +20,8 @@ def logs(
 
     from kvload.config import state_dir
     from kvload.errors import UsageError
-    from kvload.servers import registry
-    from kvload.servers.starting import LogFollower
+    from kvload.servers.lifecycle import registry
+    from kvload.servers.lifecycle.starting import LogFollower
 
     if name is None:
         entries = registry.entries()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from kvload.servers.offers import Listed
+    from kvload.servers.engines.offers import Listed
 
 app = typer.Typer(add_completion=False)
 
@@ -20,7 +20,7 @@ def methods(
     import json
 
     from kvload.errors import UsageError
-    from kvload.servers.offers import listed
+    from kvload.servers.engines.offers import listed
 
     rows = listed()
     if name is not None:
@@ -58,7 +58,7 @@ def _as_dict(row: "Listed") -> dict[str, Any]:
 
 
 def _times(size: float) -> str:
-    from kvload.servers.offers import uncompressed_bytes
+    from kvload.servers.engines.offers import uncompressed_bytes
 
     return f"{uncompressed_bytes() / size:.2f}"
 
@@ -68,7 +68,7 @@ def _print_table(rows: "list[Listed]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from kvload.servers.offers import CLAIM_HEAD_DIM, CLAIM_TOKENS
+    from kvload.servers.engines.offers import CLAIM_HEAD_DIM, CLAIM_TOKENS
 
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -29,9 +29,9 @@ def quality(
 ) -> None:
     import numpy as np
 
-    from kvload.analysis.negatives import parse_gate, parse_thetas
-    from kvload.analysis.quality import assess
-    from kvload.analysis.score_files import as_table, read_scores
+    from kvload.analysis.quality.assess import assess
+    from kvload.analysis.quality.negatives import parse_gate, parse_thetas
+    from kvload.analysis.quality.score_files import as_table, read_scores
     from kvload.errors import UsageError
 
     if (export is None) != (trace is None):
@@ -46,10 +46,10 @@ def quality(
         rng=np.random.default_rng(seed),
     )
     if export is not None and trace is not None:
-        from kvload.workloads.formats import read_trace
-        from kvload.workloads.pick import pick
-        from kvload.workloads.samples import trace_path
-        from kvload.workloads.trace import write_trace_file
+        from kvload.workloads.traces.formats import read_trace
+        from kvload.workloads.traces.pick import pick
+        from kvload.workloads.traces.samples import trace_path
+        from kvload.workloads.traces.trace import write_trace_file
 
         path = trace_path(trace)
         count = write_trace_file(pick(lambda: read_trace(path), found.negative_ids(table)), export)
@@ -60,7 +60,7 @@ def quality(
         print(json.dumps(found.as_dict(), indent=2))
         return
 
-    from kvload.analysis.quality_text import print_quality
+    from kvload.analysis.report.quality_text import print_quality
     from kvload.cli.console import report_console
 
     print_quality(found, report_console())

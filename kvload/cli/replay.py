@@ -105,14 +105,14 @@ def replay(
     from kvload.cli.arrival_options import arrival_spec
     from kvload.cli.replay_display import Display
     from kvload.errors import ExitStatus, UsageError
-    from kvload.replaying import Listener, ReplayOptions, replay_once
+    from kvload.experiment.replay import Listener, ReplayOptions, replay_once
     from kvload.workloads.durations import parse_duration, parse_limits
-    from kvload.workloads.samples import trace_path
+    from kvload.workloads.traces.samples import trace_path
 
     headers = dict(parse_header(text) for text in header or [])
     if worker:
-        from kvload.workloads.headers import request_headers
-        from kvload.workloads.remote import run_worker
+        from kvload.workloads.run.headers import request_headers
+        from kvload.workloads.swarm.remote import run_worker
 
         return run_worker(master_host, master_port, request_headers(headers))
     names, more_limits = _trace_and_limits(words or [])
@@ -185,10 +185,11 @@ def _report(run: Any, *, as_json: bool) -> Any:
     import json
     import sys
 
-    from kvload.analysis.report import build, json_report, terminal
+    from kvload.analysis.report import json_report, terminal
+    from kvload.analysis.run.summary import summarise
     from kvload.cli.console import report_console
 
-    report = build(run)
+    report = summarise(run)
     if as_json:
         json.dump(json_report.as_dict(report), sys.stdout, indent=2, ensure_ascii=False)
         print(flush=True)

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from kvload.workloads.live import Progress
+    from kvload.workloads.run.live import Progress
 
 
 class Display:

@@ -26,13 +26,14 @@ def report(
     import sys
 
     from kvload.analysis import gates
-    from kvload.analysis.report import build, html_report, json_report, terminal
-    from kvload.analysis.slo import parse_slo
+    from kvload.analysis.report import html_report, json_report, terminal
+    from kvload.analysis.run.slo import parse_slo
+    from kvload.analysis.run.summary import summarise
     from kvload.cli.console import report_console
     from kvload.rundir import RunDir
 
     conditions = [gates.parse(text) for text in fail_if or []]
-    built = build(RunDir.open(run), slo_limits=parse_slo(slo) if slo else None, level=level)
+    built = summarise(RunDir.open(run), slo_limits=parse_slo(slo) if slo else None, level=level)
     if json_output:
         json.dump(json_report.as_dict(built), sys.stdout, indent=2, ensure_ascii=False)
         print()

@@ -13,7 +13,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on s
     import json
     import time
 
-    from kvload.servers import registry
+    from kvload.servers.lifecycle import registry
 
     entries = registry.entries()
     if as_json:

@@ -16,7 +16,8 @@ def stop(
     from rich.console import Console
 
     from kvload.errors import UsageError
-    from kvload.servers import launcher, registry
+    from kvload.servers import launcher
+    from kvload.servers.lifecycle import registry
 
     console = Console(stderr=True, highlight=False)
     known = registry.entries()

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kvload.workloads.selection import Selection
-    from kvload.workloads.trace import TraceRequest
+    from kvload.workloads.traces.selection import Selection
+    from kvload.workloads.traces.trace import TraceRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -54,10 +54,10 @@ def describe(
 ) -> None:
     import json
 
-    from kvload.workloads.convert import Conversion, ConversionCounts, convert
-    from kvload.workloads.describe import describe as described
-    from kvload.workloads.formats import find_format, read_trace
-    from kvload.workloads.samples import trace_path
+    from kvload.workloads.traces.convert import Conversion, ConversionCounts, convert
+    from kvload.workloads.traces.describe import describe as described
+    from kvload.workloads.traces.formats import find_format, read_trace
+    from kvload.workloads.traces.samples import trace_path
 
     path = trace_path(trace)
     found_format = find_format(path, format_name)
@@ -68,7 +68,7 @@ def describe(
         print(json.dumps({"trace": str(path), "format": found_format.name, **found.as_dict()}, indent=2))
         return
     from kvload.cli.console import report_console
-    from kvload.workloads.describe_text import print_description
+    from kvload.workloads.traces.describe_text import print_description
 
     print_description(trace, found_format, found, report_console())
 
@@ -92,9 +92,9 @@ def convert_trace(
 ) -> None:
     from dataclasses import replace
 
-    from kvload.workloads.convert import Conversion, ConversionCounts, common_factor, convert
-    from kvload.workloads.formats import read_trace
-    from kvload.workloads.samples import trace_path
+    from kvload.workloads.traces.convert import Conversion, ConversionCounts, common_factor, convert
+    from kvload.workloads.traces.formats import read_trace
+    from kvload.workloads.traces.samples import trace_path
 
     conversion = Conversion(
         selection=_selection(start, end, limit, sample, seed),
@@ -132,8 +132,8 @@ def sample_trace(
     context: Annotated[str, typer.Option(help="With --probe: prompt lengths in turn, by comma: 512,2k.")] = "1k",
     output: Output = None,
 ) -> None:
-    from kvload.workloads import synthetic
     from kvload.workloads.durations import parse_duration
+    from kvload.workloads.schedule import synthetic
 
     spec = synthetic.SyntheticSpec(
         requests=requests,
@@ -148,7 +148,7 @@ def sample_trace(
         seed=seed,
     )
     if probe:
-        from kvload.servers.probe.generator import generate
+        from kvload.servers.probe.tasks.generator import generate
 
         lengths = synthetic.parse_lengths(context, flag="--context")
         made = [generate(tasks.split(","), length, -(-requests // len(lengths)), seed) for length in lengths]
@@ -161,7 +161,7 @@ def sample_trace(
 
 def _selection(start: str, end: str | None, limit: int | None, sample: float, seed: int) -> "Selection":
     from kvload.workloads.durations import parse_duration
-    from kvload.workloads.selection import Selection
+    from kvload.workloads.traces.selection import Selection
 
     start_s = parse_duration(start, flag="--start")
     end_s = None if end is None else parse_duration(end, flag="--end")
@@ -169,7 +169,7 @@ def _selection(start: str, end: str | None, limit: int | None, sample: float, se
 
 
 def _write(requests: "Iterable[TraceRequest]", path: Path | None) -> int:
-    from kvload.workloads.trace import write_trace, write_trace_file
+    from kvload.workloads.traces.trace import write_trace, write_trace_file
 
     if path is not None:
         return write_trace_file(requests, path)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvload.analysis.comparison import Comparison
-    from kvload.analysis.pairs import ArmRuns
+    from kvload.analysis.comparison.model import Comparison
+    from kvload.analysis.records.pairs import ArmRuns
 
 NEGATIVES_NAME = "negatives.jsonl"
 
@@ -49,8 +49,8 @@ def write_negatives(
             for record, _ in run.records():
                 if repeats.get(record.request_id) == repeat:
                     wanted[record.request_id]["answers"][arm.name] = record.text
-    from kvload.workloads.formats import read_trace
-    from kvload.workloads.pick import pick
-    from kvload.workloads.trace import write_trace_file
+    from kvload.workloads.traces.formats import read_trace
+    from kvload.workloads.traces.pick import pick
+    from kvload.workloads.traces.trace import write_trace_file
 
     return write_trace_file(pick(lambda: read_trace(trace, trace_format), wanted), target)

@@ -10,7 +10,7 @@ import msgspec
 
 from kvload.errors import ServerError, UsageError
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
-from kvload.replaying import Listener, ReplayOptions, replay_once
+from kvload.experiment.replay import Listener, ReplayOptions, replay_once
 from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _server(arm: Arm, plan: ExperimentPlan, watcher: Watcher, *, verify: bool) -
 def _options(
     plan: ExperimentPlan, out: Path, arm: Arm, run: PlannedRun, server: str | None, headers: Mapping[str, str]
 ) -> ReplayOptions:
-    from kvload.workloads.arrivals import ArrivalSpec
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
 
     given = dict(plan.replay)
     arrivals = msgspec.convert(given.pop("arrivals", {}), ArrivalSpec)

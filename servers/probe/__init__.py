@@ -1,6 +1,6 @@
 """The probe: a small language model trained to answer from its context, its tasks and its tokenizer.
 
-``kvload.servers.probe.generator`` makes scored questions by seed, ``MODEL_DIR`` is the trained model that any
+``kvload.servers.probe.tasks.generator`` makes scored questions by seed, ``MODEL_DIR`` is the trained model that any
 server of Llama models can load.
 """
 

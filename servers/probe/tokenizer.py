@@ -12,10 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kvload.servers.probe.generator import TASKS, build_document, generate
-from kvload.servers.probe.smalltalk import SMALLTALK
-from kvload.servers.probe.texts import PRETOKEN
-from kvload.servers.probe.words import NAMES, NOUNS, PLACES
+from kvload.servers.probe.tasks.generator import TASKS, build_document, generate
+from kvload.servers.probe.tasks.texts import PRETOKEN
+from kvload.servers.probe.tasks.words import NAMES, NOUNS, PLACES
+from kvload.servers.probe.training.smalltalk import SMALLTALK
 
 PAD, BEGIN, END, USER, ASSISTANT, SYSTEM = SPECIALS = (
     "<|pad|>",

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from synthetic import manifest, mixed
 
-from kvload.analysis.pairs import LoadedArm, LoadedRun
-from kvload.analysis.table import RecordTable, load
+from kvload.analysis.records.pairs import LoadedArm, LoadedRun
+from kvload.analysis.records.table import RecordTable, load
+from tests.analysis.synthetic import manifest, mixed
 
 
 def answered(folder: Path, count: int) -> RecordTable:

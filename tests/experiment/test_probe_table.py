@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kvload.experiment.probe_table import table
+from kvload.scripts.probe_table import table
 
 
 def arm(name: str, *, baseline: bool = False, answered: int = 4, tokens: float = 10.0) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from types import ModuleType
 
 import pytest
 
-from kvload.servers import adapter, registry
+from kvload.servers.engines import base
 from kvload.servers.launcher import LaunchEvent, LaunchRequest, launch
-from kvload.servers.registry import ServerEntry
-from kvload.servers.stopping import stop
+from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.lifecycle.stopping import stop
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "kvload_fake_engine", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(adapter, "ENGINES", {**adapter.ENGINES, "fake": "kvload_fake_engine:FakeAdapter"})
+    monkeypatch.setattr(base, "ENGINES", {**base.ENGINES, "fake": "kvload_fake_engine:FakeAdapter"})
     return module
 
 

@@ -34,12 +34,12 @@ class FakeAdapter:
     options: tuple[str, ...] = field(default_factory=tuple)
 
     def find(self, *_: Any) -> Any:
-        from kvload.servers.adapter import Build
+        from kvload.servers.engines.base import Build
 
         return Build("fake", sys.executable, "1.0", "cpu")
 
     def plan(self, request: Any, port: int, *_: Any) -> Any:
-        from kvload.servers.adapter import LaunchPlan
+        from kvload.servers.engines.base import LaunchPlan
 
         command = (sys.executable, __file__, "--port", str(port), *request.engine_args)
         return LaunchPlan(command=command, env={"FAKE_ENGINE": "1"}, served_name="fake")

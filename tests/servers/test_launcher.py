@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from kvload.errors import ServerError, UsageError
-from kvload.servers import registry
 from kvload.servers.launcher import LaunchEvent, reset_prefix_cache
-from kvload.servers.process import is_alive, session_members, start_mark
-from kvload.servers.registry import ServerEntry
-from kvload.servers.starting import StartFailedError, free_port
-from kvload.servers.stopping import stop
+from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle.process import is_alive, session_members, start_mark
+from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.lifecycle.starting import StartFailedError, free_port
+from kvload.servers.lifecycle.stopping import stop
 
 
 def wait_for(condition, seconds: float = 10.0) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvload.cli.main import run
-from kvload.servers import registry
+from kvload.servers.lifecycle import registry
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 
 from kvload.errors import KvloadError
 from kvload.servers import launcher
-from kvload.servers.adapter import LaunchRequest, adapter
-from kvload.servers.machine import look
-from kvload.servers.verify import VerificationFailedError
+from kvload.servers.engines.base import LaunchRequest, adapter
+from kvload.servers.host.machine import look
+from kvload.servers.verification.verify import VerificationFailedError
 
 HEADINGS = ("dtype", "verdict", "pool / claimed", "error / context's effect", "nats a token", "why")
 

@@ -17,15 +17,15 @@ import pytest
 from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.rundir import RunDir
-from kvload.servers import registry
-from kvload.servers.http_client import request as http_request
+from kvload.servers.host.machine import look
 from kvload.servers.launcher import LaunchEvent, LaunchRequest, launch, reset_prefix_cache, stop
-from kvload.servers.machine import look
-from kvload.servers.process import session_members
-from kvload.servers.registry import ServerEntry
-from kvload.servers.scrape import sample_once
-from kvload.servers.starting import StartFailedError
-from kvload.servers.verify import VerificationFailedError, load_baseline
+from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle.process import session_members
+from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.lifecycle.starting import StartFailedError
+from kvload.servers.verification.verify import VerificationFailedError, load_baseline
+from kvload.servers.watch.http import request as http_request
+from kvload.servers.watch.scrape import sample_once
 
 PYTHON = os.environ.get("KVLOAD_VLLM_PYTHON", ".venv-vllm")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvload.errors import KvloadError
-from kvload.servers.probe.generator import TASKS, ProbeSample, generate
+from kvload.servers.probe.tasks.generator import TASKS, ProbeSample, generate
 
 COUNT = 6
 

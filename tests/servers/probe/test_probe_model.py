@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from kvload.errors import KvloadError
-from kvload.servers.probe import MODEL_DIR, evaluate
-from kvload.servers.probe.generator import generate
+from kvload.servers.probe import MODEL_DIR
+from kvload.servers.probe.tasks.generator import generate
+from kvload.servers.probe.training import evaluate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -42,8 +43,8 @@ def test_held_out_questions_are_answered_and_ended(respondent: evaluate.Responde
 
 
 def test_training_network_computes_what_transformers_computes(tmp_path: Path) -> None:
-    from kvload.servers.probe.export import agreement, export
-    from kvload.servers.probe.network import ProbeNetwork, Shape
+    from kvload.servers.probe.training.export import agreement, export
+    from kvload.servers.probe.training.network import ProbeNetwork, Shape
 
     network = ProbeNetwork(Shape(hidden=64, layers=2, heads=4, inner=96), seed=3)
     with torch.no_grad():
@@ -56,8 +57,8 @@ def test_training_network_computes_what_transformers_computes(tmp_path: Path) ->
 def test_shipped_keys_have_the_outlier_channels() -> None:
     from safetensors.torch import load_file
 
-    from kvload.servers.probe.network import Shape
-    from kvload.servers.probe.outliers import outlier_pairs
+    from kvload.servers.probe.training.network import Shape
+    from kvload.servers.probe.training.outliers import outlier_pairs
 
     weights = load_file(MODEL_DIR / "model.safetensors")
     for layer, heads in enumerate(outlier_pairs(Shape())):
@@ -99,14 +100,14 @@ def test_table_goes_between_the_marks_of_the_card(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["int0", "window4", "float8", "kivi", "int4 ", "window99999"])
 def test_unknown_losses_are_refused(text: str) -> None:
-    from kvload.servers.probe.lossy import parse_loss
+    from kvload.servers.probe.training.lossy import parse_loss
 
     with pytest.raises(KvloadError, match="unknown cache loss"):
         parse_loss(text)
 
 
 def test_fake_quantisation_errs_by_at_most_half_a_step() -> None:
-    from kvload.servers.probe.lossy import fake_quantise, parse_loss
+    from kvload.servers.probe.training.lossy import fake_quantise, parse_loss
 
     x = torch.randn(1, 2, 320, 64, generator=torch.Generator().manual_seed(5))
     for bits in (2, 4, 8):

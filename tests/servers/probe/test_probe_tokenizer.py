@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvload.servers.probe import MODEL_DIR
-from kvload.servers.probe.generator import TASKS, generate
-from kvload.servers.probe.texts import token_count
+from kvload.servers.probe.tasks.generator import TASKS, generate
+from kvload.servers.probe.tasks.texts import token_count
+from kvload.servers.probe.tasks.words import ADJECTIVES, JOBS, NAMES, NOUNS, PLACES
 from kvload.servers.probe.tokenizer import SPECIALS, WordEncoder, build_vocabulary, tokenizer_files
-from kvload.servers.probe.words import ADJECTIVES, JOBS, NAMES, NOUNS, PLACES
 
 transformers = pytest.importorskip("transformers")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kvload.servers.probe.tokenizer import ASSISTANT_ID, END_ID, PAD_ID, USER_ID, WordEncoder, build_vocabulary
-from kvload.servers.probe.train import Recipe, parse
-from kvload.servers.probe.training_data import batches, make_batch
+from kvload.servers.probe.training.data import batches, make_batch
+from kvload.servers.probe.training.train import Recipe, parse
 
 torch = pytest.importorskip("torch")
 
@@ -35,7 +35,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
-    from kvload.servers.probe.muon import orthogonalise
+    from kvload.servers.probe.training.muon import orthogonalise
 
     rng = torch.Generator().manual_seed(2)
     for shape in ((3, 64, 32), (2, 32, 64)):
@@ -47,7 +47,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
 def test_curriculum_grows_and_rates_fall() -> None:
     from pathlib import Path
 
-    from kvload.servers.probe.trainer import rate_factor, row_lengths, rows_of
+    from kvload.servers.probe.training.trainer import rate_factor, row_lengths, rows_of
 
     recipe = Recipe(Path())
     lengths = row_lengths(recipe, 2000)
@@ -62,8 +62,8 @@ def test_curriculum_grows_and_rates_fall() -> None:
 
 
 def test_a_step_of_training_lowers_the_loss_of_its_batch() -> None:
-    from kvload.servers.probe.network import ProbeNetwork, Shape
-    from kvload.servers.probe.training_step import TrainingStep
+    from kvload.servers.probe.training.network import ProbeNetwork, Shape
+    from kvload.servers.probe.training.step import TrainingStep
 
     network = ProbeNetwork(Shape(hidden=64, layers=2, heads=2, kv_heads=1, inner=64), 1, torch.float32)
     step = TrainingStep(network, 0.02, 0.004, torch.device("cpu"), compiled=False, graphs=False)

@@ -1,0 +1,1 @@
+"""What several runs of one trace say beside each other."""

@@ -1,0 +1,1 @@
+"""Scores of answers, and the answers that got worse."""

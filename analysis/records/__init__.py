@@ -1,0 +1,1 @@
+"""Records as columns, their latencies and outcomes, and the pairs of two runs."""

@@ -1,0 +1,1 @@
+"""What one run says: its summary, SLO attainment, capacity, and whether to trust it."""

@@ -1,0 +1,367 @@
+"""One replay, from options to a complete run folder: what ``kvload replay`` does, and ``compare`` for each arm."""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from kvload import __version__
+from kvload.errors import KvloadError, UsageError
+from kvload.records import RunManifest, ServerInfo, ServerSample
+from kvload.rundir import RunDir
+
+if TYPE_CHECKING:
+    from kvload.servers.lifecycle.registry import ServerEntry
+    from kvload.workloads.run.live import Progress
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
+    from kvload.workloads.schedule.build import Schedule
+    from kvload.workloads.schedule.request import PlannedRequest
+
+SCRAPE_EVERY_S = 0.5
+CALIBRATED_FROM_S = 30.0
+"""A run this long is worth the ten seconds of a calibration."""
+
+_SCHEDULE_OPTIONS = (
+    "default_max_tokens",
+    "too_long",
+    "scale_input",
+    "limit",
+    "sample",
+    "sampling",
+    "return_token_ids",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """What a replay is told by its user; see ``kvload replay --help`` for each.
+
+    Attributes:
+        server: name of a launched server; the only one where this and ``url`` are None.
+        url: any OpenAI-compatible server instead.
+        arrivals: when requests are due; as recorded where None.
+        slo: limits in seconds by metric.
+        model: the name to ask for; the server's first where None.
+        max_model_len: the server's limit; as it says itself where None.
+        token_range: ids of made-up prompts; made from the vocabulary's size where None.
+        reset_cache: empty a launched server's prefix cache before the run.
+        calibrate: measure the client's own error first; where None, before runs of :data:`CALIBRATED_FROM_S` or more.
+        arm, repeat: this run's place in a comparison.
+    """
+
+    trace: Path
+    server: str | None = None
+    url: str | None = None
+    format: str | None = None
+    sort: bool = False
+    mode: Literal["free", "forced"] = "free"
+    arrivals: "ArrivalSpec | None" = None
+    slo: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    out: Path | None = None
+    model: str | None = None
+    max_model_len: int | None = None
+    default_max_tokens: int | None = None
+    too_long: Literal["error", "drop", "cap", "scale"] = "error"
+    scale_input: float = 1.0
+    limit: int | None = None
+    sample: float = 1.0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    return_token_ids: bool = False
+    token_range: tuple[int, int] | None = None
+    warmups: int = 0
+    workers: int = 1
+    timeout_s: float | None = 600.0
+    drain_s: float = 120.0
+    max_concurrency: int | None = None
+    concurrency: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    verify: bool = True
+    web_host: str = "127.0.0.1"
+    web_port: int | None = None
+    master_host: str | None = None
+    master_port: int = 5557
+    remote_workers: int = 0
+    reset_cache: bool = True
+    calibrate: bool | None = None
+    arm: str | None = None
+    repeat: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what happens: progress many times, sentences now and then, once that the run folder is complete.
+
+    With a web page that is before the page is closed.
+    """
+
+    on_progress: "Callable[[Progress], None]" = lambda _progress: None
+    on_notice: Callable[[str], None] = lambda _text: None
+    on_complete: Callable[[RunDir], None] = lambda _run: None
+
+
+def replay_once(options: ReplayOptions, listener: Listener | None = None) -> RunDir:
+    """Replay a trace against a server and return the complete run folder.
+
+    How it ended stands in the manifest (``partial``, ``ended``); an interrupted run is returned, not raised.
+
+    Raises:
+        UsageError, TraceError: options or trace cannot be used.
+        ServerError: no such server, or it does not answer, before anything was sent.
+    """
+    return _OneReplay(options, listener or Listener()).run()
+
+
+def default_out(trace: Path) -> Path:
+    """``runs/<time>-<trace>``, a folder that does not exist yet."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", trace.stem) or "run"
+    base = Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{name}"
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+def check_token_ids(server: ServerInfo, planned: "Sequence[PlannedRequest]") -> None:
+    """Refuse to ask a server for token ids where it is known to refuse every request that does.
+
+    Raises:
+        UsageError: SGLang gives no token ids of a streamed chat (seen on 0.5.17).
+    """
+    if server.engine == "sglang" and any(request.path.endswith("/chat/completions") for request in planned):
+        raise UsageError(
+            "SGLang gives no token ids of a streamed chat",
+            where="--token-ids",
+            hint="leave it out; prompts of token ids or plain text go another way and have them",
+        )
+
+
+class _OneReplay:
+    def __init__(self, options: ReplayOptions, listener: Listener) -> None:
+        self.options = options
+        self.listener = listener
+        from kvload.workloads.run.headers import request_headers
+
+        self.headers = request_headers(options.headers)
+        self.entry: ServerEntry | None = None
+        self.vocabulary: int | None = None
+        self._scraping = ExitStack()
+
+    def run(self) -> RunDir:
+        from kvload.workloads.run.plan import ReplayPlan
+        from kvload.workloads.run.replay import Hooks, Replay
+
+        options = self.options
+        server = self._find_server()
+        schedule = self._schedule(server)
+        if options.return_token_ids:
+            check_token_ids(server, schedule.planned)
+        for note in schedule.notes:
+            self.listener.on_notice(note)
+        plan = ReplayPlan(
+            planned=schedule.planned,
+            url=server.url,
+            headers=self.headers,
+            workers=options.workers,
+            timeout_s=options.timeout_s,
+            drain_s=options.drain_s,
+            max_concurrency=options.max_concurrency,
+            concurrency=options.concurrency,
+            slo=options.slo,
+            web_host=options.web_host,
+            web_port=options.web_port,
+            master_host=options.master_host,
+            master_port=options.master_port,
+            remote_workers=options.remote_workers,
+            verify=options.verify,
+        )
+        run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
+        calibration = self._calibrate(schedule)
+        notes = [*options.notes, *self._warm_up(schedule, server)]
+        server = self._reset_cache(server)
+        run.update_manifest(server=server, notes=notes, calibration=calibration)
+        log_start = self._log_size()
+
+        def scrape(sample: ServerSample) -> None:
+            run.append_scrape(sample)
+            replay.show_sample(sample)
+
+        def start(zero_monotonic: float) -> None:
+            from kvload.servers.watch.scrape import Scraper
+
+            scraper = Scraper(server.url, server.engine, SCRAPE_EVERY_S, zero_monotonic, scrape, headers=self.headers)
+            self._scraping.enter_context(scraper)
+
+        hooks = Hooks(
+            on_progress=self.listener.on_progress,
+            on_start=start,
+            on_notice=self.listener.on_notice,
+            on_end=self._scraping.close,
+            on_complete=lambda: self._complete(run, log_start),
+            is_server_dead=lambda: self._is_dead(server),
+        )
+        replay = Replay(plan, run, hooks)
+        # it keeps of the schedule what it needs; the prompts need not stay in memory while it runs
+        del plan, schedule
+        try:
+            replay.run()
+        finally:
+            self._scraping.close()
+        return run
+
+    def _complete(self, run: RunDir, log_start: int) -> None:
+        self._keep_log(run, log_start)
+        self.listener.on_complete(run)
+
+    def _find_server(self) -> ServerInfo:
+        from kvload.servers.lifecycle import registry
+        from kvload.servers.watch import discover
+
+        options = self.options
+        if options.url is not None:
+            if options.server is not None:
+                raise UsageError("give one of them", where="--server, --url")
+            info = discover.server_info(options.url, self.headers)
+            self.vocabulary = discover.vocab_size(info.url, self.headers)
+        else:
+            self.entry = registry.find(options.server)
+            self.vocabulary = self.entry.vocab_size
+            info = self.entry.info
+        if options.model is not None:
+            info = msgspec.structs.replace(info, model=options.model)
+        if options.max_model_len is not None:
+            info = msgspec.structs.replace(info, max_model_len=options.max_model_len)
+        return info
+
+    def _schedule(self, server: ServerInfo) -> "Schedule":
+        from kvload.workloads.schedule.build import load_schedule
+        from kvload.workloads.schedule.prompts import PromptSpec
+
+        options = self.options
+        if options.token_range is not None:
+            prompts = PromptSpec(options.seed, *options.token_range)
+        elif self.vocabulary is not None:
+            prompts = PromptSpec.for_vocabulary(self.vocabulary, options.seed)
+        else:
+            prompts = PromptSpec(options.seed)
+        return load_schedule(
+            options.trace,
+            format=options.format,
+            sort=options.sort,
+            model=server.model or "",
+            mode=options.mode,
+            arrivals=options.arrivals,
+            prompts=prompts,
+            max_model_len=server.max_model_len,
+            **{name: getattr(options, name) for name in _SCHEDULE_OPTIONS},
+        )
+
+    def _manifest(self, server: ServerInfo, schedule: "Schedule") -> RunManifest:
+        options = self.options
+        return RunManifest(
+            run_id=f"{time.time_ns():x}",
+            kvload_version=__version__,
+            server=server,
+            trace=schedule.trace,
+            mode=options.mode,
+            seed=options.seed,
+            arrivals=schedule.arrivals | ({"concurrency": options.concurrency} if options.concurrency else {}),
+            planned=len(schedule.planned),
+            slo=dict(options.slo),
+            warmups=options.warmups,
+            timeout_s=options.timeout_s,
+            max_concurrency=options.max_concurrency or options.concurrency,
+            arm=options.arm,
+            repeat=options.repeat,
+        )
+
+    def _warm_up(self, schedule: "Schedule", server: ServerInfo) -> list[str]:
+        if not self.options.warmups:
+            return []
+        from kvload.workloads.run.warmup import warm_up
+
+        self.listener.on_notice(f"warming up with {self.options.warmups} requests")
+        problems = warm_up(
+            schedule.planned,
+            server.url,
+            self.options.warmups,
+            headers=self.headers,
+            timeout_s=self.options.timeout_s,
+            verify=self.options.verify,
+        )
+        for problem in problems:
+            self.listener.on_notice(problem)
+        return problems
+
+    def _reset_cache(self, server: ServerInfo) -> ServerInfo:
+        """Empty the prefix cache of a server we launched: warm-ups and former runs would make it faster than it is."""
+        if self.entry is None or not self.options.reset_cache:
+            return server
+        from kvload.servers.launcher import reset_prefix_cache
+
+        try:
+            done = reset_prefix_cache(self.entry)
+        except KvloadError as error:
+            self.listener.on_notice(f"the prefix cache was not emptied: {error.message}")
+            return server
+        return msgspec.structs.replace(server, prefix_cache=done)
+
+    def _calibrate(self, schedule: "Schedule") -> dict[str, Any] | None:
+        """The client's own error at this run's load; None where it is not to be measured."""
+        from kvload.workloads.calibration.cache import calibrate_once
+        from kvload.workloads.calibration.calibrate import load_of
+
+        options = self.options
+        if options.calibrate is False or not schedule.planned:
+            return None
+        load = load_of(schedule.planned, options.concurrency)
+        if options.calibrate is None:
+            # workers elsewhere are on machines that this one knows nothing of
+            elsewhere = options.master_host is not None or options.workers < 1
+            if elsewhere or len(schedule.planned) / load.rate < CALIBRATED_FROM_S:
+                return None
+        try:
+            return calibrate_once(
+                load,
+                workers=max(options.workers, 1),
+                on_measure=lambda: self.listener.on_notice("calibrating the client against the mock server"),
+            )
+        except KvloadError as error:
+            if options.calibrate:
+                raise
+            self.listener.on_notice(f"the client was not calibrated: {error.message}")
+            return None
+
+    def _is_dead(self, server: ServerInfo) -> str | None:
+        """Why the server is certainly gone; None if it is there, or may be."""
+        from kvload.errors import ServerError
+        from kvload.servers.lifecycle import registry
+        from kvload.servers.watch.http import request
+
+        if self.entry is not None and registry.state_of(self.entry) == "dead":
+            return registry.why_dead(self.entry).message
+        try:
+            answer = request(f"{server.url}/health", headers=self.headers, timeout_s=5.0)
+        except ServerError as error:
+            return error.message
+        return "/health answers 503" if answer.status == 503 else None
+
+    def _log_size(self) -> int:
+        if self.entry is None or not self.entry.log.exists():
+            return 0
+        return self.entry.log.stat().st_size
+
+    def _keep_log(self, run: RunDir, start: int) -> None:
+        if self.entry is None or not self.entry.log.exists():
+            return
+        with self.entry.log.open("rb") as log:
+            log.seek(start)
+            run.server_log_path.write_bytes(log.read(16 << 20))

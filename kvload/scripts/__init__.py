@@ -1,0 +1,1 @@
+"""Programs behind make: the demonstration and the probe's table."""

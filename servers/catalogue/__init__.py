@@ -1,0 +1,1 @@
+"""What compression methods there are: their options, their claims, what they keep."""

@@ -1,0 +1,28 @@
+"""The compression methods, one file each: how tokens are written into pages, and which tokens stay."""
+
+import importlib
+from typing import Any
+
+from kvload.errors import UsageError
+from kvload.servers.catalogue.methods import METHODS, MethodSpec
+
+
+def build_method(spec: MethodSpec, seed: int = 0) -> Any:
+    """The method's dataclass with its options filled in.
+
+    Args:
+        spec: as ``parse_method`` returns it.
+        seed: handed to methods that declare a field of that name.
+
+    Raises:
+        UsageError: the embedded engine does not offer the method.
+    """
+    row = METHODS.get(spec.name)
+    if row is None or not row.implementation:
+        raise UsageError(f"the embedded engine has no method '{spec.name}'", hint="kvload methods lists them")
+    module, _, name = row.implementation.partition(".")
+    method = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    options = dict(row.fixed) | {option.name: spec.options.get(option.name, option.default) for option in row.options}
+    if "seed" in method.__dataclass_fields__:
+        options["seed"] = seed
+    return method(**options)

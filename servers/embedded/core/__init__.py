@@ -1,0 +1,1 @@
+"""The engine's core: sequences, the scheduler, the runner, sampling and text."""

@@ -1,0 +1,135 @@
+"""Which tokens the next step computes: continuous batching with chunked prefill over a fixed pool of pages."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from kvload.servers.embedded.cache.api import KVCache
+from kvload.servers.embedded.core.sequence import Sequence
+
+PROMPT_LOGPROB_CHUNK = 256
+"""Prompt tokens a step computes of a request that wants prompt log probabilities: each needs a row of logits."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One sequence's part of a step: its tokens ``start .. start + count``."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the chunk reaches the last known token, so that the next one can be sampled."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """First come, first served; the newest gives way.
+
+    Every step takes, in this order: one token of each decoding sequence, the next chunk of prompts already begun, then
+    waiting requests, oldest first, as long as there are free pages, places and token budget. A sequence that needs
+    a page when there is none takes those of the newest running one, which is computed again later. The oldest sequence
+    can thus always go on, and everything ends.
+
+    Args:
+        cache: the pool.
+        max_sequences: sequences running at once.
+        chunk_tokens: tokens of one step; larger than ``max_sequences``, so that prompts go on beside full decoding.
+    """
+
+    def __init__(self, cache: KVCache, *, max_sequences: int, chunk_tokens: int) -> None:
+        if max_sequences < 1 or chunk_tokens <= max_sequences:
+            raise ValueError(f"chunk_tokens ({chunk_tokens}) must be larger than max_sequences ({max_sequences}) > 0")
+        self.cache = cache
+        self.max_sequences = max_sequences
+        self.chunk_tokens = chunk_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new request."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a request that is finished, cancelled or failed, and free its pages. Twice is harmless."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """Choose the next step's chunks, pages reserved; empty if nothing can run.
+
+        Decoding sequences come first, each group oldest first.
+        """
+        chunks: dict[Sequence, Chunk] = {}
+        budget = self.chunk_tokens
+        preempted = self.preemptions
+        for sequence in [running for running in self.running if running.remaining == 1]:
+            if sequence.cache is not None and self._take(sequence, 1, chunks):
+                budget -= 1
+        for sequence in [running for running in self.running if running.remaining > 1]:
+            if sequence.cache is None or budget <= 0:
+                continue
+            count = self._chunk_size(sequence, budget)
+            if self._take(sequence, count, chunks):
+                budget -= count
+        while budget > 0 and self.waiting and len(self.running) < self.max_sequences and self.preemptions == preempted:
+            sequence = self.waiting[0]
+            begun = sum(running.remaining for running in self.running if running not in chunks)
+            begun += sum(len(chunk.sequence.tokens) - chunk.start - chunk.count for chunk in chunks.values())
+            if self.running and not self.cache.admits(len(sequence.tokens) + begun):
+                break
+            sequence.cache = self.cache.open()
+            count = self._chunk_size(sequence, budget)
+            if not self.cache.reserve(sequence.cache, count):
+                self._release(sequence)
+                break
+            self.waiting.popleft()
+            sequence.prefill_length = len(sequence.tokens)
+            self.running.append(sequence)
+            chunks[sequence] = Chunk(sequence, 0, count)
+            budget -= count
+        return list(chunks.values())
+
+    def advance(self, chunks: list[Chunk]) -> None:
+        """Note that a step has been computed."""
+        for chunk in chunks:
+            chunk.sequence.computed = chunk.start + chunk.count
+
+    def _chunk_size(self, sequence: Sequence, budget: int) -> int:
+        limit = budget if sequence.params.prompt_logprobs is None else min(budget, PROMPT_LOGPROB_CHUNK)
+        return min(sequence.remaining, limit)
+
+    def _take(self, sequence: Sequence, count: int, chunks: dict[Sequence, Chunk]) -> bool:
+        """Reserve pages for a running sequence, from newer ones if it must be; False if it has to give way itself."""
+        while not self.cache.reserve(sequence.cache, count):
+            victim = max(self.running, key=lambda running: running.number)
+            if victim is sequence and len(self.running) == 1:
+                break
+            chunks.pop(victim, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        else:
+            chunks[sequence] = Chunk(sequence, sequence.computed, count)
+            return True
+        return False
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.running.remove(victim)
+        self._release(victim)
+        if victim.generated == 0:
+            victim.prompt_rows.clear()
+        victim.preemptions += 1
+        self.preemptions += 1
+        self.waiting.appendleft(victim)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.cache is not None:
+            self.cache.close(sequence.cache)
+            sequence.cache = None
+        sequence.computed = 0

@@ -1,0 +1,1 @@
+"""The transformer as the engine runs it: loading, attention, what is supported."""

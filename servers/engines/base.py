@@ -1,0 +1,208 @@
+"""What the launcher asks of an engine: one :class:`Adapter` for each, and the table of them.
+
+An adapter knows how its engine is started, what it says while it loads, and what it can do. It starts nothing itself.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from kvload.errors import UsageError
+from kvload.servers.host.machine import Machine
+from kvload.servers.host.model_facts import ModelFacts
+from kvload.servers.probe import MODEL_DIR
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """A server as the user wants it.
+
+    Attributes:
+        model: a folder, or a name of the Hugging Face hub; the probe model where None.
+        engine: ``auto`` or a name in the table of adapters.
+        method: a method's name with options (``kivi-4:group=32``), or ``raw:NAME`` for an engine's own KV-cache dtype.
+        name: in the registry; made from engine and method where None.
+        port: a free one where None.
+        load_format: ``auto``, or ``dummy`` for random weights.
+        kv_memory: bytes of the KV cache; the adapter's default where None.
+        max_model_len: longest prompt and answer; the engine's own where None.
+        python: interpreter of the environment the engine is installed in; this one where None.
+        engine_args: passed to the engine as they are.
+        env: variables for the engine alone.
+        verify: check the cache's size and soundness against the baseline's before the server is handed over.
+        timeout_s: how long the start may take; the adapter's default where None.
+    """
+
+    model: str | None = None
+    engine: str = "auto"
+    method: str = "none"
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    load_format: str = "auto"
+    kv_memory: int | None = None
+    max_model_len: int | None = None
+    python: str | None = None
+    engine_args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    verify: bool = False
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """An engine as it is installed.
+
+    Attributes:
+        python: the interpreter it is started with.
+        version: None where it could not be read.
+        device: ``cpu`` or ``cuda``: what it will run on.
+        release: the version's numbers, empty where unknown.
+        dtypes: KV-cache dtypes it accepts, read from its source; None where that was not found.
+        problem: what is wrong with the installation, if something is.
+    """
+
+    engine: str
+    python: str
+    version: str | None
+    device: str
+    release: tuple[int, ...] = ()
+    dtypes: frozenset[str] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a method claims to hold: bytes per token over all layers and KV heads, and the baseline's for the same."""
+
+    bytes_per_token: float
+    baseline_bytes_per_token: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times more tokens than the baseline's the same memory holds."""
+        return self.baseline_bytes_per_token / self.bytes_per_token
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """How a server is started.
+
+    Attributes:
+        command: the whole command line.
+        env: variables set for it on top of the user's.
+        unset: variables taken out of its environment.
+        claim: None where the model's shape or the method's figures are not known.
+        pool_claim: what the pool's size in tokens is held against, where that is another figure than ``claim``: an
+            engine may count only the tokens it keeps.
+        compresses: whether the method is meant to store tokens in fewer bytes.
+        error_limit: how much of the context's effect on the answers the method may lose and still count as sound (see
+            :mod:`kvload.servers.verification.verify`); None where that follows from how much room it makes.
+        prefix_cache: ``off``, ``on``, or ``reset`` where kvload can empty it.
+        notes: what the user should know.
+    """
+
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    served_name: str
+    claim: Claim | None = None
+    pool_claim: Claim | None = None
+    compresses: bool = True
+    error_limit: float | None = None
+    prefix_cache: str = "off"
+    unset: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Adapter(Protocol):
+    """One engine."""
+
+    @property
+    def name(self) -> str:
+        """What the user types."""
+
+    @property
+    def start_timeout_s(self) -> float:
+        """How long a start may take by default."""
+
+    @property
+    def stop_grace_s(self) -> float:
+        """How long an orderly end may take."""
+
+    @property
+    def reset_path(self) -> str | None:
+        """Where a POST empties the prefix cache; None where nothing does."""
+
+    @property
+    def scoring(self) -> str:
+        """How the log-likelihood of a text is read off the cache: a name in ``verification.likelihood``."""
+
+    @property
+    def pool_memory(self) -> re.Pattern[str] | None:
+        """Finds in the log the pool's tokens, and the GiB of its keys and of its values; None where it tells none."""
+
+    def find(self, python: str | None, env: Mapping[str, str], machine: Machine) -> Build | None:
+        """The engine in an environment; None where it is not installed there.
+
+        Raises:
+            UsageError: the Python does not run.
+        """
+
+    def plan(self, request: LaunchRequest, port: int, build: Build, model: ModelFacts, machine: Machine) -> LaunchPlan:
+        """The command line, after checking that the engine can do what is asked.
+
+        Raises:
+            UsageError: it cannot; the message says why, the hint what it can do instead.
+        """
+
+    def progress(self, line: str) -> str | None:
+        """What a line of the log says about the start, in a few words; None where it says nothing."""
+
+
+ENGINES: Mapping[str, str] = {
+    "embedded": "kvload.servers.engines.embedded:EmbeddedAdapter",
+    "vllm": "kvload.servers.engines.vllm.adapter:VllmAdapter",
+    "sglang": "kvload.servers.engines.sglang.adapter:SglangAdapter",
+}
+"""Engine name to its adapter's class."""
+
+
+def adapter(engine: str) -> Adapter:
+    """The adapter of an engine.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    import importlib
+
+    place = ENGINES.get(engine)
+    if place is None:
+        raise UsageError(f"no engine '{engine}'", where="--engine", hint=f"known: auto, {', '.join(ENGINES)}")
+    module, _, name = place.partition(":")
+    make: Callable[[], Adapter] = getattr(importlib.import_module(module), name)
+    return make()
+
+
+def served_name(model: ModelFacts) -> str:
+    """The name a model gets in the API: its folder's, the hub's, or ``probe`` for kvload's own."""
+    if model.folder is not None and model.folder == MODEL_DIR:
+        return "probe"
+    return model.folder.name if model.folder is not None and Path(model.name).expanduser().is_dir() else model.name
+
+
+def has_flag(arguments: tuple[str, ...], *flags: str) -> bool:
+    """Whether one of the flags is among the arguments, as ``--flag value`` or ``--flag=value``."""
+    return any(argument == flag or argument.startswith(f"{flag}=") for argument in arguments for flag in flags)
+
+
+def flag_value(arguments: tuple[str, ...], flag: str) -> str | None:
+    """The value of a flag among the arguments; the last one counts."""
+    value = None
+    for place, argument in enumerate(arguments):
+        if argument == flag and place + 1 < len(arguments):
+            value = arguments[place + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+    return value

@@ -1,0 +1,46 @@
+"""Which engine ``--engine auto`` takes, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvload.errors import UsageError
+from kvload.servers.engines.base import Build, LaunchRequest, adapter
+from kvload.servers.host.machine import Machine
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine with the reason it was taken."""
+
+    build: Build
+    reason: str
+
+
+def choose(request: LaunchRequest, env: Mapping[str, str], machine: Machine) -> Choice:
+    """The engine that was asked for; under ``auto`` vLLM or SGLang where a GPU and one of them is there, else our own.
+
+    Args:
+        env: variables the engine will run with.
+
+    Raises:
+        UsageError: the engine asked for is not installed.
+    """
+    if request.engine != "auto":
+        made = adapter(request.engine)
+        build = made.find(request.python, env, machine)
+        if build is None:
+            raise UsageError(
+                f"{request.engine} is not installed in {request.python or 'this Python environment'}",
+                where=f"--engine {request.engine}",
+                hint=f"pip install 'kvload[{request.engine}]', or name the Python it is installed in with --python",
+            )
+        return Choice(build, "as asked")
+    own = adapter("embedded").find(None, env, machine)
+    assert own is not None  # noqa: S101  it is part of kvload
+    if not machine.gpus:
+        return Choice(own, "there is no GPU, and vLLM and SGLang are taken by themselves only with one")
+    for name in ("vllm", "sglang"):
+        build = adapter(name).find(request.python, env, machine)
+        if build is not None and build.device == "cuda":
+            return Choice(build, f"{machine.gpus[0].name} and {name} {build.version or ''} are there")
+    return Choice(own, f"{machine.gpus[0].name} is there, but neither vLLM nor SGLang for it")

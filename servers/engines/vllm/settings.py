@@ -1,0 +1,156 @@
+"""KV-cache settings of vLLM.
+
+Bytes are those vLLM allocates, from its attention specifications (0.26 to 0.33). Backends and GPU generations as vLLM
+selects them for dense bfloat16 models with head size 128. The settings that its CPU build serves soundly were told
+from those it corrupts by :mod:`kvload.servers.verification.verify`; see docs/results/verification-vllm-cpu.md.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from kvload.servers.engines.settings import Setting
+
+TRITON = "TRITON_ATTN"
+
+
+def _turboquant(key_bits: int, value_bits: int) -> Callable[[int], float]:
+    """Keys as fp8, or as indices with a float16 norm; values with a float16 scale and zero; rounded up to even."""
+
+    def bytes_per_token(head_size: int) -> float:
+        key = head_size if key_bits == 8 else -(-head_size * key_bits // 8) + 2
+        value = -(-head_size * value_bits // 8) + 4
+        return float((key + value + 1) // 2 * 2)
+
+    return bytes_per_token
+
+
+def _one_byte(head_size: int) -> float:
+    return 2.0 * head_size
+
+
+def _one_byte_scaled(head_size: int) -> float:
+    return 2.0 * head_size + 8
+
+
+def _half_byte_scaled(head_size: int) -> float:
+    return head_size + 8.0
+
+
+def _nvfp4(head_size: int) -> float:
+    return 2 * (head_size / 2 + head_size / 16)
+
+
+def _ultraquant(head_size: int) -> float:
+    """Half a byte an element and a one-byte exponent for each 32 of them."""
+    return 2 * (head_size / 2 + head_size / 32)
+
+
+_ROWS = (
+    Setting("none", "auto", None, cpu=True, backend="FLASH_ATTN"),
+    Setting(
+        "fp8-e4m3",
+        "fp8_e4m3",
+        _one_byte,
+        since=(0, 6),
+        capability=(8, 0),
+        cpu=True,
+        backend="FLASH_ATTN (FA3, Hopper), else FLASHINFER or TRITON_ATTN",
+        note="one scale a tensor: 1.0, or the checkpoint's where it carries calibrated ones",
+    ),
+    Setting(
+        "fp8-e5m2",
+        "fp8_e5m2",
+        _one_byte,
+        since=(0, 6),
+        capability=(8, 0),
+        cpu=True,
+        error_limit=0.35,
+        backend="FLASHINFER or TRITON_ATTN",
+        note="two bits of mantissa; refused for checkpoints that are quantised to fp8 themselves",
+    ),
+    Setting("int8-per-token-head", "int8_per_token_head", _one_byte_scaled, since=(0, 26), backend=TRITON),
+    Setting(
+        "fp8-per-token-head",
+        "fp8_per_token_head",
+        _one_byte_scaled,
+        since=(0, 26),
+        capability=(8, 9),
+        backend=TRITON,
+    ),
+    Setting(
+        "int4-per-token-head",
+        "int4_per_token_head",
+        _half_byte_scaled,
+        since=(0, 26),
+        error_limit=0.5,
+        backend=TRITON,
+        note="keys, values and queries are rotated (randomised Hadamard)",
+    ),
+    Setting(
+        "turboquant-k8v4",
+        "turboquant_k8v4",
+        _turboquant(8, 4),
+        since=(0, 26),
+        skipped_layers=4,
+        error_limit=0.5,
+        backend="TURBOQUANT",
+        note="first and last two layers stay uncompressed",
+    ),
+    Setting(
+        "turboquant-4bit",
+        "turboquant_4bit_nc",
+        _turboquant(4, 4),
+        since=(0, 26),
+        skipped_layers=4,
+        error_limit=0.5,
+        backend="TURBOQUANT",
+        note="first and last two layers stay uncompressed",
+    ),
+    Setting(
+        "turboquant-k3v4",
+        "turboquant_k3v4_nc",
+        _turboquant(3, 4),
+        since=(0, 26),
+        skipped_layers=4,
+        error_limit=0.6,
+        backend="TURBOQUANT",
+        note="first and last two layers stay uncompressed",
+    ),
+    Setting(
+        "turboquant-3bit",
+        "turboquant_3bit_nc",
+        _turboquant(3, 3),
+        since=(0, 26),
+        skipped_layers=4,
+        error_limit=0.6,
+        backend="TURBOQUANT",
+        note="first and last two layers stay uncompressed",
+    ),
+    Setting(
+        "nvfp4", "nvfp4", _nvfp4, since=(0, 26), capability=(10, 0), error_limit=0.5, backend="FLASHINFER (Blackwell)"
+    ),
+    Setting(
+        "nvfp4-4over6",
+        "nvfp4_4over6",
+        _nvfp4,
+        since=(0, 32),
+        capability=(10, 0),
+        error_limit=0.5,
+        backend="FLASHINFER (Blackwell)",
+        note="scales each block by 6 or by 4, whichever errs less",
+    ),
+    Setting(
+        "ultraquant-4bit",
+        "ultraquant_4bit",
+        _ultraquant,
+        since=(0, 32),
+        capability=None,
+        skipped_layers=4,
+        error_limit=0.5,
+        backend="ULTRAQUANT (AMD CDNA4)",
+        note="first and last two layers stay uncompressed",
+    ),
+)
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in _ROWS})
+"""Method to vLLM's setting."""

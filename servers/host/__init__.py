@@ -1,0 +1,1 @@
+"""What this machine, a model's folder and the installed packages are."""

@@ -1,0 +1,334 @@
+"""Starting one server, detached, and waiting until it really answers."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from kvload.errors import KvloadError, ServerError, UsageError
+from kvload.records import ServerInfo
+from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
+from kvload.servers.host.machine import gpu_used_mib
+from kvload.servers.lifecycle import masking, registry, rootcause
+from kvload.servers.lifecycle.process import TOKEN_VARIABLE, is_alive, start_mark
+from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.watch import discover
+from kvload.servers.watch.http import request as http_request
+
+POLL_S = 0.1
+ENDING_S = 1.0
+KEEPER_TIMEOUT_S = 15.0
+HEALTH_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class LaunchEvent:
+    """Something to tell the user while a server starts.
+
+    Attributes:
+        kind: ``note`` stays on the screen; ``waiting`` and ``progress`` replace each other; ``ready`` ends the start.
+        elapsed_s: since the server was started.
+    """
+
+    kind: Literal["note", "waiting", "progress", "ready"]
+    text: str
+    elapsed_s: float = 0.0
+
+
+OnEvent = Callable[[LaunchEvent], None]
+
+
+class StartFailedError(ServerError):
+    """A server that did not come up.
+
+    Attributes:
+        cause: why, as far as it could be recognised.
+        log_end: the last lines of its log.
+    """
+
+    def __init__(self, message: str, cause: rootcause.RootCause, log_path: Path, log_end: str) -> None:
+        self.cause = cause
+        self.log_end = log_end
+        hint = cause.hint
+        if log_end:
+            indented = "\n".join(f"    {line}" for line in log_end.splitlines())
+            hint = f"{hint or ''}\n  the end of its log:\n{indented}".lstrip("\n ")
+        super().__init__(message, where=str(log_path), hint=hint)
+
+
+def new_entry(
+    request: LaunchRequest, name: str, adapter: Adapter, build: Build, plan: LaunchPlan, port: int, model_path: str
+) -> ServerEntry:
+    """The entry of a server that is about to be started."""
+    folder = registry.folder()
+    logs = folder.parent / "logs"
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    url = f"http://{_reachable(request.host)}:{port}"
+    return ServerEntry(
+        name=registry.check_name(name),
+        engine=adapter.name,
+        host=request.host,
+        port=port,
+        url=url,
+        token=secrets.token_hex(16),
+        state="starting",
+        info=ServerInfo(
+            url=url,
+            engine=adapter.name,
+            engine_version=build.version,
+            model=plan.served_name,
+            method=request.method,
+            name=name,
+            command=masking.mask_command(plan.command),
+            env=masking.mask_env({**os.environ, **request.env, **plan.env}, without=plan.unset),
+            bytes_per_token=plan.claim.bytes_per_token if plan.claim else None,
+            prefix_cache=plan.prefix_cache,
+            device=build.device,
+        ),
+        log_path=str(logs / f"{name}.log"),
+        exit_path=str(folder / f"{name}.exit"),
+        launched_at=time.time(),
+        launcher_pid=os.getpid(),
+        launcher_mark=start_mark(os.getpid()) or "",
+        python=build.python,
+        model_path=model_path,
+        load_format=request.load_format,
+        stop_grace_s=adapter.stop_grace_s,
+        reset_path=adapter.reset_path if plan.prefix_cache == "reset" else None,
+        gpu_used_before_mib=gpu_used_mib() if build.device == "cuda" else None,
+    )
+
+
+def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str]) -> ServerEntry:
+    """Start the command of a plan as a detached session, its output in the entry's log.
+
+    Returns:
+        the entry with its processes.
+
+    Raises:
+        StartFailedError: the command could not be started.
+    """
+    exit_path = Path(entry.exit_path)
+    exit_path.unlink(missing_ok=True)
+    keeper = Path(__file__).with_name("keeper.py")
+    kept = {name: value for name, value in env.items() if name not in plan.unset}
+    full_env = {**kept, **plan.env, TOKEN_VARIABLE: entry.token}
+    with entry.log.open("wb") as log:
+        subprocess.run(
+            [sys.executable, "-I", str(keeper), str(exit_path), "--", *plan.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=full_env,
+            check=True,
+        )
+    deadline = time.monotonic() + KEEPER_TIMEOUT_S
+    while True:
+        state = rootcause.read_exit_state(exit_path)
+        if "pid" in state or "error" in state or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    pid, keeper_pid = int(state.get("pid", 0)), int(state.get("keeper_pid", 0))
+    if not pid:
+        cause = rootcause.recognise("", state)
+        raise StartFailedError(cause.message, cause, entry.log, "")
+    return msgspec.structs.replace(
+        entry,
+        pid=pid,
+        mark=start_mark(pid) or "gone",
+        keeper_pid=keeper_pid,
+        keeper_mark=start_mark(keeper_pid) or "gone",
+    )
+
+
+def wait_until_ready(
+    entry: ServerEntry, adapter: Adapter, timeout_s: float, headers: Mapping[str, str], on_event: OnEvent
+) -> ServerEntry:
+    """Wait until the server is healthy and has produced a token.
+
+    Returns:
+        the entry with what the server says about itself.
+
+    Raises:
+        StartFailedError: it ended, or the time is up.
+    """
+    started = time.monotonic()
+    log = LogFollower(entry.log)
+    text = "waiting for the process"
+    while True:
+        elapsed_s = time.monotonic() - started
+        for line in log.new_lines():
+            text = adapter.progress(line) or text
+        on_event(LaunchEvent("progress", text, elapsed_s))
+        if not is_alive(entry.pid, entry.mark):
+            raise _failed(entry, "the server ended while it was starting")
+        if elapsed_s > timeout_s:
+            raise _timed_out(entry, timeout_s, f"it was at: {text}")
+        if _healthy(entry.url, headers):
+            break
+        time.sleep(POLL_S)
+    on_event(LaunchEvent("waiting", "waiting for a first token", time.monotonic() - started))
+    try:
+        model = discover.first_model(entry.url, headers)
+        vocabulary = entry.vocab_size or model.get("vocab_size")
+        first_token(entry, vocabulary, headers, timeout_s=max(5.0, timeout_s - (time.monotonic() - started)))
+        said = discover.server_info(entry.url, headers)
+    except KvloadError as error:
+        if _ends_soon(entry):
+            raise _failed(entry, "the server ended at its first request") from error
+        cause = _cause_of_refusal(entry, error)
+        raise StartFailedError(
+            f"the server answers /health but produced no token: {cause.message}", cause, entry.log, _log_end(entry)
+        ) from error
+    if not is_alive(entry.pid, entry.mark):
+        raise _failed(entry, "another server answers on its port, and it ended")
+    info = msgspec.structs.replace(
+        entry.info,
+        max_model_len=said.max_model_len,
+        pool_tokens=said.pool_tokens,
+        engine_version=entry.info.engine_version or said.engine_version,
+        device=said.device or entry.info.device,
+    )
+    if info.prefix_cache != "reset" and said.prefix_cache is not None:
+        info = msgspec.structs.replace(info, prefix_cache=said.prefix_cache)
+    return msgspec.structs.replace(
+        entry, state="ready", info=info, vocab_size=vocabulary if isinstance(vocabulary, int) else None
+    )
+
+
+def first_token(entry: ServerEntry, vocabulary: int | None, headers: Mapping[str, str], *, timeout_s: float) -> None:
+    """Make the server generate one token.
+
+    Raises:
+        ServerError: it does not.
+    """
+    middle = (vocabulary or 0) // 2
+    prompt: Any = [middle, middle + 1, middle + 2] if middle > 2 else "Hello"
+    body = {"model": entry.info.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+    answer = http_request(f"{entry.url}/v1/completions", body=body, headers=headers, timeout_s=timeout_s)
+    if not answer.ok:
+        raise ServerError(f"/v1/completions answered {answer.status}: {answer.text()[:300]}", where=entry.url)
+    usage = answer.json().get("usage") or {}
+    if not usage.get("completion_tokens"):
+        raise ServerError("the answer to a first request holds no token", where=entry.url)
+
+
+def api_headers(env: Mapping[str, str], engine_args: tuple[str, ...] = ()) -> dict[str, str]:
+    """The ``Authorization`` header for a server started with an API key in its arguments or its environment."""
+    key = flag_value(engine_args, "--api-key") or env.get("VLLM_API_KEY") or env.get("KVLOAD_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+class LogFollower:
+    """Reads the lines that were added to a log since the last look."""
+
+    def __init__(self, path: Path, *, offset: int = 0) -> None:
+        self._path = path
+        self._offset = offset
+        self._rest = b""
+
+    def new_lines(self, limit: int = 2**20) -> list[str]:
+        """Whole lines that are new; carriage returns, with which progress bars redraw themselves, end a line too."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(limit)
+        except OSError:
+            return []
+        self._offset += len(data)
+        *lines, self._rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
+        return [line.decode("utf-8", "replace") for line in lines]
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on now.
+
+    Raises:
+        UsageError: the address is none of this machine's.
+    """
+    return _try_port(host, 0)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that somebody listens on.
+
+    Raises:
+        UsageError: it is taken, or not allowed.
+    """
+    _try_port(host, port)
+
+
+def _try_port(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+                where="--port" if port else "--host",
+                hint="leave --port out for a free one" if port else None,
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _reachable(host: str) -> str:
+    """The address to ask a server that listens on ``host``."""
+    plain = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  compared, not bound
+    return f"[{plain}]" if ":" in plain else plain
+
+
+def _healthy(url: str, headers: Mapping[str, str]) -> bool:
+    try:
+        return http_request(f"{url}/health", headers=headers, timeout_s=HEALTH_TIMEOUT_S).ok
+    except ServerError:
+        return False
+
+
+def _failed(entry: ServerEntry, what: str) -> StartFailedError:
+    # The keeper writes the end down a moment after it happened.
+    deadline = time.monotonic() + 2.0
+    while "ended_at" not in (state := rootcause.read_exit_state(Path(entry.exit_path))):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    cause = rootcause.recognise(rootcause.read_tail(entry.log), state)
+    return StartFailedError(f"{what}: {cause.message}", cause, entry.log, _log_end(entry))
+
+
+def _ends_soon(entry: ServerEntry) -> bool:
+    """Whether the process is gone, or is just going: a dying server's connections break before its process ends."""
+    deadline = time.monotonic() + ENDING_S
+    while is_alive(entry.pid, entry.mark):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _cause_of_refusal(entry: ServerEntry, error: KvloadError) -> rootcause.RootCause:
+    """Why a living server fails at a request: what its log says of it, or else what it answered."""
+    time.sleep(0.5)  # the log follows the answer
+    cause = rootcause.recognise(rootcause.read_tail(entry.log))
+    return rootcause.RootCause("answer", error.message, error.hint) if cause.kind == "exit" else cause
+
+
+def _timed_out(entry: ServerEntry, timeout_s: float, where_it_was: str) -> StartFailedError:
+    cause = rootcause.RootCause("timeout", where_it_was, "give it longer with --timeout")
+    return StartFailedError(
+        f"the server was not ready after {timeout_s:.0f} s; {where_it_was}", cause, entry.log, _log_end(entry)
+    )
+
+
+def _log_end(entry: ServerEntry) -> str:
+    return rootcause.last_lines(rootcause.read_tail(entry.log))

@@ -1,0 +1,1 @@
+"""The probe's questions: scored, made by seed."""

@@ -1,0 +1,1 @@
+"""How the probe model is trained, exported and evaluated."""

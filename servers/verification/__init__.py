@@ -1,0 +1,1 @@
+"""Whether a server's cache does what its method claims."""

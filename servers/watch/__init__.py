@@ -1,0 +1,1 @@
+"""Looking at running servers from outside: HTTP, metrics, discovery."""

@@ -1,0 +1,239 @@
+"""A server's own account of itself over time: ``/metrics`` of every engine in one vocabulary.
+
+The vocabulary is :class:`kvload.records.ServerSample`. A scrape that fails becomes a sample with ``error``: a gap in
+the series is seen as one.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+import msgspec
+
+from kvload.errors import KvloadError
+from kvload.records import ServerSample
+from kvload.servers.watch.http import request
+from kvload.servers.watch.prometheus import Sample, parse
+
+SCRAPE_TIMEOUT_S = 5.0
+METRICS_LIMIT = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a field of the vocabulary comes from.
+
+    Attributes:
+        metric: name without the engine's prefix.
+        combine: how several label sets (data-parallel ranks, finish reasons) become one number.
+        labels: a sample counts only with these.
+        info: take the value from this label of an information metric instead.
+        only_zero: it counts only where it is 0: a gauge beside a counter that is not there before its first event.
+    """
+
+    metric: str
+    combine: Literal["sum", "mean", "max"] = "sum"
+    labels: Mapping[str, str] | None = None
+    info: str | None = None
+    only_zero: bool = False
+
+
+Sources = Mapping[str, tuple[Source, ...]]
+"""Field to its sources: the first one that the server has is taken."""
+
+VLLM: Sources = {
+    "running": (Source("num_requests_running"),),
+    "waiting": (Source("num_requests_waiting"),),
+    "cache_usage": (Source("kv_cache_usage_perc", "mean"), Source("gpu_cache_usage_perc", "mean")),
+    "pool_tokens": (Source("cache_config_info", info="kv_cache_size_tokens"),),
+    "preemptions": (Source("num_preemptions_total"), Source("num_preemptions")),
+    "prefix_queries": (Source("prefix_cache_queries_total"), Source("prefix_cache_queries")),
+    "prefix_hits": (Source("prefix_cache_hits_total"), Source("prefix_cache_hits")),
+    "prompt_tokens": (Source("prompt_tokens_total"),),
+    "generation_tokens": (Source("generation_tokens_total"),),
+    "requests": (Source("request_success_total"),),
+    "queue_s": (Source("request_queue_time_seconds_sum"),),
+    "prefill_s": (Source("request_prefill_time_seconds_sum"),),
+    "decode_s": (Source("request_decode_time_seconds_sum"),),
+}
+
+SGLANG: Sources = {
+    "running": (Source("num_running_reqs"),),
+    "waiting": (Source("num_queue_reqs"),),
+    "cache_usage": (Source("token_usage", "mean"),),
+    "pool_tokens": (Source("max_total_num_tokens"),),
+    "preemptions": (Source("num_retracted_requests_total"), Source("num_retracted_reqs", only_zero=True)),
+    "prefix_queries": (Source("prompt_tokens_total"),),
+    "prefix_hits": (Source("cached_tokens_total"),),
+    "prompt_tokens": (Source("prompt_tokens_total"),),
+    "generation_tokens": (Source("generation_tokens_total"),),
+    "requests": (Source("num_requests_total"),),
+    "queue_s": (Source("queue_time_seconds_sum"),),
+    "prefill_s": (Source("per_stage_req_latency_seconds_sum", labels={"stage": "prefill_forward"}),),
+}
+
+EMBEDDED: Sources = {**VLLM, "prefix_queries": (), "prefix_hits": ()}
+
+SOURCES: Mapping[str, tuple[str, Sources]] = {
+    "vllm": ("vllm:", VLLM),
+    "sglang": ("sglang:", SGLANG),
+    "embedded": ("kvload:", EMBEDDED),
+}
+"""Engine to the prefix of its metrics and where each field comes from."""
+
+
+def engine_of(samples: list[Sample]) -> str | None:
+    """The engine whose prefix the metrics carry; None where it is none of ours."""
+    for engine, (prefix, _) in SOURCES.items():
+        if any(sample.name.startswith(prefix) for sample in samples):
+            return engine
+    return None
+
+
+def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
+    """The shared vocabulary's view of an exposition.
+
+    Args:
+        text: the answer of ``/metrics``.
+        engine: whose metrics they are; found by their prefix where None.
+        t_s: when they were asked for, on the run's clock.
+    """
+    samples = list(parse(text))
+    known = engine if engine in SOURCES else engine_of(samples)
+    if known is None:
+        return ServerSample(t_s=t_s, error="the metrics are of no engine kvload knows")
+    prefix, sources = SOURCES[known]
+    by_name: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.name.startswith(prefix):
+            by_name.setdefault(sample.name.removeprefix(prefix), []).append(sample)
+    if not by_name:
+        return ServerSample(t_s=t_s, error=f"the metrics hold none with the prefix {prefix}")
+    values: dict[str, float] = {}
+    for name, places in sources.items():
+        for source in places:
+            value = _value(by_name.get(source.metric, []), source)
+            if value is not None and not (source.only_zero and value):
+                values[name] = value
+                break
+    if "pool_tokens" not in values and (blocks := _pool_from_blocks(by_name)) is not None:
+        values["pool_tokens"] = blocks
+    return msgspec.convert({"t_s": t_s, **values}, ServerSample)
+
+
+def sample_once(
+    url: str,
+    engine: str | None = None,
+    *,
+    zero_monotonic: float | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = SCRAPE_TIMEOUT_S,
+) -> ServerSample:
+    """Scrape once. A failure is a sample with ``error``.
+
+    Args:
+        url: the server's address without path.
+        engine: whose metrics to expect; found by their prefix where None.
+        zero_monotonic: the run's zero on ``time.monotonic``; the sample's time is 0 where None.
+    """
+    t_s = 0.0 if zero_monotonic is None else time.monotonic() - zero_monotonic
+    try:
+        answer = request(f"{url}/metrics", headers=headers, timeout_s=timeout_s, limit=METRICS_LIMIT)
+    except KvloadError as error:
+        return ServerSample(t_s=t_s, error=error.message)
+    if not answer.ok:
+        return ServerSample(t_s=t_s, error=f"/metrics answered {answer.status}")
+    return to_sample(answer.text(), engine, t_s)
+
+
+class Scraper:
+    """Scrapes at absolute deadlines in a thread of its own, once at the start and once at the end.
+
+    A scrape that takes longer than the interval makes the next ones fall out, never come late in a burst.
+
+    Args:
+        url: the server's address without path.
+        engine: whose metrics to expect; found by their prefix where None.
+        interval_s: seconds between scrapes.
+        zero_monotonic: the run's zero on ``time.monotonic``.
+        sink: takes every sample, in the scraper's thread; the first and the last in the caller's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        engine: str | None,
+        interval_s: float,
+        zero_monotonic: float,
+        sink: Callable[[ServerSample], None],
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if interval_s <= 0:
+            raise ValueError(f"interval_s must be positive, not {interval_s}")
+        self._url = url
+        self._engine = engine
+        self._interval_s = interval_s
+        self._zero = zero_monotonic
+        self._sink = sink
+        self._headers = headers
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kvload-scraper", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._scrape()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2 * SCRAPE_TIMEOUT_S)
+        self._scrape()
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        step = 1
+        while not self._stop.wait(max(0.0, start + step * self._interval_s - time.monotonic())):
+            self._scrape()
+            step = max(step + 1, math.ceil((time.monotonic() - start) / self._interval_s))
+
+    def _scrape(self) -> None:
+        self._sink(sample_once(self._url, self._engine, zero_monotonic=self._zero, headers=self._headers))
+
+
+def _value(samples: list[Sample], source: Source) -> float | None:
+    numbers = []
+    for sample in samples:
+        if source.labels and any(sample.labels.get(key) != value for key, value in source.labels.items()):
+            continue
+        number = _number(sample.labels.get(source.info)) if source.info else sample.value
+        if number is not None and math.isfinite(number):
+            numbers.append(number)
+    if not numbers:
+        return None
+    if source.combine == "max":
+        return max(numbers)
+    return sum(numbers) / (len(numbers) if source.combine == "mean" else 1)
+
+
+def _pool_from_blocks(by_name: Mapping[str, list[Sample]]) -> float | None:
+    """Older vLLM tells blocks and their size but not the tokens they hold."""
+    total = None
+    for sample in by_name.get("cache_config_info", []):
+        blocks, size = _number(sample.labels.get("num_gpu_blocks")), _number(sample.labels.get("block_size"))
+        if blocks is not None and size is not None:
+            total = (total or 0.0) + blocks * size
+    return total
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None

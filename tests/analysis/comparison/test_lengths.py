@@ -1,0 +1,100 @@
+"""Length differences against arithmetic done by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvload.analysis.comparison.lengths import LengthChange, compare_lengths
+from kvload.analysis.records.pairs import ArmRuns, Pairs, load_arm, pair
+from kvload.analysis.statistics import estimates
+from tests.analysis.arms_in_memory import answered, loaded, with_answers
+from tests.analysis.synthetic import arm
+
+
+def pairs_of(tmp_path: Path, base: list[int], other: list[int], **changes: Any) -> Pairs:
+    one, two = arm(tmp_path / "base", base, **changes), arm(tmp_path / "other", other, **changes)
+    return pair(load_arm(ArmRuns("base", (one,), baseline=True)), load_arm(ArmRuns("other", (two,))))
+
+
+def compared(pairs: Pairs, floor: Pairs | None = None) -> LengthChange:
+    found = compare_lengths(pairs, floor, rng=np.random.default_rng(0))
+    assert found is not None
+    return found
+
+
+def test_differences_and_ratios(tmp_path: Path) -> None:
+    base, other = [100, 100, 100, 100, 200, 10], [100, 50, 40, 150, 200, 60]
+    found = compared(pairs_of(tmp_path, base, other))
+    differences = [(b - o) / b for b, o in zip(base, other, strict=True)]
+    assert found.difference_mean.estimate == pytest.approx(np.mean(differences))
+    assert found.difference_median.estimate == pytest.approx(np.median(differences))
+    assert found.ratio_mean.estimate == pytest.approx(np.mean([o / b for b, o in zip(base, other, strict=True)]))
+    assert found.ratio_total.estimate == pytest.approx(sum(other) / sum(base))
+    assert found.shrunk.estimate == pytest.approx(2 / 6)  # -50 % and -60 %
+    assert found.grown.estimate == pytest.approx(2 / 6)  # +50 % and +500 %
+
+
+def test_no_sample_is_left_out_of_the_distribution(tmp_path: Path) -> None:
+    base, other = [10, 10, 10, 10, 10], [10, 400, 1, 12, 25]
+    found = compared(pairs_of(tmp_path, base, other))
+    assert found.histogram.below == 1
+    assert sum(found.histogram.counts) + found.histogram.below == found.n == 5
+    zero_bin = found.histogram.edges.index(0.0)
+    assert found.histogram.counts[zero_bin] == 1
+    assert found.ecdf[0] == (pytest.approx(-39.0), pytest.approx(0.2))
+    assert found.ecdf[-1][1] == 1.0
+
+
+def test_an_empty_baseline_answer_has_no_difference_and_is_counted(tmp_path: Path) -> None:
+    found = compared(pairs_of(tmp_path, [0, 10, 10], [5, 10, 0]))
+    assert (found.n, found.empty_base) == (2, 1)
+    assert found.shrunk.estimate == 0.5
+
+
+def test_answers_at_the_cap_are_censored(tmp_path: Path) -> None:
+    found = compared(pairs_of(tmp_path, [100, 512, 300, 200], [512, 512, 300, 100]))
+    assert found.cap_base.estimate == 0.25
+    assert found.cap_other.estimate == 0.5
+    assert found.capped.estimate == 0.5
+    assert found.curve_other.censored == 2
+    assert found.curve_other.median == 300.0
+    assert found.naive_other.median == 300.0
+    assert found.curve_other.longer[-1] == 0.5
+    assert found.naive_other.longer[-1] == 0.0
+
+
+def test_forced_lengths_are_refused(tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path, [10, 20], [10, 20], mode="forced")
+    assert compare_lengths(pairs, rng=np.random.default_rng(0)) is None
+    sub = tmp_path / "each"
+    sub.mkdir()
+    forced = pairs_of(sub, [512, 512], [512, 512], change=lambda _: {"min_tokens": 512, "ignore_eos": True})
+    assert compare_lengths(forced, rng=np.random.default_rng(0)) is None
+
+
+def test_equal_noisy_arms_inflate_by_themselves_but_not_beyond_the_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_RESAMPLE_UP_TO", 10)  # the analytic intervals, as thousands of requests would get
+    table = answered(tmp_path, 150)
+    bare = beyond = totals = 0
+    simulations = 150
+    for seed in range(simulations):
+        rng = np.random.default_rng([11, seed])
+        typical = rng.lognormal(5, 0.7, 150)
+        arms = [
+            loaded(name, with_answers(table, typical * rng.lognormal(0, 0.4, 150), 0.01, np.full(150, 0.1)))
+            for name in ("base", "again", "equal")
+        ]
+        floor, pairs = pair(arms[0], arms[1]), pair(arms[0], arms[2])
+        found = compare_lengths(pairs, floor, rng=rng)
+        assert found is not None
+        assert found.beyond_floor is not None
+        bare += found.ratio_mean.excludes(1.0)
+        beyond += found.beyond_floor.excludes(0.0)
+        totals += found.ratio_total.excludes(1.0)
+    assert bare / simulations > 0.5  # E[X/Y] > 1 even where X and Y are alike
+    assert beyond / simulations < 0.05 + 3 * (0.05 * 0.95 / simulations) ** 0.5
+    assert totals / simulations < 0.05 + 3 * (0.05 * 0.95 / simulations) ** 0.5

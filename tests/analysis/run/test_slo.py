@@ -1,0 +1,88 @@
+"""SLO attainment against cases written out by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvload.analysis.records.table import load
+from kvload.analysis.run import slo
+from kvload.errors import UsageError
+from tests.analysis.synthetic import answer, failure, write
+
+
+def test_limits_are_read_with_their_units() -> None:
+    assert slo.parse_slo("ttft=500ms, tpot=50ms,e2e=20s") == pytest.approx({"ttft": 0.5, "tpot": 0.05, "e2e": 20.0})
+    assert slo.parse_slo("p99_ttft=1s") == {"p99_ttft": 1.0}
+    assert slo.parse_goodput(["ttft:200", "e2el:5000"]) == pytest.approx({"ttft": 0.2, "e2e": 5.0})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ttft", "ttft=", "ttft=fast", "ttft=-1s", "ttft=0", "itl=5ms", "ttft=1h", "p99=1s"]
+)
+def test_what_is_no_limit_is_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        slo.parse_slo(text)
+    assert caught.value.where == "--slo"
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_limits_or_a_usage_error(text: str) -> None:
+    try:
+        limits = slo.parse_slo(text)
+    except UsageError:
+        return
+    assert limits
+    assert all(value > 0 for value in limits.values())
+
+
+def test_failures_miss_and_metrics_a_request_cannot_have_are_met(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    run = write(
+        tmp_path / "run",
+        [
+            answer(rng, 0, tokens=20, ttft_s=0.1, tpot_s=0.01),  # meets both
+            answer(rng, 1, tokens=20, ttft_s=0.3, tpot_s=0.01),  # late first token
+            answer(rng, 2, tokens=20, ttft_s=0.1, tpot_s=0.2),  # slow
+            answer(rng, 3, tokens=1, ttft_s=0.1),  # no TPOT: its limit is met
+            answer(rng, 4, tokens=0, ttft_s=0.1),  # an empty answer has neither
+            failure(rng, 5, "failed", "reset"),
+            failure(rng, 6, "timeout", "timeout"),
+            failure(rng, 7, "censored", "cut"),
+            failure(rng, 8, "unsent", "too_long"),
+        ],
+    )
+    found = slo.attainment(load(run), {"ttft": 0.2, "tpot": 0.05}, 2.0)
+    assert (found.met, found.sent) == (3, 8)
+    assert found.by_metric["ttft"].estimate == 4 / 8
+    assert found.by_metric["tpot"].estimate == 4 / 8
+    assert found.goodput_rps == 1.5
+    assert found.goodput_tokens_per_s == (20 + 1 + 0) / 2
+
+
+def test_a_tpot_that_was_not_measured_is_missed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    run = write(tmp_path / "run", [answer(rng, 0, tokens=20, output_tokens=None, output_tokens_source=None)])
+    assert slo.attainment(load(run), {"tpot": 10.0}, 1.0).met == 0
+
+
+def test_percentile_limits_are_judged_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    run = write(tmp_path / "run", [answer(rng, i, tokens=5, ttft_s=0.1 if i else 9.0) for i in range(1000)])
+    found = slo.attainment(load(run), {"p99_ttft": 0.2, "p99_9_ttft": 0.2, "ttft": 10.0}, 1.0)
+    assert found.met == 1000
+    assert [limit.met for limit in found.percentiles] == [True, True]
+    assert slo.attainment(load(run), {"p99_9_ttft": 0.05}, 1.0).percentiles[0].met is False
+
+
+def test_attainment_grows_with_the_scale_of_its_limits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    run = write(tmp_path / "run", [answer(rng, i, tokens=5) for i in range(100)])
+    curve = slo.attainment_over_scale(load(run), {"ttft": 0.1}, [0.1, 0.5, 1.0, 2.0, 100.0])
+    for scale, share in curve:
+        assert share == slo.attainment(load(run), {"ttft": 0.1 * scale}, 1.0).share.estimate
+    shares = [share for _, share in curve if share is not None]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0

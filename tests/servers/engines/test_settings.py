@@ -1,0 +1,208 @@
+"""Settings of vLLM and SGLang: what they claim, where they are refused, and the command lines they lead to."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvload.errors import UsageError
+from kvload.servers.engines.base import Build, LaunchRequest
+from kvload.servers.engines.settings import claim_of, obstacle, pick
+from kvload.servers.engines.sglang.adapter import SglangAdapter
+from kvload.servers.engines.sglang.adapter import accepted_dtypes as sglang_dtypes
+from kvload.servers.engines.sglang.settings import SETTINGS as SGLANG_SETTINGS
+from kvload.servers.engines.vllm.adapter import VllmAdapter
+from kvload.servers.engines.vllm.adapter import accepted_dtypes as vllm_dtypes
+from kvload.servers.engines.vllm.settings import SETTINGS as VLLM_SETTINGS
+from kvload.servers.host.machine import Gpu, Machine
+from kvload.servers.host.model_facts import ModelFacts, read
+
+LLAMA_8B = ModelFacts(
+    "m", Path("/models/m"), layers=32, query_heads=32, kv_heads=8, head_size=128, vocab_size=4096, dtype="bfloat16"
+)
+HOPPER = Gpu(0, "NVIDIA H200", (9, 0), 143771, 0)
+GPU_MACHINE = Machine((HOPPER,), "x", 8, frozenset({"avx512f"}), 2**37)
+CPU_MACHINE = Machine((), "x", 2, frozenset({"avx512f"}), 2**35)
+OLD_CPU_MACHINE = Machine((), "x", 2, frozenset({"avx2"}), 2**35)
+VLLM_GPU = Build("vllm", "/v/python", "0.26.0", "cuda", (0, 26, 0))
+VLLM_CPU = Build("vllm", "/v/python", "0.32.0+cpu", "cpu", (0, 32, 0))
+SGLANG = Build("sglang", "/s/python", "0.5.17", "cuda", (0, 5, 17))
+
+BYTES_128 = {
+    "none": 512,
+    "fp8-e4m3": 256,
+    "fp8-e5m2": 256,
+    "int8-per-token-head": 264,
+    "fp8-per-token-head": 264,
+    "int4-per-token-head": 136,
+    "turboquant-k8v4": 196,
+    "turboquant-4bit": 134,
+    "turboquant-k3v4": 118,
+    "turboquant-3bit": 102,
+    "nvfp4": 144,
+    "nvfp4-4over6": 144,
+    "ultraquant-4bit": 136,
+}
+"""Published bytes per token, layer and KV head at head size 128 (vLLM's own documentation and pull requests)."""
+
+POOLS_SEEN = {
+    "fp8-e4m3": 912_560 / 456_528,
+    "int8-per-token-head": 885_408 / 456_528,
+    "turboquant-k8v4": 992_544 / 456_528,
+    "turboquant-4bit": 1_289_632 / 456_528,
+    "int4-per-token-head": 1_718_720 / 456_528,
+}
+"""Pool sizes over the baseline's that vLLM 0.26 reported on an H200 for 32 layers, 8 KV heads of 128."""
+
+
+@pytest.mark.parametrize("method", BYTES_128)
+def test_bytes_per_token(method: str) -> None:
+    claim = VLLM_SETTINGS[method].bytes_per_token
+    assert (512 if claim is None else claim(128)) == BYTES_128[method]
+
+
+def test_every_row_has_its_bytes_checked() -> None:
+    assert set(BYTES_128) == set(VLLM_SETTINGS)
+
+
+@pytest.mark.parametrize("method", POOLS_SEEN)
+def test_claims_agree_with_pools_seen_on_a_gpu(method: str) -> None:
+    claim = claim_of(VLLM_SETTINGS[method], LLAMA_8B, 2)
+    assert claim is not None
+    assert claim.ratio == pytest.approx(POOLS_SEEN[method], rel=0.002)
+    assert claim.baseline_bytes_per_token == 131072
+
+
+def test_sglang_claims() -> None:
+    ratios = {
+        name: claim.ratio for name, row in SGLANG_SETTINGS.items() if (claim := claim_of(row, LLAMA_8B, 2)) is not None
+    }
+    assert ratios["fp8-e4m3"] == pytest.approx(924_882 / 462_441)
+    assert ratios["fp4-mx"] == pytest.approx(512 / 144)
+    assert ratios["mxfp8"] == pytest.approx(512 / 264)
+
+
+@pytest.mark.parametrize(
+    ("method", "build", "machine", "model", "words"),
+    [
+        ("nvfp4", VLLM_GPU, GPU_MACHINE, LLAMA_8B, "compute capability 10.0; NVIDIA H200 has 9.0"),
+        ("int8-per-token-head", VLLM_CPU, CPU_MACHINE, LLAMA_8B, "corrupts the cache"),
+        ("fp8-e4m3", VLLM_CPU, OLD_CPU_MACHINE, LLAMA_8B, "AVX-512"),
+        ("fp8-e4m3", VLLM_CPU, CPU_MACHINE, replace(LLAMA_8B, head_size=80), "divisible by 32"),
+        ("turboquant-4bit", VLLM_GPU, GPU_MACHINE, replace(LLAMA_8B, layers=4), "leaves 4 layers"),
+        ("nvfp4-4over6", replace(VLLM_GPU, dtypes=frozenset({"auto"})), GPU_MACHINE, LLAMA_8B, "does not know"),
+        ("int8-per-token-head", replace(VLLM_GPU, version="0.19.0", release=(0, 19)), GPU_MACHINE, LLAMA_8B, "0.26 on"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_can(
+    method: str, build: Build, machine: Machine, model: ModelFacts, words: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        VllmAdapter().plan(LaunchRequest(method=method), 8000, build, model, machine)
+    assert words in str(caught.value)
+    possible = str(caught.value).split("it can do here: ")[1].split(";")[0].split(", ")
+    assert "none" in possible
+    assert method not in possible
+    for name in possible:
+        assert obstacle(VLLM_SETTINGS[name], build, model, machine) is None
+
+
+def test_on_a_hopper_vllm_can_do_all_but_blackwells_and_amds() -> None:
+    possible = [n for n, r in VLLM_SETTINGS.items() if obstacle(r, VLLM_GPU, LLAMA_8B, GPU_MACHINE) is None]
+    assert set(VLLM_SETTINGS) - set(possible) == {"nvfp4", "nvfp4-4over6", "ultraquant-4bit"}
+
+
+def test_unknown_methods_name_the_known_and_raw_passes_through() -> None:
+    with pytest.raises(UsageError, match="vllm has no method 'kivi-4'"):
+        pick(VLLM_SETTINGS, "kivi-4", "vllm")
+    plan = VllmAdapter().plan(LaunchRequest(method="raw:future_dtype"), 8000, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
+    assert plan.command[plan.command.index("--kv-cache-dtype") + 1] == "future_dtype"
+    assert plan.claim is None
+    known = VllmAdapter().plan(LaunchRequest(method="raw:nvfp4"), 8000, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
+    assert known.claim is not None
+    plain = VllmAdapter().plan(LaunchRequest(method="raw:bfloat16"), 8000, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
+    assert not plain.compresses
+
+
+def test_vllms_command_line() -> None:
+    request = LaunchRequest(
+        method="fp8-e4m3", load_format="dummy", max_model_len=4096, kv_memory=2**30, engine_args=("--seed", "3")
+    )
+    plan = VllmAdapter().plan(request, 8123, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
+    assert plan.command == (
+        *("/v/python", "-m", "vllm.entrypoints.cli.main", "serve", "/models/m", "--served-model-name", "m"),
+        *("--host", "127.0.0.1", "--port", "8123", "--load-format", "dummy", "--kv-cache-dtype", "fp8_e4m3"),
+        *("--max-model-len", "4096", "--kv-cache-memory-bytes", str(2**30), "--seed", "3"),
+    )
+    assert plan.env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert plan.env["HF_HUB_OFFLINE"] == "1"
+    assert plan.prefix_cache == "reset"
+
+
+def test_vllms_cpu_build_gets_a_bounded_cache_and_no_compilation() -> None:
+    plan = VllmAdapter().plan(LaunchRequest(), 1, VLLM_CPU, LLAMA_8B, CPU_MACHINE)
+    assert "--enforce-eager" in plan.command
+    assert plan.command[plan.command.index("--kv-cache-memory-bytes") + 1] == str(512 * 2**20)
+    assert "VLLM_CPU_KVCACHE_SPACE" in plan.unset
+
+
+def test_development_endpoints_are_not_opened_to_the_network() -> None:
+    plan = VllmAdapter().plan(LaunchRequest(host="::"), 1, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
+    assert "VLLM_SERVER_DEV_MODE" not in plan.env
+    assert plan.prefix_cache == "on"
+    off = LaunchRequest(engine_args=("--no-enable-prefix-caching",))
+    assert VllmAdapter().plan(off, 1, VLLM_GPU, LLAMA_8B, GPU_MACHINE).prefix_cache == "off"
+
+
+def test_sglangs_command_line() -> None:
+    request = LaunchRequest(method="fp4-mx", max_model_len=4096, kv_memory=2**30)
+    plan = SglangAdapter().plan(request, 8124, SGLANG, LLAMA_8B, GPU_MACHINE)
+    tokens = int(2**30 / (32 * 8 * 144))
+    assert plan.command == (
+        *("/s/python", "-m", "sglang.launch_server", "--model-path", "/models/m", "--served-model-name", "m"),
+        *("--host", "127.0.0.1", "--port", "8124", "--load-format", "auto", "--enable-metrics"),
+        *("--kv-cache-dtype", "fp4_mx_block16", "--context-length", "4096", "--max-total-tokens", str(tokens)),
+        *("--attention-backend", "triton"),
+    )
+    own = replace(request, engine_args=("--attention-backend", "torch_native"))
+    command = SglangAdapter().plan(own, 8124, SGLANG, LLAMA_8B, GPU_MACHINE).command
+    assert command.count("--attention-backend") == 1
+
+
+def test_dtypes_are_read_from_the_installed_source(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "cache.py").write_text(
+        'CacheDType = Literal[\n    "auto",\n    "fp8",\n    "nvfp4_4over6",\n]\nOther = Literal["x"]\n',
+        encoding="utf-8",
+    )
+    assert vllm_dtypes(tmp_path) == {"auto", "fp8", "nvfp4_4over6"}
+    (tmp_path / "srt").mkdir()
+    (tmp_path / "srt" / "server_args.py").write_text(
+        '    kv_cache_dtype: A[\n        str,\n        Arg(\n            help=("x"),\n'
+        '            choices=[\n                "auto",\n                "fp8_e4m3",\n            ],\n'
+        "        ),\n    ]\n",
+        encoding="utf-8",
+    )
+    assert sglang_dtypes(tmp_path) == {"auto", "fp8_e4m3"}
+    assert vllm_dtypes(tmp_path / "absent") is None
+
+
+def test_a_models_facts(model_folder: Path) -> None:
+    facts = read(str(model_folder))
+    assert (facts.layers, facts.kv_heads, facts.head_size, facts.vocab_size) == (6, 2, 64, 1000)
+    assert facts.max_positions == 512
+    (model_folder / "model.safetensors").write_bytes(b"other weights")
+    assert read(str(model_folder)).digest != facts.digest
+    with pytest.raises(UsageError, match="no model folder"):
+        read("./absent/model")
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        read(str(model_folder.parent))
+
+
+def test_the_embedded_engine_runs_on_a_gpu_only_where_torch_was_built_for_one() -> None:
+    torch = pytest.importorskip("torch")
+    from kvload.servers.engines.embedded import EmbeddedAdapter
+
+    built = EmbeddedAdapter().find(None, {}, GPU_MACHINE)
+    assert built is not None
+    assert built.device == ("cuda" if torch.version.cuda else "cpu")

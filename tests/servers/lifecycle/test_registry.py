@@ -1,0 +1,145 @@
+"""The registry's files, masking of secrets, sizes, and what is read of an environment."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kvload.errors import UsageError
+from kvload.records import ServerInfo
+from kvload.servers.host.installed import find_python, look
+from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle.masking import mask_command, mask_env
+from kvload.servers.lifecycle.process import start_mark
+from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.sizes import format_bytes, parse_bytes
+
+
+def entry_of(name: str, pid: int = 0, mark: str = "") -> ServerEntry:
+    return ServerEntry(
+        name=name,
+        engine="embedded",
+        host="127.0.0.1",
+        port=1,
+        url="http://127.0.0.1:1",
+        token="t0ken",
+        state="ready",
+        info=ServerInfo(url="http://127.0.0.1:1"),
+        log_path="/nowhere.log",
+        exit_path="/nowhere.exit",
+        launched_at=time.time(),
+        pid=pid,
+        mark=mark,
+    )
+
+
+def test_a_dead_entry_gives_way_a_living_one_does_not(state_folder: Path) -> None:
+    registry.claim(entry_of("a", pid=os.getpid(), mark="not my start"))
+    registry.claim(entry_of("a"))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        registry.save(entry_of("a", process.pid, start_mark(process.pid) or ""))
+        with pytest.raises(UsageError, match="is there already"):
+            registry.claim(entry_of("a"))
+        assert registry.find("a").pid == process.pid
+        process.communicate(b"\n")
+    assert registry.state_of(entry_of("a", process.pid, "x")) == "dead"
+
+
+def test_entries_are_the_users_own_and_show_no_token(state_folder: Path) -> None:
+    registry.claim(entry_of("a"))
+    assert stat.S_IMODE(registry.folder().stat().st_mode) == 0o700
+    shown = registry.as_dict(entry_of("a"))
+    assert "t0ken" not in json.dumps(shown)
+    assert shown["state"] == "dead"
+    assert shown["why"]["message"]
+
+
+def test_nothing_launched_and_unknown_names(state_folder: Path) -> None:
+    with pytest.raises(UsageError, match="no server is running"):
+        registry.find()
+    with pytest.raises(UsageError, match="there is no server 'x'"):
+        registry.find("x")
+    for name in ("", "../x", "a/b", ".x", "x" * 65):
+        with pytest.raises(UsageError, match="cannot name a server"):
+            registry.load(name)
+
+
+def test_a_broken_entry_is_named(state_folder: Path) -> None:
+    (registry.folder() / "bad.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"bad\.json"):
+        registry.entries()
+    (registry.folder() / "bad.json").unlink()
+
+
+def test_secrets_are_masked() -> None:
+    command = ["x", "--api-key", "one", "two", "--port", "1", "--hf-token=abc", "--token-limit", "5"]
+    assert mask_command(command) == [
+        "x",
+        "--api-key",
+        "***",
+        "***",
+        "--port",
+        "1",
+        "--hf-token=***",
+        "--token-limit",
+        "5",
+    ]
+    env = {"VLLM_API_KEY": "k", "HF_TOKEN": "h", "HF_HOME": "/h", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "s"}
+    assert mask_env(env, without=["HF_HOME"]) == {"HF_TOKEN": "***", "VLLM_API_KEY": "***"}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MiB", 2**29), ("1.5GiB", 3 * 2**29), ("2GB", 2 * 10**9), ("4g", 2**32), ("77", 77)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1 2", "1e3", "5 parsecs", "0.0001B"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_bytes(text)
+
+
+def test_sizes_in_words() -> None:
+    assert format_bytes(2**29) == "512 MiB"
+    assert format_bytes(1023 * 2**20) == "1023 MiB"
+    assert format_bytes(1.5 * 2**40) == "1.5 TiB"
+
+
+def test_an_environments_packages_are_read_without_importing_them(tmp_path: Path) -> None:
+    package = tmp_path / "vllm"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    (package / "_version.py").write_text("__version__ = version = '9.8.7'\n", encoding="utf-8")
+    torch = tmp_path / "torch"
+    torch.mkdir()
+    (torch / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    (torch / "version.py").write_text("__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\n", encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    found = look({"vllm": ("vllm-of-no-index",), "sglang_absent": ("x",)}, sys.executable, env)
+    assert set(found) == {"vllm"}
+    assert found["vllm"].version == "9.8.7"
+    assert found["vllm"].release == (9, 8, 7)
+    assert found["vllm"].cuda == "13.0"
+    assert not found["vllm"].has_plain_metadata
+
+
+def test_pythons_are_found_by_path_folder_or_name(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    assert find_python(str(tmp_path)) == str(tmp_path / "bin" / "python")
+    assert find_python(None) == sys.executable
+    assert Path(find_python("python3")).exists()
+    with pytest.raises(UsageError, match="no Python at"):
+        find_python("/no/such/python")
+    not_python = tmp_path / "python"
+    not_python.write_text("#!/bin/sh\necho no; exit 1\n", encoding="utf-8")
+    not_python.chmod(0o755)
+    with pytest.raises(UsageError, match="does not run"):
+        look({"vllm": ("vllm",)}, str(not_python), dict(os.environ))

@@ -1,0 +1,203 @@
+"""Metrics of all engines in one vocabulary, from recorded expositions, and the scraper against a real server."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvload.records import ServerSample
+from kvload.servers.watch.prometheus import Sample, parse
+from kvload.servers.watch.scrape import SOURCES, Scraper, sample_once, to_sample
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def test_vllm_recorded_under_load() -> None:
+    sample = to_sample((FIXTURES / "vllm_metrics.txt").read_text(encoding="utf-8"), None, 1.5)
+    assert sample == ServerSample(
+        t_s=1.5,
+        running=0,
+        waiting=0,
+        cache_usage=0,
+        pool_tokens=10880,
+        preemptions=0,
+        prefix_queries=8880,
+        prefix_hits=5248,
+        prompt_tokens=9520,
+        generation_tokens=193,
+        requests=49,
+        queue_s=pytest.approx(0.0021523, rel=1e-4),
+        prefill_s=pytest.approx(32.114159, rel=1e-6),
+        decode_s=pytest.approx(7.0384587, rel=1e-4),
+    )
+
+
+def test_mamba_cache_dtype_and_other_labels_do_not_disturb_the_pool() -> None:
+    text = 'vllm:cache_config_info{mamba_cache_dtype="x",num_gpu_blocks="10",block_size="16",cache_dtype="auto"} 1\n'
+    assert to_sample(text, "vllm", 0.0).pool_tokens == 160
+
+
+def test_ranks_are_summed_and_shares_averaged() -> None:
+    text = (
+        'vllm:num_requests_running{engine="0"} 3\nvllm:num_requests_running{engine="1"} 4\n'
+        'vllm:kv_cache_usage_perc{engine="0"} 0.2\nvllm:kv_cache_usage_perc{engine="1"} 0.6\n'
+        'vllm:request_success_total{finished_reason="stop"} 5\nvllm:request_success_total{finished_reason="length"} 6\n'
+    )
+    sample = to_sample(text, None, 0.0)
+    assert (sample.running, sample.requests) == (7, 11)
+    assert sample.cache_usage == pytest.approx(0.4)
+    assert sample.waiting is None
+
+
+def test_sglang_names() -> None:
+    text = (
+        'sglang:num_running_reqs{model_name="m"} 2\nsglang:num_queue_reqs{model_name="m"} 1\n'
+        'sglang:token_usage{model_name="m"} 0.25\nsglang:max_total_num_tokens{model_name="m"} 462441\n'
+        'sglang:num_retracted_requests_total{model_name="m"} 3\nsglang:cached_tokens_total{cache_source="device"} 64\n'
+        'sglang:prompt_tokens_total{model_name="m"} 128\nsglang:generation_tokens_total{model_name="m"} 77\n'
+        'sglang:num_requests_total{model_name="m"} 9\nsglang:queue_time_seconds_sum{model_name="m"} 0.5\n'
+        'sglang:per_stage_req_latency_seconds_sum{stage="prefill_forward"} 1.25\n'
+        'sglang:per_stage_req_latency_seconds_sum{stage="tokenize"} 9\n'
+    )
+    assert to_sample(text, None, 0.0) == ServerSample(
+        t_s=0.0,
+        running=2,
+        waiting=1,
+        cache_usage=0.25,
+        pool_tokens=462441,
+        preemptions=3,
+        prefix_queries=128,
+        prefix_hits=64,
+        prompt_tokens=128,
+        generation_tokens=77,
+        requests=9,
+        queue_s=0.5,
+        prefill_s=1.25,
+    )
+
+
+def test_sglang_counts_retractions_only_from_the_first_on() -> None:
+    gauge, counter = "sglang:num_retracted_reqs 0\n", "sglang:num_retracted_requests_total 2\n"
+    assert to_sample(gauge, "sglang", 0.0).preemptions == 0
+    assert to_sample(gauge + counter, "sglang", 0.0).preemptions == 2
+    assert to_sample(gauge.replace("0", "1"), "sglang", 0.0).preemptions is None
+    assert to_sample("sglang:num_running_reqs 1\n", "sglang", 0.0).preemptions is None
+
+
+def test_the_embedded_engines_own_exposition() -> None:
+    pytest.importorskip("torch")
+    from kvload.servers.embedded.core.metrics import Metrics
+
+    metrics = Metrics("m", {"kv_cache_size_tokens": "321"}, {"num_requests_running": ("Running.", lambda: 2)})
+    metrics.step(prompt_tokens=10, generated=4, gaps_s=[0.1], ttfts_s=[0.2], preemptions=1)
+    sample = to_sample(metrics.render(), None, 0.0)
+    assert (sample.running, sample.pool_tokens, sample.prompt_tokens, sample.generation_tokens) == (2, 321, 10, 4)
+    assert sample.preemptions == 1
+    assert sample.prefix_hits is None
+
+
+def test_metrics_of_nobody_we_know() -> None:
+    assert to_sample("process_cpu_seconds_total 1\n", None, 0.0).error is not None
+    assert to_sample("vllm:x 1\n", "sglang", 0.0).error is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "sample"),
+    [
+        ("a 1", Sample("a", {}, 1.0)),
+        ("a{} 1.5e3 1700000000", Sample("a", {}, 1500.0)),
+        (r'a{x="q\"\\\n", y="2",} +Inf', Sample("a", {"x": 'q"\\\n', "y": "2"}, math.inf)),
+        ('a:b_c{le="0.1"} 7 # {trace="x"} 0.1', Sample("a:b_c", {"le": "0.1"}, 7.0)),
+    ],
+)
+def test_lines(line: str, sample: Sample) -> None:
+    assert list(parse(line)) == [sample]
+
+
+@pytest.mark.parametrize("line", ["", "# HELP a b", "a", "a{", 'a{x="1" 2', "a b", "{} 1", "9a 1", "a{x=1} 2"])
+def test_lines_that_are_none_are_passed_over(line: str) -> None:
+    assert list(parse(f"{line}\nlast 1")) == [Sample("last", {}, 1.0)]
+
+
+@given(st.text(max_size=300))
+def test_any_text_parses_to_something(text: str) -> None:
+    for sample in parse(text):
+        assert sample.name
+
+
+@given(
+    st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True), st.text(max_size=20), max_size=4),
+    st.floats(allow_nan=False),
+)
+def test_what_a_client_library_writes_is_read_back(labels: dict[str, str], value: float) -> None:
+    escaped = {k: v.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') for k, v in labels.items()}
+    line = "m{" + ",".join(f'{k}="{v}"' for k, v in escaped.items()) + f"}} {value!r}"
+    assert list(parse(line)) == [Sample("m", labels, value)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    count = 0
+
+    def do_GET(self) -> None:
+        type(self).count += 1
+        body = f"vllm:generation_tokens_total {self.count}\n".encode()
+        status = 500 if self.count == 3 else 200
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Handler.count = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_scraper_samples_at_both_ends_and_keeps_failures(url: str) -> None:
+    samples: list[ServerSample] = []
+    enough = threading.Event()
+
+    def sink(sample: ServerSample) -> None:
+        samples.append(sample)
+        if len(samples) >= 5:
+            enough.set()
+
+    zero = time.monotonic()
+    with Scraper(url, "vllm", 0.05, zero, sink):
+        assert len(samples) == 1
+        assert enough.wait(20)
+    assert [sample.generation_tokens for sample in samples[:2]] == [1, 2]
+    assert samples[2].error == "/metrics answered 500"
+    assert samples[2].generation_tokens is None
+    assert samples[-1].generation_tokens == Handler.count
+    times = [sample.t_s for sample in samples]
+    assert times == sorted(times)
+    assert 0 <= times[0] <= time.monotonic() - zero
+
+
+def test_a_server_that_is_gone_is_an_error_sample() -> None:
+    sample = sample_once("http://127.0.0.1:9", "vllm", timeout_s=1.0)
+    assert sample.error is not None
+    assert sample.running is None
+
+
+def test_every_source_names_a_field() -> None:
+    fields = set(ServerSample.__struct_fields__)
+    for _, sources in SOURCES.values():
+        assert set(sources) <= fields
+    assert sorted(SOURCES) == ["embedded", "sglang", "vllm"]

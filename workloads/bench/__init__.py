@@ -1,0 +1,1 @@
+"""Benchmarks of the client and the trace readers."""

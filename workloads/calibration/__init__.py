@@ -1,0 +1,1 @@
+"""What the client itself costs, measured against the mock server."""

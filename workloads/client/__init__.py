@@ -1,0 +1,1 @@
+"""The streaming client: from the socket to a decoded answer."""

@@ -1,0 +1,168 @@
+"""A run as it is handed to the Locust processes: settings in one file, each worker's share of the schedule in another.
+
+The shares are spooled to the run folder (``plan/``), so that a schedule with long prompts is held once by each worker
+that sends it, and so that whatever kills a worker leaves behind what it was to do.
+"""
+
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from kvload.errors import UsageError
+from kvload.workloads.schedule.build import PlannedRequest
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayPlan:
+    """Everything that decides a run, but for the server itself.
+
+    Attributes:
+        planned: the schedule, by offset.
+        url: the server.
+        headers: sent with every request; never written to disk.
+        workers: processes that send.
+        timeout_s: a request's limit; None for none.
+        drain_s: how long answers may still come in after the last request was sent.
+        max_concurrency: most requests in flight (open loop).
+        concurrency: closed loop with so many in flight.
+        slo: limits in seconds by metric, for the live figures.
+        web_host, web_port: where Locust's web page listens; no page where ``web_port`` is None.
+        master_host, master_port: where workers on other machines find the master; None for workers of this machine
+            only.
+        remote_workers: workers on other machines to wait for, besides ``workers`` here.
+        verify: check the server's certificate (https).
+    """
+
+    planned: Sequence[PlannedRequest]
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 1
+    timeout_s: float | None = None
+    drain_s: float = 120.0
+    max_concurrency: int | None = None
+    concurrency: int | None = None
+    slo: Mapping[str, float] = field(default_factory=dict)
+    web_host: str = "127.0.0.1"
+    web_port: int | None = None
+    master_host: str | None = None
+    master_port: int = 5557
+    remote_workers: int = 0
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.remote_workers < 0 or self.workers + self.remote_workers < 1:
+            raise UsageError("at least one worker is needed", where="--workers")
+        for name, value in (("--max-concurrency", self.max_concurrency), ("--concurrency", self.concurrency)):
+            if value is not None and value < 1:
+                raise UsageError("must be at least 1", where=name)
+            if value is not None and value < self.all_workers:
+                raise UsageError(f"{value} cannot be shared by {self.all_workers} workers", where=name)
+        if self.max_concurrency is not None and self.concurrency is not None:
+            raise UsageError(
+                "give one of them: closed loop has no other limit", where="--concurrency, --max-concurrency"
+            )
+
+    @property
+    def all_workers(self) -> int:
+        """Workers here and elsewhere."""
+        return self.workers + self.remote_workers
+
+
+class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a :class:`ReplayPlan` that the Locust processes read from ``plan/settings.json``."""
+
+    url: str
+    shards: int
+    run_path: str
+    timeout_s: float | None
+    drain_s: float
+    max_concurrency: int | None
+    concurrency: int | None
+    slo: dict[str, float]
+    span_s: float
+    verify: bool
+
+    def share(self, limit: int | None, shard: int) -> int | None:
+        """One worker's part of a limit on concurrency."""
+        return None if limit is None else limit // self.shards + (shard < limit % self.shards)
+
+
+def spool(plan: ReplayPlan, run_path: Path) -> Path:
+    """Write settings and shares below the run folder and return the folder they are in."""
+    folder = run_path / "plan"
+    folder.mkdir()
+    settings = PlanSettings(
+        url=plan.url,
+        shards=plan.all_workers,
+        run_path=str(run_path.resolve()),
+        timeout_s=plan.timeout_s,
+        drain_s=plan.drain_s,
+        max_concurrency=plan.max_concurrency,
+        concurrency=plan.concurrency,
+        slo=dict(plan.slo),
+        span_s=max((request.offset_s for request in plan.planned), default=0.0),
+        verify=plan.verify,
+    )
+    (folder / "settings.json").write_bytes(msgspec.json.encode(settings))
+    shares = shard_of(plan.planned, plan.all_workers)
+    encoder = msgspec.msgpack.Encoder()
+    for shard in range(plan.all_workers):
+        with shard_path(folder, shard).open("wb") as file:
+            for request in plan.planned:
+                if shares[request.index] == shard:
+                    encoded = encoder.encode(request)
+                    file.write(_LENGTH.pack(len(encoded)) + encoded)
+    return folder
+
+
+def without_bodies(plan: ReplayPlan) -> ReplayPlan:
+    """The same plan with nothing of its requests but what is needed to account for them."""
+    return replace(plan, planned=[msgspec.structs.replace(request, body=b"") for request in plan.planned])
+
+
+def shard_of(planned: Sequence[PlannedRequest], workers: int) -> dict[int, int]:
+    """Which worker sends which request: by index, a conversation staying with one worker.
+
+    The same requests get the same answer in every process; the union of all workers' shares is the whole schedule.
+    """
+    roots: dict[int, int] = {}
+    for request in planned:
+        roots[request.index] = request.index if request.previous is None else roots[request.previous]
+    return {index: root % workers for index, root in roots.items()}
+
+
+def plan_folder(settings: PlanSettings) -> Path:
+    """Where the plan is spooled, on the machine that made it."""
+    return Path(settings.run_path) / "plan"
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Where a worker's share lies."""
+    return folder / f"shard-{shard}.msgpack"
+
+
+def read_settings(folder: Path) -> PlanSettings:
+    """The settings of a spooled plan."""
+    return msgspec.json.decode((folder / "settings.json").read_bytes(), type=PlanSettings)
+
+
+def decode_share(data: bytes) -> Iterator[PlannedRequest]:
+    """The requests in the bytes of a share."""
+    decoder = msgspec.msgpack.Decoder(PlannedRequest)
+    position = 0
+    while position < len(data):
+        (length,) = _LENGTH.unpack_from(data, position)
+        position += _LENGTH.size
+        yield decoder.decode(data[position : position + length])
+        position += length
+
+
+def remove(folder: Path) -> None:
+    """Delete a spooled plan: the run's records say all that is to be kept."""
+    shutil.rmtree(folder, ignore_errors=True)

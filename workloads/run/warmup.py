@@ -1,0 +1,48 @@
+"""Requests sent before the clock starts: they warm the server up and are not part of the run."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from kvload.workloads.client.answer import RawStream, parse_answer
+from kvload.workloads.client.http1 import Target
+from kvload.workloads.client.loop import StreamLoop
+from kvload.workloads.schedule.build import PlannedRequest
+
+
+def warm_up(
+    planned: Sequence[PlannedRequest],
+    url: str,
+    count: int,
+    *,
+    headers: Mapping[str, str],
+    timeout_s: float | None = None,
+    at_once: int = 8,
+    verify: bool = True,
+) -> list[str]:
+    """Send ``count`` copies of the schedule's first complete requests, ``at_once`` at a time.
+
+    Returns:
+        what went wrong, one line for each request that failed.
+    """
+    ready = [request for request in planned if request.body][: max(count, 1)]
+    problems: list[str] = []
+    if not ready:
+        return problems
+    left = count
+
+    def ended(raw: RawStream) -> None:
+        answer = parse_answer(raw)
+        if answer.status != "ok":
+            problems.append(f"warm-up: {answer.cause}: {answer.error}")
+
+    loop = StreamLoop(Target.parse(url), on_end=ended, headers=headers, timeout_s=timeout_s, verify=verify)
+    try:
+        while left or loop.in_flight:
+            while left and loop.in_flight < at_once:
+                request = ready[(count - left) % len(ready)]
+                left -= 1
+                loop.start(None, request.path, request.body, f"kvload-warm-up-{time.monotonic_ns()}")
+            loop.turn(wait=True)
+    finally:
+        loop.close()
+    return problems

@@ -1,0 +1,1 @@
+"""All that knows Locust: the locustfile, its workers and coordinator, the web page."""

@@ -1,0 +1,114 @@
+"""A run under ``locust -f`` itself, without ``kvload replay`` around it.
+
+It makes the same plan, run folder and records; the report is rendered afterwards with ``kvload report``.
+"""
+
+import json
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvload import __version__
+from kvload.errors import ServerError, UsageError
+from kvload.records import RunManifest, ServerInfo
+from kvload.rundir import RunDir
+from kvload.workloads.client.http1 import Target
+from kvload.workloads.durations import parse_duration, parse_limits
+from kvload.workloads.run.completion import Outcome, complete
+from kvload.workloads.run.live import LiveBoard
+from kvload.workloads.run.plan import ReplayPlan, remove, spool
+from kvload.workloads.schedule.arrivals import ArrivalSpec
+from kvload.workloads.schedule.build import load_schedule
+from kvload.workloads.traces.samples import trace_path
+
+OPTIONS: Mapping[str, tuple[str, str]] = {
+    "trace": ("", "kvload: replay this trace (with --host), a file or sample:demo"),
+    "run-dir": ("", "kvload: the run folder; runs/TIME if left out"),
+    "model": ("", "kvload: model name to ask for; the server's first if left out"),
+    "mode": ("free", "kvload: free or forced"),
+    "speed": ("1", "kvload: replay so many times as fast as recorded"),
+    "limit": ("", "kvload: at most so many requests"),
+    "slo": ("", "kvload: limits to meet, ttft=500ms,tpot=50ms"),
+    "request-timeout": ("10min", "kvload: a request's limit"),
+    "drain": ("2min", "kvload: wait so long for the last answers"),
+    "seed": ("0", "kvload: decides everything that is drawn"),
+}
+"""Options of ``locust -f`` (and of ``locust.conf``) with defaults and help."""
+
+
+class StandaloneRun:
+    """Plan and run folder of a run that Locust's own command line started.
+
+    Args:
+        options: Locust's parsed options.
+        headers: sent with every request.
+        workers: processes that send.
+
+    Raises:
+        UsageError, TraceError, ServerError: it cannot be run like this.
+    """
+
+    def __init__(self, options: Any, headers: Mapping[str, str], workers: int) -> None:
+        if not options.host:
+            raise UsageError("no server is named", where="--host")
+        target = Target.parse(options.host)
+        model = options.model or _first_model(target.url, headers)
+        mode = options.mode
+        if mode not in {"free", "forced"}:
+            raise UsageError(f"'{mode}' is neither free nor forced", where="--mode")
+        seed = int(options.seed)
+        slo = parse_limits(options.slo, flag="--slo")
+        schedule = load_schedule(
+            trace_path(options.trace),
+            model=model,
+            mode=mode,
+            arrivals=ArrivalSpec(speed=float(options.speed), seed=seed),
+            limit=int(options.limit) if options.limit else None,
+        )
+        manifest = RunManifest(
+            run_id=f"{time.time_ns():x}",
+            kvload_version=__version__,
+            server=ServerInfo(url=target.url, model=model),
+            trace=schedule.trace,
+            mode=mode,
+            seed=seed,
+            arrivals=schedule.arrivals,
+            planned=len(schedule.planned),
+            slo=slo,
+            timeout_s=parse_duration(options.request_timeout, flag="--request-timeout"),
+        )
+        path = Path(options.run_dir) if options.run_dir else Path("runs") / time.strftime("%Y%m%d-%H%M%S-locust")
+        self.run = RunDir.create(path, manifest)
+        self.plan = ReplayPlan(
+            planned=schedule.planned,
+            url=target.url,
+            headers=headers,
+            workers=workers,
+            timeout_s=manifest.timeout_s,
+            drain_s=parse_duration(options.drain, flag="--drain"),
+            slo=slo,
+        )
+        self.outcome = Outcome(LiveBoard(slo))
+        self.folder = spool(self.plan, path)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Take in what the coordinator tells; there is no parent to pass it on to."""
+        self.outcome.take(json.loads(json.dumps(event)))
+
+    def finish(self) -> str:
+        """Complete the run folder; returns a sentence for the user."""
+        manifest = complete(self.run, self.plan, self.outcome)
+        remove(self.folder)
+        return f"{manifest.sent} requests sent, {manifest.ended}: kvload report {self.run.path}"
+
+
+def _first_model(url: str, headers: Mapping[str, str]) -> str:
+    # the scheme is http or https: a Target has no other
+    request = urllib.request.Request(f"{url}/v1/models", headers=dict(headers))  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return str(json.loads(answer.read(1 << 20))["data"][0]["id"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ServerError(f"no model to ask for: {error}", where=f"{url}/v1/models", hint="give --model") from error

@@ -1,0 +1,208 @@
+"""One worker's side of a run, inside a Locust process: gets its share, walks it, gives back records and figures."""
+
+import gc
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.event
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from kvload.records import RequestRecord
+from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
+from kvload.workloads.client.http1 import Target
+from kvload.workloads.run.dispatch import Dispatcher, Limits
+from kvload.workloads.run.live import LiveMeter, LiveReport
+from kvload.workloads.run.plan import PlanSettings, decode_share, plan_folder, shard_path
+from kvload.workloads.schedule.build import PlannedRequest
+
+REPORT_EVERY_S = 0.5
+_MIRRORED_AT_ONCE = 8
+_SLICE_NS = 8_000_000
+"""How long Locust's greenlets may have to wait while answers are read."""
+Send = Callable[[str, Any], None]
+
+
+class ReplayWorker:
+    """Walks one share of the schedule in this process.
+
+    The streaming client's own epoll descriptor is watched by gevent's loop; everything it does happens in that one
+    callback, between Locust's greenlets and without threads.
+
+    Args:
+        send: sends a message to the master (Locust's ``runner.send_message``).
+        headers: the user's headers.
+        mirror: takes every record for Locust's own statistics.
+    """
+
+    def __init__(self, send: Send, headers: Mapping[str, str], mirror: Callable[[RequestRecord], None]) -> None:
+        self._send = send
+        self._headers = headers
+        self._mirror = mirror
+        self._mirrored: list[RequestRecord] = []
+        self._dispatcher: Dispatcher | None = None
+        self._watcher: Any = None
+        self._writer: RecordWriter | None = None
+        self._outbox: list[tuple[bytes, bytes]] = []
+        self._encoder = msgspec.json.Encoder()
+        self._meter = LiveMeter({})
+        self._planned: list[PlannedRequest] = []
+        self._shard = 0
+        self._settings: PlanSettings | None = None
+        self._cpu_start_s = 0.0
+        self._closed = False
+        self.finished = gevent.event.Event()
+        self.error: str | None = None
+
+    def assign(self, settings: PlanSettings, shard: int, share: bytes | None) -> None:
+        """Take on a share.
+
+        Args:
+            share: its bytes, where they came over the network; None where the run folder is on this machine.
+        """
+        if self._settings is not None:
+            return
+        self._settings = settings
+        self._shard = shard
+        self._meter = LiveMeter(settings.slo)
+        if share is None:
+            share = shard_path(plan_folder(settings), shard).read_bytes()
+            self._writer = RunDir(Path(settings.run_path)).writer(f"worker-{shard}")
+        self._planned = list(decode_share(share))
+
+    def go(self, zero_ns: int) -> None:
+        """Start, with the run's zero at ``zero_ns`` of this process's monotonic clock."""
+        settings = self._settings
+        if settings is None or self._dispatcher is not None:
+            return
+        limits = Limits(
+            max_concurrency=settings.share(settings.max_concurrency, self._shard),
+            concurrency=settings.share(settings.concurrency, self._shard),
+            timeout_s=settings.timeout_s,
+            drain_s=settings.drain_s,
+        )
+        dispatcher = self._dispatcher = Dispatcher(
+            self._planned,
+            Target.parse(settings.url),
+            zero_ns=zero_ns,
+            sink=self._take,
+            limits=limits,
+            headers=self._headers,
+            worker=self._shard,
+            verify=settings.verify,
+        )
+        self._planned = []
+        self._cpu_start_s = time.process_time()
+        # Streams make no reference cycles; what Locust makes is collected after the run. A full collection with a
+        # thousand streams in flight would stop everything for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 1000)
+        self._watcher = gevent.get_hub().loop.io(dispatcher.loop.fileno(), 1)
+        dispatcher.begin()
+        self._watcher.start(self._turn)
+        gevent.spawn(self._report_until_finished)
+        gevent.spawn(self._mirror_until_finished)
+
+    def stop(self, cause: str, *, cut: bool) -> None:
+        """Send nothing more; with ``cut`` also end what is in flight."""
+        if self._dispatcher is None:
+            self.go(time.monotonic_ns() + 1_000_000_000)
+        if self._dispatcher is not None:
+            self._dispatcher.stop(cause, cut=cut)
+            if self._dispatcher.finished:
+                self._finish()
+        else:
+            self._finish()
+
+    def close(self) -> None:
+        """The process ends: cut what is in flight and record it, now."""
+        if self._dispatcher is None or self._closed:
+            return
+        self._closed = True
+        self._finish()
+        self._dispatcher.close()
+        self._send_records()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _turn(self) -> None:
+        """The watcher's callback: runs in the hub, must not raise, and leaves time for Locust's greenlets."""
+        dispatcher = self._dispatcher
+        if dispatcher is None or self.finished.is_set():
+            return
+        until_ns = time.monotonic_ns() + _SLICE_NS
+        try:
+            dispatcher.turn()
+            while not dispatcher.finished and dispatcher.rest(until_ns):
+                dispatcher.turn()
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            gevent.get_hub().handle_error(self, type(error), error, error.__traceback__)
+            self._finish()
+            return
+        if dispatcher.finished:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher = None
+        self.finished.set()
+
+    def _take(self, record: RequestRecord, chunks: npt.NDArray[np.void]) -> None:
+        if self._writer is not None:
+            self._writer.append(record, chunks)
+        else:
+            self._outbox.append((self._encoder.encode(record), chunks.astype(CHUNK_DTYPE, copy=False).tobytes()))
+        self._meter.add(record, chunks)
+        self._mirrored.append(record)
+
+    def _report_until_finished(self) -> None:
+        while not self.finished.wait(REPORT_EVERY_S):
+            self._report()
+        self._report()
+        self.close()
+        gc.unfreeze()
+        self._send("kvload_finished", {"shard": self._shard, "error": self.error})
+
+    def _mirror_until_finished(self) -> None:
+        """Feed Locust's statistics a few records at a time: a batch of them would make requests late."""
+        while self._mirrored or not self.finished.is_set():
+            for record in self._mirrored[:_MIRRORED_AT_ONCE]:
+                self._mirror(record)
+            del self._mirrored[:_MIRRORED_AT_ONCE]
+            gevent.sleep(0.002 if self._mirrored else 0.05)
+
+    def _report(self) -> None:
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            return
+        self._send_records()
+        counts = dispatcher.counts
+        report = LiveReport(
+            worker=self._shard,
+            planned=counts.planned,
+            sent=counts.sent,
+            done=counts.done,
+            failed=counts.failed,
+            unsent=counts.unsent,
+            in_flight=dispatcher.loop.in_flight,
+            cpu_s=time.process_time() - self._cpu_start_s,
+            rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            retries=counts.retries,
+            merged_reads=counts.merged_reads,
+            **self._meter.take(),  # type: ignore[arg-type]
+        )
+        self._send("kvload_live", {"report": msgspec.json.encode(report)})
+
+    def _send_records(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        if outbox:
+            data = {"shard": self._shard, "records": [entry[0] for entry in outbox]}
+            self._send("kvload_records", {**data, "chunks": [entry[1] for entry in outbox]})

@@ -1,0 +1,1 @@
+"""Reading traces: every format, what a trace holds, and choosing part of one."""

@@ -1,0 +1,139 @@
+"""Makes the lengths of a trace fit a server: scaled, capped or left out, only when told to, and always counted."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from kvload.errors import TraceError
+from kvload.workloads.traces.trace import TraceRequest
+
+TooLong = Literal["error", "drop", "cap", "scale"]
+
+
+def input_tokens(request: TraceRequest) -> int | None:
+    """Length of the prompt in tokens where the trace tells it, at least 1: no server takes an empty prompt."""
+    if request.prompt_token_ids is not None:
+        return max(len(request.prompt_token_ids), 1)
+    return None if request.input_length is None else max(request.input_length, 1)
+
+
+def is_made_up(request: TraceRequest) -> bool:
+    """Whether the prompt is made from lengths, so that it can be made shorter without spoiling a text."""
+    return request.messages is None and request.prompt is None and request.prompt_token_ids is None
+
+
+def scale_input(request: TraceRequest, factor: float) -> TraceRequest:
+    """The request with its made-up prompt ``factor`` times as long; blocks shrink with it, shared prefixes stay shared.
+
+    The block size is rounded up to whole tokens, so that the first blocks fill the prompt; those left over go.
+    """
+    if request.input_length is None or not is_made_up(request) or factor == 1:
+        return request
+    length = max(1, round(request.input_length * factor))
+    if not request.block_ids or not request.block_size:
+        return msgspec.structs.replace(request, input_length=length)
+    size = math.ceil(request.block_size * factor)
+    blocks = request.block_ids[: -(-length // size)]
+    return msgspec.structs.replace(request, input_length=length, block_size=size, block_ids=blocks)
+
+
+def cap_input(request: TraceRequest, tokens: int) -> TraceRequest:
+    """The request with its made-up prompt cut to ``tokens``; its beginning, which may be shared, stays."""
+    if request.input_length is None or not is_made_up(request) or request.input_length <= tokens:
+        return request
+    blocks = request.block_ids
+    if blocks and request.block_size:
+        blocks = blocks[: -(-tokens // request.block_size)]
+    return msgspec.structs.replace(request, input_length=tokens, block_ids=blocks)
+
+
+def cap_output(request: TraceRequest, tokens: int) -> TraceRequest:
+    """The request with recorded length and cap of its answer cut to ``tokens``."""
+    return msgspec.structs.replace(
+        request,
+        output_length=None if request.output_length is None else min(request.output_length, tokens),
+        max_tokens=None if request.max_tokens is None else min(request.max_tokens, tokens),
+    )
+
+
+@dataclass
+class Fitted:
+    """Requests that fit, what became of the others, in words, and how many rows were changed or left out."""
+
+    requests: list[TraceRequest] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+    changed: int = 0
+    dropped: int = 0
+
+
+def fit(requests: Sequence[TraceRequest], needs: Sequence[int], limit: int | None, policy: TooLong) -> Fitted:
+    """Make prompt and answer of every request fit into ``limit`` tokens together.
+
+    Args:
+        requests: the requests; a prompt of unknown length is taken to fit.
+        needs: for each, the answer's tokens that must find room.
+        limit: the server's limit; None where it is not known: nothing changes.
+        policy: ``error`` raises; ``drop`` leaves out the requests that are too long; ``cap`` cuts their made-up prompt,
+            and the answer where that alone would take more than half the limit; ``scale`` cuts such answers and
+            multiplies all made-up prompts by the one factor that makes the longest fit.
+
+    Raises:
+        TraceError: requests are too long and the policy is ``error``, or a text is and the policy would have to cut it.
+    """
+    sizes = [input_tokens(request) for request in requests]
+    long = [
+        index
+        for index, (size, need) in enumerate(zip(sizes, needs, strict=True))
+        if limit is not None and (size or 0) + need > limit
+    ]
+    if not long or limit is None:
+        return Fitted(requests=list(requests))
+    longest = max(long, key=lambda index: (sizes[index] or 0) + needs[index])
+    told = (
+        f"{len(long)} of {len(requests)} requests do not fit the server's {limit} tokens (the longest, "
+        f"'{requests[longest].id}', is {sizes[longest] or 0} + {needs[longest]})"
+    )
+    if policy == "error":
+        raise TraceError(told, hint="choose --too-long drop, cap or scale, or shorten the trace with --scale-input")
+    if policy == "drop":
+        left_out = set(long)
+        kept = [request for index, request in enumerate(requests) if index not in left_out]
+        return Fitted(kept, [f"{told}: dropped"], dropped=len(long))
+    texts = [index for index in long if not is_made_up(requests[index])]
+    if texts:
+        raise TraceError(
+            f"{len(texts)} requests of given text do not fit the server's {limit} tokens "
+            f"('{requests[texts[0]].id}' is the first)",
+            hint="a text is never cut: choose --too-long drop",
+        )
+    if policy == "cap":
+        result = [squeezed(request, need, limit) for request, need in zip(requests, needs, strict=True)]
+        return Fitted(result, [f"{told}: capped"], changed=len(long))
+    factor = min(fitting_factor(requests[index], needs[index], limit) for index in long)
+    result = [
+        squeezed(scale_input(request, factor), need, limit) for request, need in zip(requests, needs, strict=True)
+    ]
+    changed = sum(after is not before for after, before in zip(result, requests, strict=True))
+    return Fitted(result, [f"{told}: {changed} prompts scaled by {factor:.4g}"], changed=changed)
+
+
+def squeezed(request: TraceRequest, need: int, limit: int) -> TraceRequest:
+    """The request cut to ``limit`` tokens: its made-up prompt, and its answer where that takes over half of them."""
+    size = input_tokens(request) or 0
+    if size + need <= limit:
+        return request
+    room = _answer_room(size, need, limit)
+    return cap_input(cap_output(request, room), limit - room)
+
+
+def fitting_factor(request: TraceRequest, need: int, limit: int) -> float:
+    """The factor, at most 1, by which the prompt has to shrink for the request to fit into ``limit`` tokens."""
+    size = input_tokens(request) or 1
+    return min((limit - _answer_room(size, need, limit)) / size, 1.0)
+
+
+def _answer_room(size: int, need: int, limit: int) -> int:
+    return min(need, max(limit // 2, limit - size))

@@ -1,0 +1,80 @@
+"""ShareGPT conversations: one JSON array, or an object a line.
+
+``[{"id": ..., "conversations": [{"from": "human" | "gpt", "value": ...}]}]``, with the variants ``conversation``,
+``role`` and ``content`` found in the wild. There are no times: a turn follows the former's answer at once.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kvload.workloads.traces.json_array import array_items
+from kvload.workloads.traces.reader import Cursor, Format, Head
+from kvload.workloads.traces.trace import TraceRequest
+
+_LISTS = ("conversations", "conversation")
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "system": "system",
+}
+
+
+def _matches(head: Head) -> bool:
+    return any(isinstance(head.first.get(name), list) for name in _LISTS)
+
+
+def _read(cursor: Cursor) -> Iterator[TraceRequest]:
+    for number, item in enumerate(_items(cursor)):
+        yield from _turns(cursor, item, number)
+
+
+def _items(cursor: Cursor) -> Iterator[dict[str, Any]]:
+    if cursor.peek().startswith(b"["):
+        for item in array_items(cursor):
+            yield cursor.decoded(item)
+    else:
+        yield from cursor.objects()
+
+
+def _turns(cursor: Cursor, item: dict[str, Any], number: int) -> Iterator[TraceRequest]:
+    """A request for every stretch of messages that an answer follows, or that ends the conversation."""
+    name = next((name for name in _LISTS if name in item), _LISTS[0])
+    session = str(item.get("id", number))
+    asked: list[dict[str, Any]] = []
+    turn = 0
+    for position, message in enumerate(cursor.array(cursor.needed(item, name), name)):
+        role, text = _message(cursor, message, f"{name}[{position}]")
+        if role != "assistant":
+            asked.append({"role": role, "content": text})
+        elif any(each["role"] == "user" for each in asked):
+            yield _request(session, turn, asked, {"recorded_answer": text})
+            asked, turn = [], turn + 1
+    if any(each["role"] == "user" for each in asked):
+        yield _request(session, turn, asked, {})
+
+
+def _request(session: str, turn: int, asked: list[dict[str, Any]], extra: dict[str, Any]) -> TraceRequest:
+    return TraceRequest(id=f"{session}/{turn}", messages=asked, session=session, turn=turn, extra=extra)
+
+
+def _message(cursor: Cursor, value: object, name: str) -> tuple[str, str]:
+    message = cursor.mapping(value, name)
+    role = message.get("from", message.get("role"))
+    if not isinstance(role, str) or role not in _ROLES:
+        raise cursor.wrong(f"{name}.from", role, f"one of {', '.join(_ROLES)}")
+    return _ROLES[role], cursor.text(message.get("value", message.get("content")), f"{name}.value")
+
+
+FORMAT = Format(
+    name="sharegpt",
+    title="ShareGPT (JSON array or JSONL)",
+    assumes="no times; an answer of the assistant that nothing asked for is left out",
+    matches=_matches,
+    read=_read,
+)
