@@ -51,8 +51,8 @@ FLOORS = {
         {"verification"},
         {"lifecycle"},
         {"engines"},
-        {"embedded"},
-        {"catalogue", "host", "watch", "kernels", "plugins", "probe", "sizes"},
+        {"embedded", "plugins"},
+        {"catalogue", "host", "watch", "kernels", "probe", "sizes"},
     ],
     "workloads": [
         {"bench"},
