@@ -1,8 +1,7 @@
 """Our page beside Locust's own: a run's live figures as charts, and the buttons that start and stop it.
 
 The page is one file without assets from elsewhere. It asks for the points that are new since its last question; whether
-anybody looks or not makes no difference to the run. Starting and stopping need a header that a page of another site
-cannot send along.
+anybody looks or not makes no difference to the run. A guard before all routes keeps other hosts, origins and sites out.
 """
 
 import json
@@ -12,6 +11,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from kvload.workloads.swarm.coordinator import Coordinator
+from kvload.workloads.swarm.web_guard import WebGuard
 
 PAGE = Path(__file__).with_name("webui_page.html")
 GUARD_HEADER = "X-Kvload"
@@ -49,6 +49,7 @@ def add_page(web_ui: Any, coordinator: Coordinator, start: Any, stop: Any) -> No
         return _guarded(stop)
 
     web_ui.app.register_blueprint(pages)
+    web_ui.app.wsgi_app = WebGuard(web_ui.app.wsgi_app, web_ui.host)
     structure = [{"key": "figure", "title": "Figure"}, {"key": "value", "title": "Value"}]
     web_ui.template_args["extended_tabs"] = [TAB]
     web_ui.template_args["extended_tables"] = [{"key": TAB["key"], "structure": structure}]

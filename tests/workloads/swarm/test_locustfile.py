@@ -17,7 +17,7 @@ from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.run.replay import LOCUSTFILE
 from tests.workloads.run.test_replay import records_of, wait_for_records, write_trace
-from tests.workloads.swarm.test_webui import free_port
+from tests.workloads.swarm.conftest import free_port
 
 
 @pytest.fixture
