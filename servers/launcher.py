@@ -103,6 +103,10 @@ def _start(
     for attempt in range(PORT_TRIES):
         try:
             return _start_once(request, made, build, model, machine, on_event)
+        except registry.PortHeldError:
+            # A launch beside this one was given the same free port.
+            if request.port is not None or attempt == PORT_TRIES - 1:
+                raise
         except StartFailedError as error:
             # Between finding a free port and listening on it, another program may have taken it.
             if error.cause.kind != "port" or request.port is not None or attempt == PORT_TRIES - 1:

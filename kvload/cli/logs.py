@@ -33,7 +33,9 @@ def logs(
         path = known[-1]
     else:
         entry = registry.load(name)
-        path = entry.log if entry else Path(state_dir() / "logs" / f"{name}.log")
+        if entry and not registry.is_ours(entry.log):
+            raise UsageError(f"the entry of '{name}' names a log outside kvload's state folder", where=str(entry.log))
+        path = entry.log if entry else Path(state_dir() / "logs" / f"{registry.check_name(name)}.log")
     if not path.is_file():
         raise UsageError(f"there is no log of a server '{name}'", hint="kvload status lists the servers")
     with path.open(encoding="utf-8", errors="replace") as file:

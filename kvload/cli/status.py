@@ -11,11 +11,14 @@ app = typer.Typer(add_completion=False)
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
     """Show the servers that were launched: where they listen, what they run, and why dead ones died."""
     import json
+    import sys
     import time
 
     from kvload.servers.lifecycle import registry
 
     entries = registry.entries()
+    for error in registry.damaged():
+        print(f"warning: {error}", file=sys.stderr)
     if as_json:
         print(json.dumps([registry.as_dict(entry) for entry in entries], indent=2))
         return

@@ -21,6 +21,9 @@ def stop(
 
     console = Console(stderr=True, highlight=False)
     known = registry.entries()
+    damaged = registry.damaged()
+    for error in damaged:
+        console.print(f"warning: {error}", markup=False, soft_wrap=True)
     if everything:
         chosen = known
     elif names:

@@ -44,16 +44,17 @@ def is_alive(pid: int, mark: str | None) -> bool:
 def session_members(anchors: Iterable[tuple[int, str]], token: str) -> list[psutil.Process]:
     """Every living process of one launched server.
 
-    Members are the processes of a session that one of the anchors leads or belongs to, their descendants, and whatever
-    carries the server's token in its environment. A session's number is trusted only while an anchor proves that it is
-    still ours; the token finds those that left the session.
+    Members are the anchors, their descendants, the processes of a session that an anchor leads, and whatever carries
+    the server's token in its environment. A session's number is trusted only while the keeper, which made that session,
+    proves that it is still ours: an anchor that merely belongs to a session (a shell's, say) speaks for itself alone.
+    The token finds those that left the session.
 
     Args:
-        anchors: pid and start mark of known processes of the server.
+        anchors: pid and start mark of known processes of the server; its keeper leads its session.
         token: value of :data:`TOKEN_VARIABLE`.
     """
     living = [pid for pid, mark in anchors if is_alive(pid, mark)]
-    sessions = {session for pid in living if (session := _session(pid)) is not None}
+    sessions = {pid for pid in living if _session(pid) == pid}
     members: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         if process.pid == os.getpid():

@@ -5,8 +5,10 @@ that now belongs to a stranger is never taken for the server.
 """
 
 import contextlib
+import fcntl
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,10 @@ from kvload.servers.lifecycle.rootcause import RootCause
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 State = Literal["starting", "ready", "dead"]
+
+
+class PortHeldError(UsageError):
+    """A living entry has the port that another is to listen on."""
 
 
 class ServerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,35 +108,48 @@ def check_name(name: str) -> str:
 
 
 def claim(entry: ServerEntry) -> None:
-    """Write a new entry, in one step, if no living server has its name; a dead one's gives way.
+    """Write a new entry, in one step, if no living server has its name or its port; a dead one's name gives way.
 
     Raises:
         UsageError: a server of that name is there.
+        PortHeldError: a living server, or one that is being started, has the port.
     """
     path = folder() / f"{check_name(entry.name)}.json"
-    with contextlib.suppress(UsageError):
-        if (old := load(entry.name)) is not None and state_of(old) == "dead":
-            path.unlink(missing_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(msgspec.json.encode(entry))
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise UsageError(
-            f"a server named '{entry.name}' is there already",
-            where="--name",
-            hint=f"kvload stop {entry.name}, or choose another --name",
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _locked():
+        with contextlib.suppress(UsageError):
+            if (old := load(entry.name)) is not None and state_of(old) == "dead":
+                path.unlink(missing_ok=True)
+        if path.exists():
+            raise UsageError(
+                f"a server named '{entry.name}' is there already",
+                where="--name",
+                hint=f"kvload stop {entry.name}, or choose another --name",
+            )
+        for other in entries():
+            if other.port == entry.port and other.name != entry.name and state_of(other) != "dead":
+                raise PortHeldError(
+                    f"port {entry.port} belongs to the server '{other.name}'",
+                    where="--port",
+                    hint=f"kvload stop {other.name}, choose another --port, or leave it out for a free one",
+                )
+        save(entry)
 
 
 def save(entry: ServerEntry) -> None:
-    """Replace an entry on disk in one step."""
+    """Replace an entry on disk in one step, readable by the user alone."""
     path = folder() / f"{entry.name}.json"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(msgspec.json.encode(entry))
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(entry))
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """One claim at a time, whoever makes it: two launches cannot both find a name or a port free."""
+    with (folder() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def remove(entry: ServerEntry) -> None:
@@ -139,7 +158,13 @@ def remove(entry: ServerEntry) -> None:
         current = load(entry.name)
         if current is not None and current.token == entry.token:
             (folder() / f"{entry.name}.json").unlink(missing_ok=True)
-            Path(entry.exit_path).unlink(missing_ok=True)
+            if is_ours(Path(entry.exit_path)):
+                Path(entry.exit_path).unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a path that an entry names lies in kvload's state folder: what lies elsewhere is not read or removed."""
+    return path.resolve().is_relative_to(state_dir().resolve())
 
 
 def load(name: str) -> ServerEntry | None:
@@ -148,23 +173,39 @@ def load(name: str) -> ServerEntry | None:
     Raises:
         UsageError: its file does not parse.
     """
-    path = folder() / f"{check_name(name)}.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ServerEntry)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path), hint="remove the file") from error
+    return _read(folder() / f"{check_name(name)}.json")
 
 
 def entries() -> list[ServerEntry]:
-    """All entries, dead or alive, oldest first.
-
-    Raises:
-        UsageError: one does not parse.
-    """
-    found = (load(path.stem) for path in folder().glob("*.json"))
+    """All entries that can be read, dead or alive, oldest first; see :func:`damaged` for the others."""
+    found = []
+    for path in folder().glob("*.json"):
+        with contextlib.suppress(UsageError):
+            found.append(_read(path))
     return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.launched_at)
+
+
+def damaged() -> list[UsageError]:
+    """What is wrong with the entries that cannot be read, one error each."""
+    found = []
+    for path in sorted(folder().glob("*.json")):
+        try:
+            _read(path)
+        except UsageError as error:
+            found.append(error)
+    return found
+
+
+def _read(path: Path) -> ServerEntry | None:
+    try:
+        entry = msgspec.json.decode(path.read_bytes(), type=ServerEntry)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot be read: {error}", where=str(path), hint="remove the file") from error
+    if entry.name != path.stem or not NAME.fullmatch(entry.name):
+        raise UsageError(f"names the server '{entry.name}'", where=str(path), hint="remove the file")
+    return entry
 
 
 def state_of(entry: ServerEntry) -> State:
@@ -178,6 +219,8 @@ def state_of(entry: ServerEntry) -> State:
 
 def why_dead(entry: ServerEntry) -> RootCause:
     """Why a dead server died, from its log and its keeper's note."""
+    if not (is_ours(entry.log) and is_ours(Path(entry.exit_path))):
+        return RootCause("exit", "its entry names files outside kvload's state folder, which are not read")
     return rootcause.recognise(rootcause.read_tail(entry.log), rootcause.read_exit_state(Path(entry.exit_path)))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -17,8 +18,8 @@ from kvload.errors import KvloadError, ServerError, UsageError
 from kvload.records import ServerInfo
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
 from kvload.servers.host.machine import gpu_used_mib
-from kvload.servers.lifecycle import masking, registry, rootcause
-from kvload.servers.lifecycle.process import TOKEN_VARIABLE, is_alive, start_mark
+from kvload.servers.lifecycle import listeners, masking, registry, rootcause
+from kvload.servers.lifecycle.process import TOKEN_VARIABLE, is_alive, session_members, start_mark
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.watch import discover
 from kvload.servers.watch.http import request as http_request
@@ -121,7 +122,7 @@ def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str]) -> Serve
     keeper = Path(__file__).with_name("keeper.py")
     kept = {name: value for name, value in env.items() if name not in plan.unset}
     full_env = {**kept, **plan.env, TOKEN_VARIABLE: entry.token}
-    with entry.log.open("wb") as log:
+    with os.fdopen(os.open(entry.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
         subprocess.run(
             [sys.executable, "-I", str(keeper), str(exit_path), "--", *plan.command],
             stdin=subprocess.DEVNULL,
@@ -174,6 +175,8 @@ def wait_until_ready(
         if elapsed_s > timeout_s:
             raise _timed_out(entry, timeout_s, f"it was at: {text}")
         if _healthy(entry.url, headers):
+            if _is_answered_by_another(entry):
+                raise _port_is_anothers(entry)
             break
         time.sleep(POLL_S)
     on_event(LaunchEvent("waiting", "waiting for a first token", time.monotonic() - started))
@@ -191,6 +194,8 @@ def wait_until_ready(
         ) from error
     if not is_alive(entry.pid, entry.mark):
         raise _failed(entry, "another server answers on its port, and it ended")
+    if _is_answered_by_another(entry):
+        raise _port_is_anothers(entry)
     info = msgspec.structs.replace(
         entry.info,
         max_model_len=said.max_model_len,
@@ -293,6 +298,22 @@ def _healthy(url: str, headers: Mapping[str, str]) -> bool:
         return http_request(f"{url}/health", headers=headers, timeout_s=HEALTH_TIMEOUT_S).ok
     except ServerError:
         return False
+
+
+def _is_answered_by_another(entry: ServerEntry) -> bool:
+    """Whether a socket of some other process answers at the server's address; False where this system does not tell."""
+    pids = [process.pid for process in session_members(entry.anchors, entry.token)]
+    host = urlsplit(entry.url).hostname or entry.host
+    return listeners.belongs_to(pids, host, entry.port) is False
+
+
+def _port_is_anothers(entry: ServerEntry) -> StartFailedError:
+    cause = rootcause.RootCause(
+        "port",
+        f"another process answers on port {entry.port}",
+        "choose another --port, or leave it out for a free one",
+    )
+    return StartFailedError(f"the server is not the one on its port: {cause.message}", cause, entry.log, "")
 
 
 def _failed(entry: ServerEntry, what: str) -> StartFailedError:

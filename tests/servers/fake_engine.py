@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--crash", help="file whose text is printed before exit 1")
     parser.add_argument("--children", type=int, default=0)
     parser.add_argument("--stubborn", action="store_true", help="neither it nor its children end at SIGTERM")
+    parser.add_argument("--bind-after", type=float, default=0.2, help="seconds until it listens, as if it loaded")
     parser.add_argument("--key")
     parser.add_argument("--api-key", dest="key")
     Handler.options = parser.parse_args()
@@ -111,7 +112,7 @@ def main() -> None:
         import signal
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(0.2)
+    time.sleep(Handler.options.bind_after)
     ThreadingHTTPServer(("127.0.0.1", Handler.options.port), Handler).serve_forever()
 
 

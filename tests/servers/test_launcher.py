@@ -1,11 +1,13 @@
 """The launcher against a real process: start, failure, interruption, death, stop."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -179,6 +181,41 @@ def test_names_without_a_wish_are_numbered_and_dead_ones_give_way(start) -> None
     os.kill(first.pid, signal.SIGKILL)
     assert wait_for(lambda: registry.state_of(first) == "dead")
     assert start().name == "fake-none"
+
+
+def test_another_server_on_the_port_is_not_taken_for_the_one_started(start) -> None:
+    port = free_port("127.0.0.1")
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("fake_engine.py")),
+        "--port",
+        str(port),
+        "--bind-after",
+        "0.4",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as stranger:
+        try:
+            with pytest.raises(StartFailedError, match="another process answers on port"):
+                start("--bind-after", "30", name="late", port=port)
+        finally:
+            stranger.terminate()
+    assert registry.load("late") is None
+
+
+def test_of_three_launches_on_one_port_one_lives_and_two_say_so(start) -> None:
+    port = free_port("127.0.0.1")
+
+    def launch_one(number: int) -> str:
+        try:
+            return start("--bind-after", "0.5", name=f"s{number}", port=port).name
+        except UsageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        said = list(pool.map(launch_one, range(3)))
+    assert len([text for text in said if re.fullmatch(r"s\d", text)]) == 1
+    assert len([text for text in said if f"port {port} belongs to the server" in text]) == 2
+    assert len([entry for entry in registry.entries() if registry.state_of(entry) == "ready"]) == 1
 
 
 def test_a_taken_port_is_refused_before_anything_starts(start) -> None:

@@ -35,6 +35,8 @@ from kvload.servers.embedded.serving.delivery import deliver
 CPU_KV_BYTES = 512 * 2**20
 GPU_SHARE = 0.85
 STOP_TIMEOUT_S = 1.0
+BACKLOG = 1024
+"""Connections that may wait while the model is loaded or the loop is busy."""
 
 
 def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -190,12 +192,16 @@ def _kv_bytes(device: torch.device) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Bind before the model is loaded: a port that is taken is told at once."""
+    """Take the port before the model is loaded: one that is taken is told at once, and nobody else can take this one.
+
+    A socket that is only bound can be bound again by another program until one of them listens.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ServerError(f"cannot listen: {error.strerror or error}", where=f"{host}:{port}") from error

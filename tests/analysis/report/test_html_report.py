@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_compare import read_page
 
 from kvload.analysis.report import html_report
 from kvload.analysis.report.svg import Axis, Chart, axis_for
 from kvload.analysis.run.summary import summarise
 from kvload.records import TraceInfo
+from tests.analysis.comparison.test_compare import read_page
 from tests.analysis.synthetic import arm, mixed, scrapes
 
 

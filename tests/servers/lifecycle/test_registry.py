@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+import psutil
 import pytest
 
 from kvload.errors import UsageError
@@ -15,7 +17,7 @@ from kvload.records import ServerInfo
 from kvload.servers.host.installed import find_python, look
 from kvload.servers.lifecycle import registry
 from kvload.servers.lifecycle.masking import mask_command, mask_env
-from kvload.servers.lifecycle.process import start_mark
+from kvload.servers.lifecycle.process import session_members, start_mark
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.sizes import format_bytes, parse_bytes
 
@@ -69,11 +71,80 @@ def test_nothing_launched_and_unknown_names(state_folder: Path) -> None:
             registry.load(name)
 
 
-def test_a_broken_entry_is_named(state_folder: Path) -> None:
-    (registry.folder() / "bad.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"bad\.json"):
-        registry.entries()
-    (registry.folder() / "bad.json").unlink()
+@pytest.mark.parametrize("name", ["bad.json", "a b.json", "other.json"])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "{}", None])
+def test_a_damaged_entry_is_named_and_stops_nobody_else(state_folder: Path, name: str, text: str | None) -> None:
+    registry.claim(entry_of("good"))
+    content = text if text is not None else msgspec.json.encode(entry_of("stranger")).decode()
+    (registry.folder() / name).write_text(content, encoding="utf-8")
+    assert [entry.name for entry in registry.entries()] == ["good"]
+    (error,) = registry.damaged()
+    assert name in str(error)
+    (registry.folder() / name).unlink()
+
+
+def test_a_living_servers_port_is_not_given_twice(state_folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        registry.claim(entry_of("a", process.pid, start_mark(process.pid) or ""))
+        with pytest.raises(registry.PortHeldError, match="port 1 belongs to the server 'a'"):
+            registry.claim(entry_of("b"))
+        process.communicate(b"\n")
+    registry.claim(entry_of("b"))
+
+
+def test_claims_at_the_same_time_give_a_port_to_one(state_folder: Path) -> None:
+    code = (
+        "import os, sys, time, msgspec\n"
+        "from kvload.errors import UsageError\n"
+        "from kvload.servers.lifecycle import registry\n"
+        "from kvload.servers.lifecycle.process import start_mark\n"
+        "entry = msgspec.json.decode(sys.argv[1].encode(), type=registry.ServerEntry)\n"
+        "entry = msgspec.structs.replace(entry, state='starting', launcher_pid=os.getpid(),"
+        " launcher_mark=start_mark(os.getpid()))\n"
+        "input()\n"
+        "try:\n    registry.claim(entry); print('claimed', flush=True)\n"
+        "except UsageError as error:\n    print(error.where, flush=True)\n"
+        "input()\n"
+    )
+    texts = [msgspec.json.encode(entry_of(name)).decode() for name in "abc"]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for text in texts
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.stdout.readline().strip() for process in started if process.stdout is not None]
+    for process in started:
+        process.communicate("\n")
+    assert sorted(said) == ["--port", "--port", "claimed"]
+
+
+def test_files_outside_the_state_folder_are_neither_read_nor_removed(state_folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("RuntimeError: my own affairs\n", encoding="utf-8")
+    forged = msgspec.structs.replace(entry_of("forged"), log_path=str(precious), exit_path=str(precious))
+    registry.claim(forged)
+    assert "my own affairs" not in registry.why_dead(forged).message
+    registry.remove(forged)
+    assert precious.exists()
+    assert registry.load("forged") is None
+
+
+def test_a_forged_entry_ends_the_named_process_at_most_never_its_session(state_folder: Path) -> None:
+    code = (
+        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'input()'])\nprint('up', flush=True)\ninput()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as shell:
+        assert shell.stdout is not None
+        shell.stdout.readline()
+        (child,) = psutil.Process(shell.pid).children()
+        members = session_members([(child.pid, start_mark(child.pid) or "")], "t0ken")
+        assert [process.pid for process in members] == [child.pid]
+        shell.communicate(b"\n\n")
 
 
 def test_secrets_are_masked() -> None:
