@@ -78,7 +78,7 @@ FLOORS = {
         {"core"},
         {"model"},
         {"cache"},
-        {"compression"},
+        {"account", "compression"},
     ],
 }
 """Rooms from the roof down: a room imports from the floors below it, and nothing beside or above."""
@@ -113,6 +113,14 @@ def test_the_kernels_know_nothing_of_kvload() -> None:
         if not name.startswith("kvload.servers.kernels")
     }
     assert wrong == set()
+
+
+def test_the_scheduler_and_the_page_accounts_need_no_torch() -> None:
+    """A simulator keeps the same books without any tensor."""
+    modules = [f"kvload.servers.embedded.account.{name}" for name in ("tokens", "blocks", "scored", "heads")]
+    code = f"import sys, kvload.servers.embedded.core.scheduler, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {name.split(".")[0] for name in done.stdout.split()} & {"torch", "transformers"} == set()
 
 
 def test_engines_are_launched_never_imported() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from kvload.servers.kernels.layout import CacheGeometry
+
 SCORE_BYTES = 64 << 20
 """Most bytes of float32 scores that exist at once; more queries than that allows are taken in turn."""
 
@@ -36,6 +38,15 @@ class AttentionExtras:
     sliding_window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether scores are neither capped nor beside an empty slot."""
+        return self.softcap is None and self.sinks is None
+
+    def grouped_sinks(self, geometry: CacheGeometry) -> torch.Tensor | None:
+        """The sinks by key-value head, ``(kv_heads, query heads of each, 1)``."""
+        return None if self.sinks is None else self.sinks.view(geometry.kv_heads, -1, 1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,34 @@ from dataclasses import dataclass
 
 import torch
 
+
+@dataclass(frozen=True)
+class CacheGeometry:
+    """The shape of a model's keys and values."""
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class PageShape:
+    """What a page holds: the keys or the values of some tokens.
+
+    Attributes:
+        tokens, heads, head_dim: of a page.
+        dtype: the model's own.
+    """
+
+    tokens: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+
 ALIGNMENT = 16
 """Every field of a page starts at a multiple of this, so that kernels can read it with 16-byte loads."""
 

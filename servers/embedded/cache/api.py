@@ -1,6 +1,6 @@
-"""What the scheduler and the model may ask of the paged, compressed KV cache.
+"""What the engine may ask of the paged, compressed KV cache.
 
-One :class:`KVCache` serves the whole engine. A :class:`SequenceCache` is one request's share of it. Each engine step
+One :class:`KVCache` serves the whole engine; a :class:`PagedSequence` is one request's share of it. Each engine step
 runs in this order::
 
     cache.reserve(sequence, tokens)      for every sequence of the step; False means: out of pages, preempt someone
@@ -12,49 +12,15 @@ Token positions are logical: they are never renumbered by eviction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from kvload.servers.embedded.account.base import StepEntry
 from kvload.servers.kernels.attention import AttentionExtras
+from kvload.servers.kernels.layout import CacheGeometry
 
-
-@dataclass(frozen=True)
-class CacheGeometry:
-    """The shape of a model's keys and values."""
-
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-class SequenceCache(Protocol):
-    """One request's share of the cache."""
-
-    @property
-    def length(self) -> int:
-        """Tokens stored so far in logical positions, evicted ones included."""
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes of the pages this sequence holds, over all layers and heads."""
-
-
-@dataclass(frozen=True)
-class StepEntry:
-    """One sequence's part of a step: ``new_tokens`` more tokens, at positions ``length .. length + new_tokens``.
-
-    ``prompt_tokens`` is the length of the whole prompt (after a preemption: prompt and answer so far), so that
-    methods that act at the end of the prefill know when that is.
-    """
-
-    sequence: Any
-    new_tokens: int
-    prompt_tokens: int
+__all__ = ["CacheGeometry", "KVCache", "StepEntry"]
 
 
 class KVCache(Protocol):
@@ -67,6 +33,10 @@ class KVCache(Protocol):
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the pages in use."""
+
+    @property
+    def kernels_name(self) -> str:
+        """Which kernels store and attend."""
 
     @property
     def page_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kvload.servers.embedded.cache.tables import Ints
+from kvload.servers.embedded.account.tables import Ints
 
 
 def batches(sizes: Ints, limit: int) -> list[Ints]:

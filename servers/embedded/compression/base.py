@@ -10,22 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from kvload.servers.kernels.layout import Field
-
-
-@dataclass(frozen=True)
-class PageShape:
-    """What a page holds: the keys or the values of some tokens.
-
-    Attributes:
-        tokens, heads, head_dim: of a page.
-        dtype: the model's own.
-    """
-
-    tokens: int
-    heads: int
-    head_dim: int
-    dtype: torch.dtype
+from kvload.servers.kernels.layout import Field, PageShape
 
 
 @dataclass(frozen=True)

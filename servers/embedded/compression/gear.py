@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from kvload.errors import UsageError
-from kvload.servers.embedded.compression.base import BlockMethod, PageShape
-from kvload.servers.kernels.layout import Field
+from kvload.servers.embedded.compression.base import BlockMethod
+from kvload.servers.kernels.layout import Field, PageShape
 from kvload.servers.kernels.quantise import affine, pack, unpack
 
 POWER_ITERATIONS = 3

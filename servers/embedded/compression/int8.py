@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kvload.servers.embedded.compression.base import PageShape, TokenMethod
-from kvload.servers.kernels.layout import Field
+from kvload.servers.embedded.compression.base import TokenMethod
+from kvload.servers.kernels.layout import Field, PageShape
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from kvload.errors import UsageError
-from kvload.servers.embedded.compression.base import BlockMethod, PageShape
-from kvload.servers.kernels.layout import Field
+from kvload.servers.embedded.compression.base import BlockMethod
+from kvload.servers.kernels.layout import Field, PageShape
 from kvload.servers.kernels.quantise import affine, pack, unpack
 
 

@@ -114,8 +114,14 @@ class LeanKV:
             raise UsageError(f"leankv needs a head size divisible by 16, not {head_dim}", where="--method leankv")
         smallest, largest = (aligned(bound * head_dim, PAGE_ALIGNMENT) for bound in PAGE_BYTES_PER_CHANNEL)
         sizes = range(smallest, largest + 1, PAGE_ALIGNMENT)
-        return min(sizes, key=lambda size: max(level.waste(size, head_dim) for level in self._levels))
+        return min(sizes, key=lambda size: max(level.waste(size, head_dim) for level in self.precisions))
 
     @property
-    def _levels(self) -> tuple[Precision, Precision]:
+    def precisions(self) -> tuple[Precision, Precision]:
+        """High and low."""
         return self.high_precision, self.low_precision
+
+    @property
+    def page_alignment(self) -> int:
+        """Bytes that every field of a page starts at a multiple of."""
+        return PAGE_ALIGNMENT

@@ -2,12 +2,28 @@
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from kvload.servers.embedded.cache.api import KVCache
 from kvload.servers.embedded.core.sequence import Sequence
 
 PROMPT_LOGPROB_CHUNK = 256
 """Prompt tokens a step computes of a request that wants prompt log probabilities: each needs a row of logits."""
+
+
+class Pages(Protocol):
+    """What the scheduler asks of the KV cache, or of its account alone; see ``embedded/account``."""
+
+    def open(self) -> Any:
+        """A new, empty sequence."""
+
+    def close(self, sequence: Any) -> None:
+        """Free all pages of a sequence."""
+
+    def admits(self, prompt_tokens: int) -> bool:
+        """Whether the free pages hold a prompt of this length now."""
+
+    def reserve(self, sequence: Any, new_tokens: int) -> bool:
+        """Take the pages that so many more tokens need; False (and nothing taken) if there are none."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Scheduler:
         chunk_tokens: tokens of one step; larger than ``max_sequences``, so that prompts go on beside full decoding.
     """
 
-    def __init__(self, cache: KVCache, *, max_sequences: int, chunk_tokens: int) -> None:
+    def __init__(self, cache: Pages, *, max_sequences: int, chunk_tokens: int) -> None:
         if max_sequences < 1 or chunk_tokens <= max_sequences:
             raise ValueError(f"chunk_tokens ({chunk_tokens}) must be larger than max_sequences ({max_sequences}) > 0")
         self.cache = cache

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class FinishReason(StrEnum):
@@ -127,7 +128,7 @@ class Sequence:
     computed: int = 0
     cache: Any = None
     prefill_length: int = 0
-    generator: torch.Generator | None = None
+    generator: "torch.Generator | None" = None
     output: Any = None
     prompt_rows: list[TokenLogprob | None] = field(default_factory=list)
     preemptions: int = 0

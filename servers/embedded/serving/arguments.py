@@ -47,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_positive, help="torch's threads on the CPU (default: by the machine)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    parser.add_argument(
+        "--kernels", default="auto", help="what stores and attends: torch, or the name of another set (default: auto)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of sampling and of random weights (default: %(default)s)")
     return parser
 

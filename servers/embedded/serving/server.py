@@ -67,7 +67,8 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     tokenizer = load_tokenizer(options.model, model.vocab_size)
     say("allocating cache")
     chunk_tokens = options.chunk_tokens or max(512 if device.type == "cpu" else 2048, 2 * options.max_num_seqs)
-    cache = build_cache(model.geometry, method, options.kv_memory or _kv_bytes(device), options.seed, chunk_tokens)
+    kv_bytes = options.kv_memory or _kv_bytes(device)
+    cache = build_cache(model.geometry, method, kv_bytes, options.seed, chunk_tokens, options.kernels)
     max_model_len = settle_context(cache, options.max_model_len, model.context_limit)
     name = options.served_model_name or Path(options.model).name
     sampler = Sampler(model.eos_ids, seed=options.seed, device=device)
@@ -230,6 +231,7 @@ def _info(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "dtype": str(model.geometry.dtype).removeprefix("torch."),
         "threads": threads,
+        "kernels": cache.kernels_name,
         "kv_cache_bytes": cache.total_bytes,
         "kv_cache_size_tokens": cache.pool_tokens,
         "max_num_seqs": options.max_num_seqs,

@@ -142,7 +142,7 @@ def test_both_parts_repair_the_error(driver: Callable[..., Any]) -> None:
     x = torch.randn(1, 64, 2, 16, generator=torch.Generator().manual_seed(3)) ** 3
     errors = {}
     for name in ("gear-2", "gear-2:outliers=0", "gear-2:rank=1"):
-        method = driver(name, TwoBit, layers=1).cache.method
+        method = driver(name, TwoBit, layers=1).cache.kernels.codec
         errors[name] = float((method.decode_keys(method.encode_keys(x, prompt=True)) - x).square().mean())
     assert errors["gear-2"] < errors["gear-2:outliers=0"]
     assert errors["gear-2"] < errors["gear-2:rank=1"]

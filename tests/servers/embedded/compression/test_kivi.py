@@ -128,7 +128,7 @@ def test_any_schedule_agrees(data: st.DataObject, driver: Callable[..., Any]) ->
     for name in list(run.sequences):
         run.step([(name, 0, 0)])
     assert run.cache.allocated_bytes == 0
-    assert run.cache.pool.free_pages == run.cache.pool.pages
+    assert run.cache.account.free_pages == run.cache.pool.pages
 
 
 @pytest.mark.parametrize("number", [0.0, 3.0, -7.5])
@@ -144,6 +144,6 @@ def test_what_stays_exact(driver: Callable[..., Any]) -> None:
     run.run([("a", 40, 40)], *[[("a", 1, 40)]] * 3)
     reference = run.references["a"][0]
     assert (reference.packed_keys, reference.packed_values) == (32, 27)
-    counts = [int(table.counts[run.sequences["a"].row]) for table in run.cache._tables]
-    per_page = run.cache.window_page_tokens
+    counts = [int(table.counts[run.sequences["a"].row]) for table in run.cache.account.tables]
+    per_page = run.cache.account.window_page_tokens
     assert counts == [32 // 8, -(-27 // 8), -(-11 // per_page), -(-16 // per_page)]

@@ -144,13 +144,14 @@ MIXED = [
 def held_positions(run: Any, name: str, layer: int) -> list[tuple[list[int], list[int]]]:
     """Positions at high and at low precision in each head, read from the pages."""
     cache, row = run.cache, run.sequences[name].row
+    tables = cache.account.tables
     found = []
     for head in range(cache.geometry.kv_heads):
         both = []
-        for level in (cache._high, cache._low):
-            pages = torch.from_numpy(cache._tables.ends(torch.tensor([row]).numpy(), level.end, 0)[0, layer, head])
+        for level in (cache.kernels.high_level, cache.kernels.low_level):
+            pages = torch.from_numpy(tables.ends(torch.tensor([row]).numpy(), level.end, 0)[0, layer, head])
             meta = level.layout.view(cache.pool.storage[0], "meta")[pages].flatten(0, 1)
-            both.append(sorted(int(p) for p in meta[: int(cache._tables.tokens[row, layer, head, level.end]), 1]))
+            both.append(sorted(int(p) for p in meta[: int(tables.tokens[row, layer, head, level.end]), 1]))
         found.append((both[0], both[1]))
     return found
 
@@ -203,7 +204,9 @@ def test_any_schedule_agrees(data: st.DataObject, driver: Callable[..., Any]) ->
     for name in list(run.sequences):
         run.step([(name, 0, 0)])
     assert run.cache.allocated_bytes == 0
-    assert sorted(run.cache.pool._free.tolist()) == list(range(run.cache.pool.pages))
+    assert sorted(run.cache.account.free_list.take(run.cache.account.free_pages).tolist()) == list(
+        range(run.cache.pool.pages)
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,6 +234,6 @@ def test_forgetting_frees_memory(driver: Callable[..., Any]) -> None:
     for method in ("leankv:low=0,high=0", "leankv:low=0,high=1000,buffer=8", "leankv:low=1000,high=1000,buffer=8"):
         run = driver(method, Reference, layers=1, head_dim=64, tolerance=5e-3)
         run.step([("a", 320, 320)])
-        free[method] = run.cache.pool.free_pages
+        free[method] = run.cache.account.free_pages
     everything, halved, newest = free.values()
     assert everything < halved < newest

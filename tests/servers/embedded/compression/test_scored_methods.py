@@ -127,9 +127,9 @@ MIXED = [
 def kept_positions(run: Any, name: str, layer: int) -> list[list[int]]:
     """What each head of a sequence holds, read from the pages."""
     sequence, cache = run.sequences[name], run.cache
-    pages = torch.from_numpy(cache._tables.row(sequence.row).copy())
-    slots = sequence.length - int(cache._tables.dropped[sequence.row])
-    position = cache.layout.view(cache.pool.storage[layer], "position")[pages].flatten(0, 1)[:slots]
+    pages = torch.from_numpy(cache.account.tables.row(sequence.row).copy())
+    slots = sequence.length - int(cache.account.tables.dropped[sequence.row])
+    position = cache.kernels.layout.view(cache.pool.storage[layer], "position")[pages].flatten(0, 1)[:slots]
     return [sorted(p for p in position[:, head].tolist() if p >= 0) for head in range(position.shape[1])]
 
 
@@ -181,7 +181,7 @@ def test_any_schedule_agrees(data: st.DataObject, driver: Callable[..., Any]) ->
     for name in list(run.sequences):
         run.step([(name, 0, 0)])
     assert run.cache.allocated_bytes == 0
-    assert run.cache.pool.free_pages == run.cache.pool.pages
+    assert run.cache.account.free_pages == run.cache.pool.pages
 
 
 @pytest.mark.parametrize(("method", "pages"), [("h2o:budget=24,recent=8", 2), ("snapkv:budget=32,window=8", 2)])

@@ -168,7 +168,7 @@ def test_any_schedule_agrees(data: st.DataObject, driver: Callable[..., Any]) ->
     for name in list(run.sequences):
         run.step([(name, 0, 0)])
     assert run.cache.allocated_bytes == 0
-    assert run.cache.pool.free_pages == run.cache.pool.pages
+    assert run.cache.account.free_pages == run.cache.pool.pages
 
 
 def test_streamingllm_frees_what_nobody_will_see(driver: Callable[..., Any]) -> None:
@@ -197,10 +197,10 @@ def test_rotation_helps_where_one_channel_is_large(driver: Callable[..., Any]) -
         run = driver(method, TABLE[method], layers=1)
         x = torch.randn(64, 2, 16, generator=torch.Generator().manual_seed(1))
         x[..., 3] *= 20
-        cache = run.cache
-        turned = x if cache._rotation is None else x @ cache._rotation
-        back = cache.method.decode(tuple(part[None] for part in cache.method.encode(turned)), torch.float32)[0]
-        restored = back if cache._rotation is None else back @ cache._rotation.T
+        codec, rotation = run.cache.kernels.codec, run.cache.kernels.rotation
+        turned = x if rotation is None else x @ rotation
+        back = codec.decode(tuple(part[None] for part in codec.encode(turned)), torch.float32)[0]
+        restored = back if rotation is None else back @ rotation.T
         others = [channel for channel in range(16) if channel != 3]
         errors[method] = float((restored - x)[..., others].square().mean())
     assert errors["int4"] < errors["int4:rotate=0"]

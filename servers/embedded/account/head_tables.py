@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kvload.servers.embedded.cache.tables import Ints
+from kvload.servers.embedded.account.tables import Ints
 
 HIGH, LOW = 0, 1
 

@@ -1,0 +1,1 @@
+"""The kernel sets in torch: what is right, for every structure, method and device."""
