@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from kvload.errors import RunDirError
+from kvload.private import make_folder, open_file, write_bytes
 from kvload.records import RequestRecord, RunManifest, ServerSample
 
 CHUNK_DTYPE = np.dtype([("us", "<u4"), ("tokens", "<u2")])
@@ -53,9 +54,9 @@ class RecordWriter:
     """Appends records and their chunks to one shard; every record is on disk when :meth:`append` returns to the OS."""
 
     def __init__(self, shard: Shard) -> None:
-        shard.records_path.parent.mkdir(parents=True, exist_ok=True)
-        self._records: BinaryIO = shard.records_path.open("ab", buffering=0)
-        self._chunks: BinaryIO = shard.chunks_path.open("ab", buffering=0)
+        make_folder(shard.records_path.parent)
+        self._records: IO[bytes] = open_file(shard.records_path, "ab", buffering=0)
+        self._chunks: IO[bytes] = open_file(shard.chunks_path, "ab", buffering=0)
         self._chunk_rows = self._chunks.tell() // CHUNK_DTYPE.itemsize
         self._encoder = msgspec.json.Encoder()
 
@@ -97,10 +98,10 @@ class RunDir:
         """
         run = cls(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             if any(path.iterdir()):
                 raise RunDirError("the run folder is not empty", where=str(path), hint="choose another --out")
-            run.records_dir.mkdir()
+            make_folder(run.records_dir)
             run.write_manifest(manifest)
         except OSError as error:
             raise RunDirError(f"cannot write the run folder: {error.strerror}", where=str(path)) from error
@@ -151,7 +152,7 @@ class RunDir:
     def write_manifest(self, manifest: RunManifest) -> None:
         """Replace the manifest in one step, so that a reader never sees half of it."""
         temporary = self.manifest_path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        write_bytes(temporary, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         temporary.replace(self.manifest_path)
 
     def update_manifest(self, **changes: Any) -> RunManifest:
@@ -203,7 +204,7 @@ class RunDir:
 
     def append_scrape(self, sample: ServerSample) -> None:
         """Append one scrape of the server's metrics."""
-        with self.scrapes_path.open("ab") as file:
+        with open_file(self.scrapes_path, "ab") as file:
             file.write(msgspec.json.encode(sample) + b"\n")
 
     def scrapes(self) -> list[ServerSample]:

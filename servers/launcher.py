@@ -18,7 +18,7 @@ from kvload.servers.host import machine as machines
 from kvload.servers.host import model_facts
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
-from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle import masking, registry
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import (
     LaunchEvent,
@@ -142,8 +142,11 @@ def _start_once(
                 # The engine has fetched the model by now: what it is can be read where it was put.
                 entry = msgspec.structs.replace(entry, vocab_size=model_facts.read(model.name).vocab_size)
             registry.save(entry)
-    except BaseException:
+    except BaseException as error:
         stop(entry)
+        if isinstance(error, StartFailedError):
+            # Engines print their arguments and their environment when they fail.
+            error.mask(masking.known_secrets({**os.environ, **request.env, **plan.env}, plan.command))
         raise
     on_event(LaunchEvent("ready", _ready_text(entry), time.time() - entry.launched_at))
     return entry

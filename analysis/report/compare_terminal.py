@@ -1,13 +1,13 @@
 """A comparison on a terminal: verdicts first, then what they rest on."""
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from kvload.analysis.comparison.model import Comparison
 from kvload.analysis.report.compare_tables import notes_of, tables_of, what_was_compared
-from kvload.analysis.report.rich_layout import heading, lines, table
+from kvload.analysis.report.rich_layout import foreign, heading, lines, table
+from kvload.terminal import plain
 
 _STYLES = {"better": "green", "worse": "red", "same": "cyan", "undecided": "yellow", "unmeasured": "dim"}
 
@@ -31,12 +31,12 @@ def render(comparison: Comparison, console: Console) -> None:
 
 def _verdicts(comparison: Comparison, console: Console) -> None:
     for verdict in comparison.verdicts.values():
-        console.print(f"  [bold]{escape(verdict.arm)}[/bold]: {escape(verdict.headline)}", highlight=False)
+        console.print(Text.assemble("  ", (plain(verdict.arm), "bold"), plain(f": {verdict.headline}")))
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         for finding in verdict.findings:
             outcome = Text(finding.outcome, style=_STYLES[finding.outcome])
-            grid.add_row(f"    {finding.topic}", outcome, escape(finding.text))
+            grid.add_row(Text(f"    {finding.topic}"), outcome, foreign(finding.text))
         console.print(grid)

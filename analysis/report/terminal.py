@@ -1,6 +1,7 @@
 """The report of a run on a terminal."""
 
 from rich.console import Console
+from rich.text import Text
 
 from kvload.analysis import words
 from kvload.analysis.report import tables
@@ -27,7 +28,7 @@ def render(report: Report, console: Console) -> None:
     heading(console, "Client")
     facts(console, tables.client_facts(report))
     state, verdict = tables.client_verdict(report)
-    console.print(f"  [{_STYLES[state]}]{verdict}[/]", highlight=False)
+    console.print(Text(f"  {verdict}", style=_STYLES[state]))
     lines(console, report.trust.reasons, "  ")
     heading(console, "Server")
     if report.server.samples:

@@ -35,8 +35,9 @@ def calibrate(
     if json_output:
         print(json.dumps(found.as_dict(), indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from kvload.terminal import console
 
     table = Table.grid(padding=(0, 2))
     table.add_row("load", f"{load.rate:g} requests/s of {load.tokens} tokens, about {load.streams:.0f} at a time")
@@ -47,7 +48,7 @@ def calibrate(
     table.add_row("TTFT error", f"p50 {_ms(found.ttft_error_p50_s)}, p99 {_ms(found.ttft_error_p99_s)}")
     table.add_row("ITL error", f"p50 {_ms(found.itl_error_p50_s)}, p99 {_ms(found.itl_error_p99_s)}")
     table.add_row("clock", found.clock)
-    Console().print(table)
+    console().print(table)
 
 
 def _ms(value_s: float | None) -> str:

@@ -100,7 +100,7 @@ def _show(found: "Capacity", *, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from kvload.cli.console import report_console
+    from kvload.terminal import console as make_console
 
     table = Table(box=None, header_style="dim")
     for column in ("requests/s", "sent", "met", "attainment"):
@@ -108,7 +108,7 @@ def _show(found: "Capacity", *, as_json: bool) -> None:
     for made in found.attempts:
         share = f"{made.met / made.sent:.1%}" if made.sent else "-"
         table.add_row(f"{made.rate_rps:.3g}", str(made.sent), str(made.met), share)
-    console = report_console()
+    console = make_console()
     console.print(table)
     rate = found.rate_rps
     if rate.estimate is None:

@@ -143,8 +143,8 @@ def show(
     from kvload.analysis import gates
     from kvload.analysis.comparison.compare import compare
     from kvload.analysis.report import compare_json, compare_terminal, html_compare
-    from kvload.cli.console import report_console
     from kvload.experiment.negatives import NEGATIVES_NAME, write_negatives
+    from kvload.terminal import console
 
     comparison = compare(arms, slo_limits=outcome.limits or None)
     as_dict = compare_json.as_dict(comparison)
@@ -152,7 +152,7 @@ def show(
         json.dump(as_dict, sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        compare_terminal.render(comparison, report_console())
+        compare_terminal.render(comparison, console())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         page = out / "comparison.html"

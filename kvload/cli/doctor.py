@@ -27,16 +27,19 @@ def doctor(
             )
         )
         return
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from kvload.terminal import console
+
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(no_wrap=True)
     table.add_column()
-    marks = {"ok": "[green]ok[/]", "warning": "[yellow]!![/]", "info": "  "}
+    marks = {"ok": Text("ok", "green"), "warning": Text("!!", "yellow"), "info": Text("  ")}
     for finding in findings:
-        found = f"{finding.found}\n[dim]{finding.advice}[/]" if finding.advice else finding.found
+        found = Text(finding.found)
+        if finding.advice:
+            found.append(f"\n{finding.advice}", "dim")
         table.add_row(marks[finding.state], finding.what, found)
-    console.print(table)
+    console(pipe_width=None).print(table)

@@ -47,13 +47,14 @@ def launch(
     timeout: Annotated[float | None, typer.Option(help="Seconds the start may take.", min=1)] = None,
 ) -> None:
     """Start a server, with or without KV-cache compression, and wait until it has produced a token."""
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     from kvload.errors import UsageError
     from kvload.servers.launcher import LaunchEvent, LaunchRequest
     from kvload.servers.launcher import launch as start
     from kvload.servers.sizes import parse_bytes
+    from kvload.terminal import console as make_console
+    from kvload.terminal import plain
 
     if load_format not in {"auto", "dummy"}:
         raise UsageError(f"'{load_format}' is neither auto nor dummy", where="--load-format")
@@ -79,19 +80,19 @@ def launch(
         verify=verify,
         timeout_s=timeout,
     )
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True, pipe_width=None)
     said = ""
     with console.status("starting") as status:
 
         def show(event: LaunchEvent) -> None:
             nonlocal said
             if event.kind in {"note", "ready"}:
-                console.print(escape(event.text), soft_wrap=True)
+                console.print(event.text, soft_wrap=True)
                 return
-            status.update(f"{escape(event.text)} ({event.elapsed_s:.0f} s)")
+            status.update(Text(f"{plain(event.text)} ({event.elapsed_s:.0f} s)"))
             if not console.is_terminal and event.text != said:
                 said = event.text
-                console.print(f"  {event.elapsed_s:5.1f} s  {escape(event.text)}", soft_wrap=True)
+                console.print(f"  {event.elapsed_s:5.1f} s  {event.text}", soft_wrap=True)
 
         entry = start(request, show)
     if entry.host not in {"127.0.0.1", "localhost", "::1"}:

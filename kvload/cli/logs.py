@@ -14,6 +14,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows, until Ctrl-C.")] = False,
 ) -> None:
     """Show a server's log; also that of one that did not start or was stopped."""
+    import os
     import time
     from collections import deque
     from pathlib import Path
@@ -21,7 +22,11 @@ def logs(
     from kvload.config import state_dir
     from kvload.errors import UsageError
     from kvload.servers.lifecycle import registry
+    from kvload.servers.lifecycle.masking import known_secrets, mask_text
     from kvload.servers.lifecycle.starting import LogFollower
+    from kvload.terminal import plain
+
+    secrets = known_secrets(os.environ)
 
     if name is None:
         entries = registry.entries()
@@ -40,11 +45,11 @@ def logs(
         raise UsageError(f"there is no log of a server '{name}'", hint="kvload status lists the servers")
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in deque(file, lines) if lines else file:
-            print(line, end="")
+            print(plain(mask_text(line, secrets)), end="")
     if not follow:
         return
     follower = LogFollower(path, offset=path.stat().st_size)
     while True:
         for line in follower.new_lines():
-            print(line, flush=True)
+            print(plain(mask_text(line, secrets)), flush=True)
         time.sleep(0.2)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from kvload import __version__
 from kvload.config import load_defaults
 from kvload.errors import ExitStatus, KvloadError, UsageError
+from kvload.terminal import plain
 
 COMMANDS = {
     "launch": "Start a server, with or without KV-cache compression, and wait until it answers.",
@@ -64,7 +65,7 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except KvloadError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
         # The reader of our output went away (kvload ... | head): not an error of ours, and nothing can be printed.

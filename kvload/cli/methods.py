@@ -65,15 +65,13 @@ def _times(size: float) -> str:
 
 def _print_table(rows: "list[Listed]") -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from kvload.servers.engines.offers import CLAIM_HEAD_DIM, CLAIM_TOKENS
+    from kvload.terminal import WIDE_COLUMNS
+    from kvload.terminal import console as make_console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Read by a program or a file: nothing may be cut off.
-        console = Console(highlight=False, width=240)
+    console = make_console(pipe_width=WIDE_COLUMNS)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, justify in (("method", "left"), ("bytes", "right"), ("x", "right"), ("kept exact", "left")):
         table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")

@@ -61,6 +61,6 @@ def quality(
         return
 
     from kvload.analysis.report.quality_text import print_quality
-    from kvload.cli.console import report_console
+    from kvload.terminal import console
 
-    print_quality(found, report_console())
+    print_quality(found, console())

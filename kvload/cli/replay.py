@@ -187,14 +187,14 @@ def _report(run: Any, *, as_json: bool) -> Any:
 
     from kvload.analysis.report import json_report, terminal
     from kvload.analysis.run.summary import summarise
-    from kvload.cli.console import report_console
+    from kvload.terminal import console
 
     report = summarise(run)
     if as_json:
         json.dump(json_report.as_dict(report), sys.stdout, indent=2, ensure_ascii=False)
         print(flush=True)
     else:
-        terminal.render(report, report_console())
+        terminal.render(report, console())
     return report
 
 

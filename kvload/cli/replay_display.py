@@ -12,9 +12,9 @@ class Display:
     """Progress and notices of a run. Not on a terminal, or when quiet, only notices are printed."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        from rich.console import Console
+        from kvload.terminal import console
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(stderr=True)
         self._quiet = quiet
         self._live: Any = None
 
@@ -41,10 +41,12 @@ class Display:
         """Print a sentence that stays."""
         from rich.text import Text
 
+        from kvload.terminal import plain
+
         if self._live is not None:
             self._live.console.print(Text(text))
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(plain(text), file=sys.stderr, flush=True)
 
     def progress(self, progress: "Progress") -> None:
         """Draw the run as it stands."""
@@ -55,15 +57,16 @@ class Display:
 def _draw(progress: "Progress") -> Any:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     ended = progress.done + progress.failed + progress.unsent
     grid = Table.grid(padding=(0, 2))
     left = "" if progress.left_s is None else f"{progress.left_s:.0f} s left"
     grid.add_row(progress.state, ProgressBar(total=max(progress.planned, 1), completed=ended, width=30), left)
-    words = [
+    words: list[str | Text] = [
         f"sent {progress.sent}/{progress.planned}",
         f"done {progress.done}",
-        f"[red]failed {progress.failed}[/]" if progress.failed else "failed 0",
+        Text(f"failed {progress.failed}", style="red" if progress.failed else ""),
         f"in flight {progress.in_flight}",
         f"TTFT {_ms(progress.ttft_p50_s)} (p99 {_ms(progress.ttft_p99_s)})",
         f"TPOT {_ms(progress.tpot_p50_s)}",
@@ -73,7 +76,7 @@ def _draw(progress: "Progress") -> Any:
         words.append(f"SLO {progress.attainment:.1%}")
     table = Table.grid()
     table.add_row(grid)
-    table.add_row("  ".join(words))
+    table.add_row(Text("  ").join(word if isinstance(word, Text) else Text(word) for word in words))
     return table
 
 

@@ -29,8 +29,8 @@ def report(
     from kvload.analysis.report import html_report, json_report, terminal
     from kvload.analysis.run.slo import parse_slo
     from kvload.analysis.run.summary import summarise
-    from kvload.cli.console import report_console
     from kvload.rundir import RunDir
+    from kvload.terminal import console
 
     conditions = [gates.parse(text) for text in fail_if or []]
     built = summarise(RunDir.open(run), slo_limits=parse_slo(slo) if slo else None, level=level)
@@ -38,7 +38,7 @@ def report(
         json.dump(json_report.as_dict(built), sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        terminal.render(built, report_console())
+        terminal.render(built, console())
     if html:
         html.write_text(html_report.render(built), encoding="utf-8")
         print(f"wrote {html}", file=sys.stderr)

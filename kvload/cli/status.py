@@ -15,23 +15,23 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on s
     import time
 
     from kvload.servers.lifecycle import registry
+    from kvload.terminal import plain
 
     entries = registry.entries()
     for error in registry.damaged():
-        print(f"warning: {error}", file=sys.stderr)
+        print(f"warning: {plain(str(error))}", file=sys.stderr)
     if as_json:
         print(json.dumps([registry.as_dict(entry) for entry in entries], indent=2))
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Read by a program or a file: nothing may be cut off.
-        console = Console(highlight=False, width=240)
+    from kvload.terminal import WIDE_COLUMNS
+    from kvload.terminal import console as make_console
+
+    console = make_console(pipe_width=WIDE_COLUMNS)
     if not entries:
-        Console(stderr=True).print("no server is running; start one with 'kvload launch'")
+        print("no server is running; start one with 'kvload launch'", file=sys.stderr)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("name", "state", "url", "engine", "model", "method", "KV tokens", "pid", "up"):

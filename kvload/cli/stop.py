@@ -13,17 +13,16 @@ def stop(
     everything: Annotated[bool, typer.Option("--all", help="Stop every server that was launched.")] = False,
 ) -> None:
     """Stop a server: all of its processes, and nobody else's."""
-    from rich.console import Console
-
     from kvload.errors import UsageError
     from kvload.servers import launcher
     from kvload.servers.lifecycle import registry
+    from kvload.terminal import console as make_console
 
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True, pipe_width=None)
     known = registry.entries()
     damaged = registry.damaged()
     for error in damaged:
-        console.print(f"warning: {error}", markup=False, soft_wrap=True)
+        console.print(f"warning: {error}", soft_wrap=True)
     if everything:
         chosen = known
     elif names:

@@ -67,10 +67,10 @@ def describe(
     if as_json:
         print(json.dumps({"trace": str(path), "format": found_format.name, **found.as_dict()}, indent=2))
         return
-    from kvload.cli.console import report_console
+    from kvload.terminal import console
     from kvload.workloads.traces.describe_text import print_description
 
-    print_description(trace, found_format, found, report_console())
+    print_description(trace, found_format, found, console())
 
 
 @app.command("convert", help="Write a trace, or a part of it, as kvload JSONL.")

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from kvload.errors import RunDirError, UsageError
+from kvload.private import make_folder, write_bytes
 from kvload.rundir import RunDir
 
 PLAN_NAME = "experiment.json"
@@ -125,8 +126,8 @@ def save(plan: ExperimentPlan, out: Path) -> None:
         raise UsageError(
             "the folder is not empty", where=f"--out {out}", hint=f"go on with it by --resume {out}, or choose another"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / PLAN_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+    make_folder(out)
+    write_bytes(out / PLAN_NAME, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
 
 
 def load(out: Path) -> ExperimentPlan:

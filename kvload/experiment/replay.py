@@ -1,5 +1,6 @@
 """One replay, from options to a complete run folder: what ``kvload replay`` does, and ``compare`` for each arm."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import msgspec
 
 from kvload import __version__
 from kvload.errors import KvloadError, UsageError
+from kvload.private import write_bytes
 from kvload.records import RunManifest, ServerInfo, ServerSample
 from kvload.rundir import RunDir
 
@@ -360,8 +362,11 @@ class _OneReplay:
         return self.entry.log.stat().st_size
 
     def _keep_log(self, run: RunDir, start: int) -> None:
+        from kvload.servers.lifecycle.masking import known_secrets, mask_text
+
         if self.entry is None or not self.entry.log.exists():
             return
         with self.entry.log.open("rb") as log:
             log.seek(start)
-            run.server_log_path.write_bytes(log.read(16 << 20))
+            text = log.read(16 << 20).decode("utf-8", "replace")
+        write_bytes(run.server_log_path, mask_text(text, known_secrets(os.environ)).encode())

@@ -11,6 +11,7 @@ import msgspec
 from kvload.errors import ServerError, UsageError
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
 from kvload.experiment.replay import Listener, ReplayOptions, replay_once
+from kvload.private import make_folder
 from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run_all(
         watcher.on_run(run, runs.index(run) + 1, len(runs))
         folder = run_path(out, run)
         set_aside(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         arm = plan.arm(run.arm)
         with _server(arm, plan, watcher, verify=verify) as server:
             manifest = replay_once(_options(plan, out, arm, run, server, headers or {}), watcher.listener).manifest()

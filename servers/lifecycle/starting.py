@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from kvload.errors import KvloadError, ServerError, UsageError
+from kvload.keys import api_key
 from kvload.records import ServerInfo
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
 from kvload.servers.host.machine import gpu_used_mib
@@ -63,6 +64,13 @@ class StartFailedError(ServerError):
             indented = "\n".join(f"    {line}" for line in log_end.splitlines())
             hint = f"{hint or ''}\n  the end of its log:\n{indented}".lstrip("\n ")
         super().__init__(message, where=str(log_path), hint=hint)
+
+    def mask(self, known: Collection[str]) -> None:
+        """Mask these secrets, and what looks like one, in everything that is shown of it."""
+        self.message = masking.mask_text(self.message, known)
+        self.log_end = masking.mask_text(self.log_end, known)
+        if self.hint:
+            self.hint = masking.mask_text(self.hint, known)
 
 
 def new_entry(
@@ -229,7 +237,7 @@ def first_token(entry: ServerEntry, vocabulary: int | None, headers: Mapping[str
 
 def api_headers(env: Mapping[str, str], engine_args: tuple[str, ...] = ()) -> dict[str, str]:
     """The ``Authorization`` header for a server started with an API key in its arguments or its environment."""
-    key = flag_value(engine_args, "--api-key") or env.get("VLLM_API_KEY") or env.get("KVLOAD_API_KEY")
+    key = api_key(env, flag_value(engine_args, "--api-key") or env.get("VLLM_API_KEY"))
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

@@ -2,8 +2,9 @@
 
 import json
 import re
+import stat
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,12 @@ def test_a_gate_fails_the_command_with_its_reason(kvload: Kvload, server: str, t
     )
     assert replayed.returncode == 1
     assert "attainment" in replayed.stderr
+
+
+def test_a_run_folder_is_its_owners_alone(kvload: Kvload, start_mock: Callable[..., str], tmp_path: Path) -> None:
+    url, run = start_mock("--ttft", "20ms", "--itl", "1ms"), tmp_path / "deep" / "run"
+    done = kvload("replay", "sample:demo", "--limit", "4", "--url", url, "--out", run, "--quiet")
+    assert done.returncode == 0, done.stderr
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [run, *run.rglob("*")]}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert {path.name for path, mode in modes.items() if path.is_file() and mode != 0o600} == set()

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import kvload
+from kvload.keys import api_key
 
-API_KEY_VARIABLE = "KVLOAD_API_KEY"
 HEADERS_VARIABLE = "KVLOAD_HEADERS"
 """Environment variable that hands headers to the Locust processes: they stand in no file and on no command line."""
 
 
 def request_headers(headers: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The user's headers, with ``Authorization`` made of ``KVLOAD_API_KEY`` where they have none."""
+    """The user's headers, with ``Authorization`` made of the environment's key where they have none.
+
+    Raises:
+        UsageError: the key holds a line end or other characters that no header may carry.
+    """
     found = dict(headers)
-    key = (os.environ if environ is None else environ).get(API_KEY_VARIABLE)
+    key = api_key(os.environ if environ is None else environ)
     if key and not any(name.lower() == "authorization" for name in found):
         found["Authorization"] = f"Bearer {key}"
     return found

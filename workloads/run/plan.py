@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from kvload.errors import UsageError
+from kvload.private import make_folder, open_file, write_bytes
 from kvload.workloads.schedule.build import PlannedRequest
 
 _LENGTH = struct.Struct("<I")
@@ -96,7 +97,7 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
 def spool(plan: ReplayPlan, run_path: Path) -> Path:
     """Write settings and shares below the run folder and return the folder they are in."""
     folder = run_path / "plan"
-    folder.mkdir()
+    make_folder(folder)
     settings = PlanSettings(
         url=plan.url,
         shards=plan.all_workers,
@@ -109,11 +110,11 @@ def spool(plan: ReplayPlan, run_path: Path) -> Path:
         span_s=max((request.offset_s for request in plan.planned), default=0.0),
         verify=plan.verify,
     )
-    (folder / "settings.json").write_bytes(msgspec.json.encode(settings))
+    write_bytes(folder / "settings.json", msgspec.json.encode(settings))
     shares = shard_of(plan.planned, plan.all_workers)
     encoder = msgspec.msgpack.Encoder()
     for shard in range(plan.all_workers):
-        with shard_path(folder, shard).open("wb") as file:
+        with open_file(shard_path(folder, shard), "wb") as file:
             for request in plan.planned:
                 if shares[request.index] == shard:
                     encoded = encoder.encode(request)

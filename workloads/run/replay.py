@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kvload.private import open_file
 from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir
 from kvload.workloads.run import plan as plans
@@ -162,7 +163,7 @@ class Replay:
     def _start(self, arguments: list[str], fds: tuple[int, ...], log_name: str) -> None:
         command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", self.plan.url, *arguments]
         command += ["--loglevel", "INFO", "--config", os.devnull]
-        with (self.run_dir.path / f"{log_name}.log").open("wb") as log:
+        with open_file(self.run_dir.path / f"{log_name}.log", "wb") as log:
             # A session of its own: Ctrl-C on the terminal reaches only us, and we decide what it means.
             child = subprocess.Popen(
                 command,
@@ -173,6 +174,7 @@ class Replay:
                 env=child_environment(self.plan.headers),
                 start_new_session=True,
                 cwd=self.run_dir.path,
+                umask=0o077,
             )
         self._children.append(child)
 
