@@ -21,6 +21,10 @@ but ``unsent`` counts as sent.
 """
 
 
+GOOD_ENDS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
+"""Reasons to stop with which an answer is whole. Any other, or none, is no success."""
+
+
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was sent as one request and what came back.
 
@@ -32,14 +36,26 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         t_sched_s: when the schedule wanted the request to start.
         t_send_s: when its first byte was handed to the kernel.
         t_headers_s: when the first byte of the response arrived.
-        t_first_s: arrival of the first chunk carrying at least one output token.
+        t_first_s: arrival of the first chunk carrying at least one output token, of reasoning or of the answer.
+        t_answer_s: arrival of the first chunk with something of the answer itself.
         t_last_s: arrival of the last chunk carrying tokens.
         t_end_s: the end of the stream, or of the failure.
         output_tokens_source: ``usage``, ``token_ids`` or ``chunks`` (an estimate: one token a text chunk).
         first_chunk_tokens: tokens in the first token-carrying chunk.
+        end_tokens: those of ``output_tokens`` that came in no chunk and have no time of their own: the end of the
+            sequence.
+        reasoning_tokens: those of ``output_tokens`` that are reasoning; None where there is none.
+        count_doubt: why the server's own count was not believed, so that chunks were counted.
+        in_bursts: half of the chunks or more came in one read with the chunk before: something on the way gathered
+            them, and TPOT and ITL are not the server's.
+        damaged: some of the text was no UTF-8 and is lost; times and counts are not.
         chunk_offset, chunk_count: the request's rows in its shard's chunk file.
+        chunk_tick_us: the unit of their times, in microseconds.
         cause: short category of a failure: ``connect``, ``reset``, ``http_500``, ``stream_error``, ``timeout``,
-            ``stall``, ``malformed``, ``truncated``, ``cut``, ``server_died`` ...
+            ``stall``, ``malformed``, ``truncated``, ``aborted``, ``unknown_end``, ``empty``, ``cut``,
+            ``server_died`` ...
+        text, reasoning, tool_calls: what was answered, what was thought before, and the tools that were called
+            (``name`` and the JSON text of ``arguments``).
         clock: ``kernel`` (socket receive timestamps) or ``user``.
         queue_s, prefill_s, decode_s: the server's own account, where it gives one.
         expected, scorer, task: carried over from the trace for scoring.
@@ -65,13 +81,20 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     t_send_s: float | None = None
     t_headers_s: float | None = None
     t_first_s: float | None = None
+    t_answer_s: float | None = None
     t_last_s: float | None = None
     t_end_s: float | None = None
     output_tokens: int | None = None
     output_tokens_source: Literal["usage", "token_ids", "chunks"] | None = None
     first_chunk_tokens: int | None = None
+    end_tokens: int = 0
+    reasoning_tokens: int | None = None
+    count_doubt: str | None = None
+    in_bursts: bool = False
+    damaged: bool = False
     chunk_offset: int = 0
     chunk_count: int = 0
+    chunk_tick_us: int = 1
     finish_reason: str | None = None
     cause: str | None = None
     error: str | None = None
@@ -79,12 +102,59 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     retries: int = 0
     clock: Literal["kernel", "user"] = "user"
     text: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, str]] | None = None
     token_ids: list[int] | None = None
     expected: str | None = None
     scorer: str | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token: ``t_first - t_send``."""
+        return _between(self.t_send_s, self.t_first_s)
+
+    @property
+    def ttfo_s(self) -> float | None:
+        """Time to the first output of the answer itself, behind the reasoning: ``t_answer - t_send``."""
+        return _between(self.t_send_s, self.t_answer_s)
+
+    @property
+    def later_tokens(self) -> int:
+        """Tokens that came after the first chunk and at a time of their own."""
+        return (self.output_tokens or 0) - (self.first_chunk_tokens or 0) - self.end_tokens
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first chunk: ``(t_last - t_first) / later_tokens``.
+
+        None where there is no later token, and where chunks came in bursts.
+        """
+        span_s = _between(self.t_first_s, self.t_last_s)
+        return None if span_s is None or self.later_tokens <= 0 or self.in_bursts else span_s / self.later_tokens
+
+    @property
+    def e2e_s(self) -> float | None:
+        """From the first byte sent to the last token: ``t_last - t_send``."""
+        return _between(self.t_send_s, self.t_last_s)
+
+    @property
+    def lag_s(self) -> float | None:
+        """How late it was sent: ``t_send - t_sched``."""
+        return _between(self.t_sched_s, self.t_send_s)
+
+    @property
+    def has_one_token(self) -> bool:
+        """The answer has one token by proof, and so can have no TPOT: the server says so, or no more were asked for."""
+        one = self.output_tokens == 1 or (self.output_tokens is not None and self.output_tokens - self.end_tokens == 1)
+        known = self.output_tokens_source in {"usage", "token_ids"} or self.max_tokens == 1
+        return one and known and self.t_first_s is not None
+
+
+def _between(start_s: float | None, end_s: float | None) -> float | None:
+    return None if start_s is None or end_s is None else end_s - start_s
 
 
 class ServerSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"records", "rundir", "errors", "config", "keys", "terminal", "private"}
+SHARED = {"records", "rundir", "errors", "config", "keys", "terminal", "private", "untrusted"}
 HEAVY = {"torch", "transformers", "scipy", "locust", "gevent", "numpy", "aiohttp", "rich", "typer", "vllm", "sglang"}
 
 

@@ -127,7 +127,7 @@ def compare_lengths(
     return LengthChange(
         n=len(base),
         forced=count_true(pairs.answered & forced(pairs)),
-        empty_base=count_true(both & (pairs.base.output_tokens == 0)),
+        empty_base=count_true(pairs.base.cause.equals("empty")),
         difference_mean=estimates.clustered_mean(change, request, rng=rng, level=level),
         difference_median=middle(change),
         ratio_mean=estimates.clustered_mean(ratio, request, rng=rng, level=level),

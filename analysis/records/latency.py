@@ -2,7 +2,9 @@
 
 ======== ==========================================================================================================
 ttft     ``t_first - t_send``; ``ttft_sched`` counts from the schedule, so that a late client hides nothing
-tpot     ``(t_last - t_first) / (output_tokens - tokens in the first chunk)``; undefined where that is 0
+ttfo     ``t_answer - t_send``: the first of the answer itself, behind the reasoning; ttft is the first of anything
+tpot     ``(t_last - t_first) / (output_tokens - tokens in the first chunk)``, less a token that came in no chunk;
+         undefined where that is 0, and where chunks came in bursts
 itl      each gap between token-carrying chunks, raw
 e2e      ``t_last - t_send``; ``e2e_sched`` counts from the schedule
 lag      ``t_send - t_sched``
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvload.analysis.records.table import Floats, Ints, RecordTable, chunk_blocks, count_true
+from kvload.analysis.records.table import Floats, Ints, RecordTable, chunk_blocks, chunk_times_us, count_true
 
 _HISTOGRAM_US = 1 << 23
 """Gaps below this many microseconds (8.4 s) are counted in a histogram with one bin a microsecond."""
@@ -34,16 +36,22 @@ def ttft_sched_s(table: RecordTable) -> Floats:
     return table.t_first_s - table.t_sched_s
 
 
+def ttfo_s(table: RecordTable) -> Floats:
+    """Time to the first of the answer itself, seconds; that of its first token where there is no reasoning."""
+    return table.t_answer_s - table.t_send_s
+
+
 def decode_tokens(table: RecordTable) -> Floats:
-    """Output tokens after the first chunk's."""
-    return table.output_tokens - table.first_chunk_tokens
+    """Output tokens after the first chunk's, at times of their own."""
+    return table.output_tokens - table.first_chunk_tokens - table.end_tokens
 
 
 def tpot_s(table: RecordTable) -> Floats:
-    """Time per output token after the first chunk, seconds; NaN for an answer that came in one chunk."""
+    """Time per output token after the first chunk, seconds; NaN for an answer in one chunk or in bursts."""
     tokens = decode_tokens(table)
     found = np.full(len(table), np.nan)
-    np.divide(table.t_last_s - table.t_first_s, tokens, out=found, where=np.nan_to_num(tokens) > 0)
+    has_one = (np.nan_to_num(tokens) > 0) & ~table.in_bursts
+    np.divide(table.t_last_s - table.t_first_s, tokens, out=found, where=has_one)
     return found
 
 
@@ -121,13 +129,14 @@ class TokenGaps:
 
 
 def token_gaps(table: RecordTable, rows: Ints) -> TokenGaps:
-    """Collect the gaps between token-carrying chunks of the requests at ``rows``."""
+    """Collect the gaps between token-carrying chunks of the requests at ``rows``, but those that came in bursts."""
+    rows = rows[~table.in_bursts[rows]]
     histogram = np.zeros(0, np.int64)
     long_gaps: list[Ints] = []
     gaps_of, sums_of = np.zeros(len(table), np.int64), np.zeros(len(table), np.int64)
     tokens = chunks = backwards = borders = 0
     for block, part, starts in chunk_blocks(table, rows):
-        times, ends = _times(block, starts)
+        times, ends = _times(table, block, part, starts)
         gaps_of[part], sums_of[part] = ends - starts, times[ends] - times[starts]
         tokens, chunks = tokens + int(block["tokens"].sum(dtype=np.int64)), chunks + len(block)
         gaps = np.diff(times)
@@ -167,16 +176,16 @@ def token_gaps(table: RecordTable, rows: Ints) -> TokenGaps:
     )
 
 
-def _times(block: npt.NDArray[np.void], starts: Ints) -> tuple[Ints, Ints]:
+def _times(table: RecordTable, block: npt.NDArray[np.void], part: Ints, starts: Ints) -> tuple[Ints, Ints]:
     """The times of a block's chunks in microseconds, and where the last chunk of each request lies."""
-    times = block["us"].astype(np.int64)
+    times = chunk_times_us(table, block, part)
     return times, np.append(starts[1:], len(times)) - 1
 
 
 def _gaps_one_by_one(table: RecordTable, rows: Ints) -> tuple[Ints, Ints]:
     gaps, owners, number = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for block, part, starts in chunk_blocks(table, rows):
-        times, ends = _times(block, starts)
+        times, ends = _times(table, block, part, starts)
         inside = np.ones(len(times) - 1, np.bool_)
         inside[ends[:-1]] = False
         gaps.append(np.maximum(np.diff(times)[inside], 0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvload.analysis.records.table import Bools, Ints, RecordTable, concatenate, count_true, load
+from kvload.analysis.records.table import Bools, Ints, RecordTable, concatenate, count_true, load, proven
 from kvload.errors import PairingError
 from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir
@@ -73,7 +73,7 @@ def load_arm(arm: ArmRuns) -> LoadedArm:
         repeat = position if manifest.repeat is None else manifest.repeat
         if repeat in runs:
             raise PairingError(f"two runs of the arm '{arm.name}' are repeat {repeat}", where=str(run.path))
-        runs[repeat] = LoadedRun(run.path, manifest, load(run), run.scrapes())
+        runs[repeat] = LoadedRun(run.path, manifest, proven(load(run)), run.scrapes())
     return LoadedArm(arm.name, dict(sorted(runs.items())), arm.baseline, arm.floor)
 
 

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -58,13 +58,20 @@ class _Row(msgspec.Struct, gc=False):
     seed: int | None = _MISSING
     t_send_s: float | None = _MISSING
     t_first_s: float | None = _MISSING
+    t_answer_s: float | None = _MISSING
     t_last_s: float | None = _MISSING
     t_end_s: float | None = _MISSING
     output_tokens: int | None = _MISSING
     output_tokens_source: str | None = None
     first_chunk_tokens: int | None = _MISSING
+    end_tokens: int = 0
+    reasoning_tokens: int | None = _MISSING
+    count_doubt: str | None = None
+    in_bursts: bool = False
+    damaged: bool = False
     chunk_offset: int = 0
     chunk_count: int = 0
+    chunk_tick_us: int = 1
     finish_reason: str | None = None
     cause: str | None = None
     clock: str = "user"
@@ -72,13 +79,18 @@ class _Row(msgspec.Struct, gc=False):
     queue_s: float | None = _MISSING
 
 
-_INT_COLUMNS = ("index", "max_tokens", "min_tokens", "retries", "chunk_offset", "chunk_count")
-_FLOAT_COLUMNS = (
-    *("t_sched_s", "t_send_s", "t_first_s", "t_last_s", "t_end_s", "queue_s"),
-    *("input_tokens", "prompt_tokens", "output_tokens", "first_chunk_tokens", "temperature", "top_p", "seed", "turn"),
+_INT_COLUMNS = (
+    *("index", "max_tokens", "min_tokens", "retries", "end_tokens"),
+    *("chunk_offset", "chunk_count", "chunk_tick_us"),
 )
-_PLAIN_COLUMNS = (*_INT_COLUMNS, *_FLOAT_COLUMNS, "status", "ignore_eos", "prompt_digest", "request_id")
-_WORD_COLUMNS = ("cause", "finish_reason", "clock", "output_tokens_source")
+_FLOAT_COLUMNS = (
+    *("t_sched_s", "t_send_s", "t_first_s", "t_answer_s", "t_last_s", "t_end_s", "queue_s"),
+    *("input_tokens", "prompt_tokens", "output_tokens", "first_chunk_tokens", "reasoning_tokens"),
+    *("temperature", "top_p", "seed", "turn"),
+)
+_BOOL_COLUMNS = ("ignore_eos", "in_bursts", "damaged")
+_PLAIN_COLUMNS = (*_INT_COLUMNS, *_FLOAT_COLUMNS, *_BOOL_COLUMNS, "status", "prompt_digest", "request_id")
+_WORD_COLUMNS = ("cause", "finish_reason", "clock", "output_tokens_source", "count_doubt")
 
 
 @dataclass(frozen=True)
@@ -124,10 +136,15 @@ class RecordTable:
     retries: Ints
     chunk_offset: Ints
     chunk_count: Ints
+    chunk_tick_us: Ints
+    end_tokens: Ints
     ignore_eos: Bools
+    in_bursts: Bools
+    damaged: Bools
     t_sched_s: Floats
     t_send_s: Floats
     t_first_s: Floats
+    t_answer_s: Floats
     t_last_s: Floats
     t_end_s: Floats
     queue_s: Floats
@@ -135,6 +152,7 @@ class RecordTable:
     prompt_tokens: Floats
     output_tokens: Floats
     first_chunk_tokens: Floats
+    reasoning_tokens: Floats
     temperature: Floats
     top_p: Floats
     seed: Floats
@@ -145,6 +163,7 @@ class RecordTable:
     finish_reason: Words
     clock: Words
     output_tokens_source: Words
+    count_doubt: Words
     shards: tuple[Shard, ...]
     torn: int
 
@@ -177,6 +196,23 @@ class RecordTable:
             else:
                 kept[field.name] = value[rows] if isinstance(value, np.ndarray) else value
         return RecordTable(**kept)
+
+
+def proven(table: RecordTable) -> RecordTable:
+    """The table as a comparison takes it: an answer that cannot be held against another one has failed.
+
+    Such are an answer without anything in it (cause ``empty``) and one whose tokens the server counted impossibly
+    (cause ``impossible_count``): neither is a faster or a shorter one. They are misses, and without latency and length.
+    """
+    ok = table.ok
+    doubted = ok & ~table.count_doubt.equals(None)
+    empty = ok & np.isnan(table.t_first_s) & ~doubted
+    if not (doubted | empty).any():
+        return table
+    names = (*table.cause.names, "empty", "impossible_count")
+    codes = np.where(empty, len(names) - 2, np.where(doubted, len(names) - 1, table.cause.codes))
+    status = np.where(doubted | empty, _STATUS_CODE["failed"], table.status)
+    return replace(table, status=status, cause=Words(names, codes))
 
 
 def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
@@ -311,7 +347,8 @@ def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Itera
         yield name, np.fromiter(map(table.__getitem__, words), np.int64, len(rows))
     statuses = map(_STATUS_CODE.__getitem__, map(attrgetter("status"), rows))
     yield "status", np.fromiter(statuses, np.int64, len(rows))
-    yield "ignore_eos", np.fromiter(map(attrgetter("ignore_eos"), rows), np.bool_, len(rows))
+    for name in _BOOL_COLUMNS:
+        yield name, np.fromiter(map(attrgetter(name), rows), np.bool_, len(rows))
     yield "prompt_digest", np.array(list(map(attrgetter("prompt_digest"), rows)), "S32")
     yield "request_id", np.fromiter(map(attrgetter("request_id"), rows), np.object_, len(rows))
 
@@ -377,6 +414,17 @@ def chunk_blocks(
         cuts = np.cumsum(table.chunk_count[mine]) // block_rows
         for part in np.split(mine, np.flatnonzero(np.diff(cuts)) + 1):
             yield _gather(chunks, table.chunk_offset[part], table.chunk_count[part], part)
+
+
+def chunk_times_us(table: RecordTable, block: npt.NDArray[np.void], part: Ints) -> Ints:
+    """The times of a block of :func:`chunk_blocks` in microseconds since each request was sent.
+
+    Args:
+        part: the positions in ``table`` of the requests the block belongs to.
+    """
+    times = block["us"].astype(np.int64)
+    ticks = table.chunk_tick_us[part]
+    return times if bool((ticks == 1).all()) else times * np.repeat(ticks, table.chunk_count[part])
 
 
 def _gather(

@@ -1,7 +1,7 @@
 """Service-level objectives: which requests meet them, out of all that were sent.
 
-A failed, timed-out, refused or cut request misses. A limit on a metric that a request cannot have (the TPOT of a
-one-token answer) is met.
+A failed, timed-out, refused or cut request misses, and so does one whose metric was not measured: without a first token
+there is no TTFT within any limit. A limit on TPOT is met by an answer that truly has one token, by proof.
 """
 
 import math
@@ -124,11 +124,16 @@ def meets_all(table: RecordTable, limits_s: Mapping[str, float]) -> Bools:
 
 
 def _cannot_have(table: RecordTable, metric: str) -> Bools:
-    """Answered requests that have no such metric, as opposed to those for which it was not measured."""
-    empty: Bools = np.isnan(table.t_first_s)
+    """Answered requests that have no such metric, as opposed to those for which it was not measured.
+
+    That is the TPOT of one token, where the server counts one or no more were asked for.
+    """
     if metric != "tpot":
-        return empty
-    return empty | (latency.decode_tokens(table) <= 0)
+        return np.zeros(len(table), np.bool_)
+    one = (table.output_tokens == 1) | (table.output_tokens - table.end_tokens == 1)
+    known = table.output_tokens_source.equals("usage") | table.output_tokens_source.equals("token_ids")
+    found: Bools = one & (known | (table.max_tokens == 1)) & ~np.isnan(table.t_first_s)
+    return found
 
 
 def attainment(

@@ -16,6 +16,7 @@ from kvload.rundir import RunDir
 
 ECDF_POINTS = 201
 TIMELINE_POINTS = 600
+_BURSTS = "something on the way gathers the chunks, so TPOT and ITL are not the server's"
 SLO_SCALES = tuple(float(scale) for scale in np.round(np.geomspace(0.25, 4.0, 33), 4))
 
 
@@ -218,12 +219,18 @@ def _notes(table: RecordTable, manifest: RunManifest, gaps: latency.TokenGaps) -
     if manifest.partial:
         notes.insert(0, f"the run is partial: {manifest.ended or 'it did not end in order'}")
     cut = count_true(table.has_status("censored"))
-    guessed = count_true(table.ok & table.output_tokens_source.equals("chunks"))
+    doubted = table.ok & ~table.count_doubt.equals(None)
+    guessed = count_true(table.ok & table.output_tokens_source.equals("chunks") & ~doubted)
     single = count_true(table.ok & (latency.decode_tokens(table) <= 0))
+    silent = count_true(table.ok & np.isnan(table.t_first_s))
     clocked = count_true(~np.isnan(table.t_first_s) & table.clock.equals("user"))
     parts = [
         (cut, "request", "cut off by the end of the run: missed, and without latency here"),
         (guessed, "answer", "without usage from the server: tokens counted by chunks"),
+        *((number, "answer", f"counted by chunks: {why}") for why, number in table.count_doubt.counts(doubted).items()),
+        (silent, "answer", "without a first token: empty, and missed"),
+        (count_true(table.ok & table.in_bursts), "answer", f"came in bursts: {_BURSTS}"),
+        (count_true(table.ok & table.damaged), "answer", "with text that is no UTF-8: its times and counts are true"),
         (single, "answer", "in one chunk, so without TPOT"),
         (clocked, "answer", "timed in user space, not by the kernel"),
         (gaps.backwards, "gap", "between chunks negative as recorded, counted as 0"),

@@ -282,7 +282,7 @@ def _compare(
         clocks.add(record.clock)
         true_ttft = (answer.writes_ns[0] - answer.arrival_ns) / 1e9
         ttft_errors.append(abs(record.t_first_s - record.t_send_s - true_ttft))
-        gaps = np.diff(rows["us"].astype(np.float64)) * 1e-6
+        gaps = np.diff(rows["us"].astype(np.float64)) * (record.chunk_tick_us * 1e-6)
         itl_errors.append(np.abs(gaps - np.diff(answer.writes_ns) / 1e9))
     cpu_s = manifest.client.get("cpu_s", {})
     shares = manifest.client.get("cpu_share", {})

@@ -6,12 +6,26 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kvload.records import Status
+from kvload.records import GOOD_ENDS, Status
 from kvload.rundir import CHUNK_DTYPE
+from kvload.workloads.client.counting import Source, count_tokens
+from kvload.workloads.client.events import (
+    MAX_COUNT,
+    Delta,
+    ToolFunction,
+    error_text,
+    mended,
+    server_times,
+)
 from kvload.workloads.client.fast import read_wire, split_body
 from kvload.workloads.client.http1 import ResponseHead
-from kvload.workloads.client.sse import Reading, Usage, count_tokens, error_text, server_times
+from kvload.workloads.client.sse import Reading
 from kvload.workloads.clock import TIMESPEC
+
+_ABORTS = frozenset({"abort", "aborted", "cancelled", "canceled"})
+_TICKS_US = (1, 10, 100, 1000)
+_BROKE_OFF = frozenset({"truncated", "reset", "timeout", "cut", "malformed"})
+"""How a transport may end after ``[DONE]`` without making the answer any less whole."""
 
 
 @dataclass(slots=True)
@@ -27,6 +41,7 @@ class RawStream:
         complete: the answer ended as its framing says.
         cause, error: why it ended otherwise.
         retries: times it was sent again after a stale connection.
+        connection: where it is under way (a :class:`~kvload.workloads.client.connection.Connection`).
     """
 
     key: Any
@@ -42,6 +57,7 @@ class RawStream:
     cause: str | None = None
     error: str | None = None
     retries: int = 0
+    connection: Any = None
 
     @property
     def pieces(self) -> list[bytes]:
@@ -65,6 +81,7 @@ class Answer:
 
     Attributes:
         chunks: ``CHUNK_DTYPE`` rows, one for each token-carrying chunk.
+        merged_reads: token-carrying chunks that came in one read with the chunk before them.
     """
 
     status: Status
@@ -76,15 +93,24 @@ class Answer:
     t_end_ns: int
     t_headers_ns: int | None = None
     t_first_ns: int | None = None
+    t_answer_ns: int | None = None
     t_last_ns: int | None = None
     chunks: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, CHUNK_DTYPE))
+    chunk_tick_us: int = 1
     text: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, str]] | None = None
     token_ids: list[int] | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
-    output_tokens_source: Literal["usage", "token_ids", "chunks"] | None = None
+    output_tokens_source: Source | None = None
     first_chunk_tokens: int | None = None
+    end_tokens: int = 0
+    reasoning_tokens: int | None = None
+    count_doubt: str | None = None
+    in_bursts: bool = False
+    damaged: bool = False
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
@@ -92,8 +118,12 @@ class Answer:
     merged_reads: int = 0
 
 
-def parse_answer(raw: RawStream) -> Answer:
-    """Take one answer apart. Never raises for anything a server may send: what is wrong becomes status and cause."""
+def parse_answer(raw: RawStream, max_tokens: int | None = None) -> Answer:
+    """Take one answer apart. Never raises for anything a server may send: what is wrong becomes status and cause.
+
+    Args:
+        max_tokens: the longest answer that was asked for, in tokens; None where no limit was sent.
+    """
     arrivals, clock = _arrivals(raw)
     pieces = raw.pieces
     wire = b"".join(pieces)
@@ -119,9 +149,14 @@ def parse_answer(raw: RawStream) -> Answer:
     reading, broken = found.reading, found.broken
     # a read holds the byte at a position if it ends behind it
     rows = piece_ends.searchsorted(reading.ends, side="right")
-    times = arrivals[np.minimum(rows, len(arrivals) - 1)] if len(rows) else np.empty(0, np.int64)
-    content = _content(reading, times, raw.t_send_ns or raw.t_start_ns)
-    failed = _failure(reading, content, broken=broken, complete=raw.complete)
+    rows = np.minimum(rows, max(len(arrivals) - 1, 0))
+    times = arrivals[rows] if len(rows) else np.empty(0, np.int64)
+    content = _content(reading, times, rows, raw.t_send_ns or raw.t_start_ns, max_tokens)
+    if reading.done and cause in _BROKE_OFF:
+        # [DONE] is the end, whatever became of the connection afterwards
+        status, cause, error, broken = "ok", None, None, None
+        base["t_end_ns"] = int(arrivals[-1])
+    failed = _failure(reading, content, broken=broken, complete=raw.complete or reading.done)
     # a connection closed over a broken framing broke off, but that is not what was wrong
     if failed is not None and (status == "ok" or (broken is not None and cause == "truncated")):
         status, cause, error = "failed", failed[0], failed[1]
@@ -129,8 +164,7 @@ def parse_answer(raw: RawStream) -> Answer:
         # tokens had come, then nothing for more than half of all the time it had
         quiet_ns = raw.t_end_ns - content["t_last_ns"]
         cause = "stall" if quiet_ns > (raw.t_end_ns - (raw.t_send_ns or raw.t_start_ns)) / 2 else "timeout"
-    merged = int(np.count_nonzero(rows[1:] == rows[:-1]))
-    return Answer(status=status, cause=cause, error=error, merged_reads=merged, **base, **content)
+    return Answer(status=status, cause=cause, error=error, **base, **content)
 
 
 def _arrivals(raw: RawStream) -> tuple[npt.NDArray[np.int64], Literal["kernel", "user"]]:
@@ -146,77 +180,173 @@ def _arrivals(raw: RawStream) -> tuple[npt.NDArray[np.int64], Literal["kernel", 
     return kernel, "kernel"
 
 
-def _content(reading: Reading, times: npt.NDArray[np.int64], t_send_ns: int) -> dict[str, Any]:
-    """Tokens, text and the server's own figures, from the events and their arrival times."""
-    counts, known = count_tokens(reading)
-    any_event = bool(reading.ends.size)
-    texts: list[str] = []
-    token_ids: list[int] = []
+def _content(
+    reading: Reading,
+    times: npt.NDArray[np.int64],
+    reads: npt.NDArray[np.int64],
+    t_send_ns: int,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    """Tokens, text and the server's own figures, from the events, their arrival times and the reads they came in."""
+    counted = count_tokens(reading, max_tokens)
+    said = _said(reading)
+    carrying = np.flatnonzero(counted.by_event)
+    counts = counted.by_event[carrying]
+    at = times[carrying]
+    merged = int(np.count_nonzero(np.diff(reads[carrying]) == 0))
+    chunks, tick_us = _chunk_rows(at - t_send_ns, counts)
+    answer_at = said.first_answer
+    prompt_tokens = said.prompt_tokens
+    return {
+        "t_first_ns": int(at[0]) if len(at) else None,
+        "t_answer_ns": int(times[answer_at]) if answer_at is not None and len(at) else None,
+        "t_last_ns": int(at[-1]) if len(at) else None,
+        "chunks": chunks,
+        "chunk_tick_us": tick_us,
+        "first_chunk_tokens": int(counts[0]) if len(at) else None,
+        "text": said.text if reading.ends.size else None,
+        "reasoning": said.reasoning or None,
+        "tool_calls": said.tool_calls or None,
+        "token_ids": said.token_ids or None,
+        "finish_reason": said.finish_reason,
+        "prompt_tokens": prompt_tokens if prompt_tokens is not None and 0 <= prompt_tokens <= MAX_COUNT else None,
+        "output_tokens": counted.total,
+        "output_tokens_source": counted.source,
+        "end_tokens": counted.end_tokens,
+        "reasoning_tokens": counted.thought,
+        "count_doubt": counted.doubt,
+        # of the gaps between chunks half are the work of whoever gathered them on the way
+        "in_bursts": len(at) > 1 and 2 * merged >= len(at) - 1,
+        "damaged": said.damaged,
+        "merged_reads": merged,
+        **server_times(said.metrics),
+    }
+
+
+def _chunk_rows(since_ns: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.void], int]:
+    """Rows of the chunk file, and the unit of their times in microseconds: 32 bits of them last for 71 minutes."""
+    longest_us = int(since_ns.max(initial=0)) // 1000 + 1
+    tick_us = next((tick for tick in _TICKS_US if longest_us // tick < 0xFFFFFFFF), _TICKS_US[-1])
+    rows = np.empty(len(since_ns), CHUNK_DTYPE)
+    rows["us"] = np.clip((since_ns + 500 * tick_us) // (1000 * tick_us), 0, 0xFFFFFFFF)
+    rows["tokens"] = np.minimum(counts, 0xFFFF)
+    return rows, tick_us
+
+
+@dataclass(slots=True)
+class _Said:
+    """What an answer says: its texts, and what stands beside them.
+
+    Attributes:
+        first_answer: number of the first event that holds something of the answer itself, as opposed to reasoning.
+        damaged: some of the text is lost: it was no UTF-8.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, str]] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    usage: Usage | None = None
-    metrics: dict[str, Any] = {}
+    prompt_tokens: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    first_answer: int | None = None
+    damaged: bool = False
+
+
+def _said(reading: Reading) -> _Said:
+    """Put together what the chunks say."""
+    said = _Said()
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls = _ToolCalls()
     for number, event in enumerate(reading.events):
         if number == reading.run_at:
             texts += reading.run
-        if event.usage is not None:
-            usage = event.usage
+        if event.usage is not None and event.usage.prompt_tokens is not None:
+            said.prompt_tokens = event.usage.prompt_tokens
         if event.metrics:
-            metrics = event.metrics
+            said.metrics = event.metrics
         if not event.choices:
             continue
         choice = event.choices[0]
-        if choice.finish_reason is not None:
-            finish_reason = choice.finish_reason
+        if choice.finish_reason and choice.finish_reason != "null":
+            said.finish_reason = choice.finish_reason
         if choice.token_ids:
-            token_ids += choice.token_ids
-        if choice.text is not None:
+            said.token_ids += choice.token_ids
+        if said.first_answer is None and (choice.text or choice.answers):
+            said.first_answer = number + (len(reading.run) if number >= reading.run_at else 0)
+        if choice.text:
             texts.append(choice.text)
-        else:
-            delta = choice.delta or choice.message
-            if delta is not None and delta.content:
-                texts.append(delta.content)
+        added = choice.delta or choice.message
+        if added is not None:
+            texts += [part for part in (added.content, added.refusal) if part and not choice.text]
+            thoughts += [added.thought] if added.thought else []
+            calls.add(added)
     if reading.run_at == len(reading.events):
         texts += reading.run
-    carrying = np.flatnonzero(counts)
-    chunks = np.empty(len(carrying), CHUNK_DTYPE)
-    at = times[carrying]
-    chunks["us"] = np.clip((at - t_send_ns + 500) // 1000, 0, 0xFFFFFFFF)
-    chunks["tokens"] = np.minimum(counts[carrying], 0xFFFF)
-    total = usage.completion_tokens if usage else None
-    source: str | None = "usage"
-    if total is None:
-        total = int(counts.sum())
-        source = ("token_ids" if known else "chunks") if any_event else None
-        total = total if any_event else None
-    return {
-        "t_first_ns": int(at[0]) if len(at) else None,
-        "t_last_ns": int(at[-1]) if len(at) else None,
-        "chunks": chunks,
-        "first_chunk_tokens": int(counts[carrying[0]]) if len(carrying) else None,
-        "text": "".join(texts) if any_event else None,
-        "token_ids": token_ids or None,
-        "finish_reason": finish_reason,
-        "prompt_tokens": usage.prompt_tokens if usage else None,
-        "output_tokens": total,
-        "output_tokens_source": source,
-        **server_times(metrics),
-    }
+    if reading.run and (said.first_answer is None or said.first_answer >= reading.run_at):
+        said.first_answer = reading.run_at
+    said.text, damaged_text = mended("".join(texts))
+    said.reasoning, damaged_thought = mended("".join(thoughts))
+    said.tool_calls = calls.whole()
+    said.damaged = damaged_text or damaged_thought
+    if said.token_ids and not 0 <= min(said.token_ids) <= max(said.token_ids) <= MAX_COUNT:
+        said.token_ids, said.damaged = [], True
+    if said.finish_reason is not None:
+        said.finish_reason = mended(said.finish_reason)[0]
+    return said
+
+
+class _ToolCalls:
+    """Tool calls, put together from their pieces by their index."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, tuple[list[str], list[str]]] = {}
+
+    def add(self, delta: Delta) -> None:
+        """Take in what a chunk adds."""
+        for position, call in enumerate(delta.tool_calls or ()):
+            self._piece(position if call.index is None else call.index, call.function)
+        if delta.function_call is not None:
+            self._piece(0, delta.function_call)
+
+    def _piece(self, index: int, function: ToolFunction | None) -> None:
+        names, arguments = self._calls.setdefault(index, ([], []))
+        if function is not None:
+            names += [function.name] if function.name else []
+            arguments += [function.arguments] if function.arguments else []
+
+    def whole(self) -> list[dict[str, str]]:
+        """The calls in the order of their index: ``name`` and the JSON text of ``arguments``."""
+        return [
+            {"name": mended("".join(names))[0], "arguments": mended("".join(arguments))[0]}
+            for _, (names, arguments) in sorted(self._calls.items())
+        ]
 
 
 def _failure(
     reading: Reading, content: dict[str, Any], *, broken: str | None, complete: bool
 ) -> tuple[str, str] | None:
-    """What is wrong with a stream whose transport did not fail: cause and message; None if nothing is."""
-    for event in reading.events:
-        if bytes(event.error) != b"null":
-            return "stream_error", error_text(b'{"error":' + bytes(event.error) + b"}")
+    """What is wrong with a stream whose transport did not fail: cause and message; None if nothing is.
+
+    An answer is whole if it names a reason to stop that is a good one; ``[DONE]`` alone proves nothing.
+    """
+    if reading.failure is not None:
+        return "stream_error", reading.failure
     problem = broken or reading.problem
     if problem is not None:
         return "malformed", problem
+    reason = content["finish_reason"]
+    if reason in _ABORTS:
+        return "aborted", f"the server ended the answer with {reason!r}"
+    if reason == "error":
+        return "stream_error", "the server ended the answer with 'error'"
     if not complete:
         return "truncated", "the answer broke off"
-    if reading.done or content["finish_reason"] is not None:
-        if content["finish_reason"] is None and not content["output_tokens"]:
-            return "empty", "the answer has no tokens and no reason to stop"
-        return None
-    return "truncated", "the answer ended without [DONE] and without a reason to stop"
+    if not len(content["chunks"]) and not content["output_tokens"]:
+        return "empty", "the answer has no tokens"
+    if reason is None:
+        return "truncated", "the answer ended without a reason to stop"
+    if reason not in GOOD_ENDS:
+        return "unknown_end", f"the server ended the answer with {reason!r}"
+    return None

@@ -6,22 +6,49 @@ and then through the events: it is split at the seams, the texts are cut out, an
 the texts alone. Where that gives other bytes than came, it was no such run, and the general way is taken.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from kvload.untrusted import DECODE_ERRORS
+from kvload.workloads.client.events import Event, decode_strictly
 from kvload.workloads.client.http1 import ResponseHead, dechunk
-from kvload.workloads.client.plain_run import MIN_CHUNKS, Frame, decode_texts
-from kvload.workloads.client.sse import Event, Reading, decode_event, is_plain, read_event_stream, read_events
+from kvload.workloads.client.sse import Reading, read_event_stream, read_events
 
+_MIN_CHUNKS = 8
+_KEY = re.compile(rb'"(?:text|content)": ?"')
+_REST_OF_STRING = re.compile(rb'(?:[^"\\]|\\.)*"', re.DOTALL)
+_TEXTS = msgspec.json.Decoder(list[str])
 _SEAM = b"\r\ndata: "
 _END = b"\n\n\r\n"
 _LOOKED_AT_FOR_A_RUN = 3
 _MAX_AFTER_A_RUN = 6
 _MAX_DIGITS = 4
 """Of a chunk's size in a run: 64 KiB of JSON are no plain chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The JSON around the text of a plain chunk: what stands before it and behind it, its quotes included."""
+
+    prefix: bytes
+    suffix: bytes
+
+    @classmethod
+    def around_text(cls, event: bytes) -> Self | None:
+        """The frame of a chunk with text and nothing else of interest; None where the text is not found for certain."""
+        key = _KEY.search(event)
+        if key is None:
+            return None
+        rest = _REST_OF_STRING.match(event, key.end())
+        if rest is None or _KEY.search(event, rest.end()) is not None:
+            return None
+        return cls(event[: key.end()], event[rest.end() - 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +125,10 @@ def _read_run(wire: bytes, start: int) -> WireReading | None:
         # one event, which fills its chunk
         if data_end < 0 or b"\n" in data or b"\r" in data or wire[start:seam] != _size_of(len(data)):
             return None
-        event = decode_event(data)
-        if event is None:
+        event = decode_strictly(data)
+        if event is None or event.failure(data) is not None:
             return None
-        if is_plain(event):
+        if _is_plain(event):
             break
         events.append(event)
         positions.append(data_end - 1)
@@ -117,7 +144,7 @@ def _read_run(wire: bytes, start: int) -> WireReading | None:
     places = np.array([np.cumsum([len(content) for content in contents]), ends], np.int64).reshape(2, -1)
     rest_positions = _wire_positions(rest.ends, places, rest_start)
     ends_on_wire = np.concatenate([np.asarray(positions, np.int64), run_ends - 1, rest_positions])
-    reading = Reading(events + rest.events, ends_on_wire, rest.done, rest.problem, texts, len(events))
+    reading = Reading(events + rest.events, ends_on_wire, rest.done, rest.failure, rest.problem, texts, len(events))
     return WireReading(reading, broken)
 
 
@@ -137,7 +164,7 @@ def _take_run_apart(wire: bytes, start: int, first: bytes) -> tuple[list[str], n
         if not pieces or pieces[-1].find(behind, -len(behind) - _MAX_DIGITS) >= 0:
             break
         pieces.pop()
-    if len(pieces) < MIN_CHUNKS:
+    if len(pieces) < _MIN_CHUNKS:
         return None
     digits = len(pieces[-1]) - pieces[-1].rfind(behind) - len(behind)
     cut = -len(behind) - digits
@@ -152,7 +179,7 @@ def _take_run_apart(wire: bytes, start: int, first: bytes) -> tuple[list[str], n
             return None
     if 0 in lengths:
         return None
-    texts = decode_texts(strings)
+    texts = _decode_texts(strings)
     if texts is None:
         return None
     steps = np.fromiter(map(len, pieces), np.int64, len(pieces)) + len(_SEAM)
@@ -180,3 +207,31 @@ def _all_of(seams: dict[int, bytes], lengths: Iterable[int]) -> list[bytes]:
 def _size_of(json_bytes: int) -> bytes:
     """The size line's digits of a chunk that holds one event with so much JSON."""
     return b"%x" % (json_bytes + 8)
+
+
+def _is_plain(event: Event) -> bool:
+    """Whether there is nothing in a chunk but text."""
+    if not event.choices or len(event.choices) != 1 or event.usage or event.metrics:
+        return False
+    choice = event.choices[0]
+    if choice.token_ids is not None or choice.finish_reason is not None:
+        return False
+    delta = choice.delta
+    if delta is None:
+        return bool(choice.text)
+    return bool(delta.content) and not (
+        choice.text or delta.thought or delta.refusal or delta.tool_calls or delta.function_call
+    )
+
+
+def _decode_texts(strings: list[bytes]) -> list[str] | None:
+    """Decode the insides of JSON strings; None unless every one of them is that."""
+    joined = b'","'.join(strings)
+    if b'\\","' in joined:
+        # a backslash at a string's end would take the separator's quote for its own
+        return None
+    try:
+        texts = _TEXTS.decode(b'["' + joined + b'"]')
+    except DECODE_ERRORS:
+        return None
+    return texts if len(texts) == len(strings) else None

@@ -283,7 +283,7 @@ class Dispatcher:
 
     def _record(self, raw: RawStream) -> None:
         sent: _Sent = raw.key
-        answer = parse_answer(raw)
+        answer = parse_answer(raw, sent.planned.max_tokens or None)
         record = build_record(sent.planned, answer, due_ns=sent.due_ns, zero_ns=self.zero_ns, worker=self._worker)
         if record.status == "ok":
             self.counts.done += 1

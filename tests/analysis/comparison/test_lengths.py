@@ -47,10 +47,11 @@ def test_no_sample_is_left_out_of_the_distribution(tmp_path: Path) -> None:
     assert found.ecdf[-1][1] == 1.0
 
 
-def test_an_empty_baseline_answer_has_no_difference_and_is_counted(tmp_path: Path) -> None:
-    found = compared(pairs_of(tmp_path, [0, 10, 10], [5, 10, 0]))
-    assert (found.n, found.empty_base) == (2, 1)
-    assert found.shrunk.estimate == 0.5
+def test_an_empty_answer_is_no_shorter_one(tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path, [0, 10, 10], [5, 10, 0])
+    found = compared(pairs)
+    assert (found.n, found.empty_base, pairs.population.answered) == (1, 1, 1)
+    assert found.shrunk.estimate == 0.0
 
 
 def test_answers_at_the_cap_are_censored(tmp_path: Path) -> None:

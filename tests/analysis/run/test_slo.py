@@ -38,7 +38,7 @@ def test_any_text_is_limits_or_a_usage_error(text: str) -> None:
     assert all(value > 0 for value in limits.values())
 
 
-def test_failures_miss_and_metrics_a_request_cannot_have_are_met(tmp_path: Path) -> None:
+def test_failures_miss_and_so_does_what_was_not_measured(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     run = write(
         tmp_path / "run",
@@ -47,7 +47,7 @@ def test_failures_miss_and_metrics_a_request_cannot_have_are_met(tmp_path: Path)
             answer(rng, 1, tokens=20, ttft_s=0.3, tpot_s=0.01),  # late first token
             answer(rng, 2, tokens=20, ttft_s=0.1, tpot_s=0.2),  # slow
             answer(rng, 3, tokens=1, ttft_s=0.1),  # no TPOT: its limit is met
-            answer(rng, 4, tokens=0, ttft_s=0.1),  # an empty answer has neither
+            answer(rng, 4, tokens=0, ttft_s=0.1),  # an empty answer has no first token
             failure(rng, 5, "failed", "reset"),
             failure(rng, 6, "timeout", "timeout"),
             failure(rng, 7, "censored", "cut"),
@@ -55,11 +55,11 @@ def test_failures_miss_and_metrics_a_request_cannot_have_are_met(tmp_path: Path)
         ],
     )
     found = slo.attainment(load(run), {"ttft": 0.2, "tpot": 0.05}, 2.0)
-    assert (found.met, found.sent) == (3, 8)
-    assert found.by_metric["ttft"].estimate == 4 / 8
-    assert found.by_metric["tpot"].estimate == 4 / 8
-    assert found.goodput_rps == 1.5
-    assert found.goodput_tokens_per_s == (20 + 1 + 0) / 2
+    assert (found.met, found.sent) == (2, 8)
+    assert found.by_metric["ttft"].estimate == 3 / 8
+    assert found.by_metric["tpot"].estimate == 3 / 8
+    assert found.goodput_rps == 1.0
+    assert found.goodput_tokens_per_s == (20 + 1) / 2
 
 
 def test_a_tpot_that_was_not_measured_is_missed(tmp_path: Path) -> None:

@@ -1,0 +1,341 @@
+"""One chunk of an OpenAI-compatible answer: what kvload needs of it, read strictly where it is as documented, and
+leniently where it is not.
+
+A field that kvload does not need may have any type, and a text may be damaged: neither makes a chunk unreadable. What
+no reading makes sense of is a malformed chunk of this one answer, never an exception.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from kvload.untrusted import DECODE_ERRORS
+
+MAX_ERROR_CHARS = 500
+MAX_COUNT = (1 << 31) - 1
+"""No answer has more tokens than this: a larger number is none."""
+
+_NONE = msgspec.Raw(b"null")
+_NO_ERROR = frozenset({b"null", b'""', b"{}", b"[]", b"false", b"0"})
+_LONE_HIGH = re.compile("[\ud800-\udbff](?![\udc00-\udfff])")
+_ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class ToolCall(msgspec.Struct):
+    """A tool call, or the piece of one that a chunk adds."""
+
+    index: int | None = None
+    function: "ToolFunction | None" = None
+
+
+class ToolFunction(msgspec.Struct):
+    """What is called, and (a piece of) the JSON of its arguments."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Delta(msgspec.Struct):
+    """What a chat chunk adds; ``message`` of a whole answer has the same form."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: ToolFunction | None = None
+
+    @property
+    def thought(self) -> str:
+        """The reasoning in it, under whichever name; servers that use both say the same in both."""
+        return self.reasoning_content or self.reasoning or ""
+
+    @property
+    def answers(self) -> bool:
+        """It holds something of the answer itself, as opposed to the reasoning before it."""
+        return bool(self.content or self.refusal or self.tool_calls or self.function_call)
+
+
+class Choice(msgspec.Struct):
+    """One answer of a chunk; only the first is looked at."""
+
+    text: str | None = None
+    delta: Delta | None = None
+    message: Delta | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    error: msgspec.Raw = _NONE
+
+    @property
+    def added(self) -> Delta | None:
+        """The chat's part, streamed or whole."""
+        return self.delta or self.message
+
+    @property
+    def carries(self) -> bool:
+        """It holds something that a user waits for: text, reasoning, a tool call, a refusal."""
+        if self.text:
+            return True
+        added = self.delta or self.message
+        return added is not None and bool(added.content or added.thought or added.answers)
+
+    @property
+    def answers(self) -> bool:
+        """It holds something of the answer itself."""
+        added = self.added
+        return bool(self.text) or (added is not None and added.answers)
+
+    @property
+    def names_a_role(self) -> bool:
+        """The opening chunk of a chat, with nothing in it but the role."""
+        return self.delta is not None and self.delta.role is not None and not self.carries
+
+
+class UsageDetails(msgspec.Struct):
+    """The part of the usage that says what the tokens were for."""
+
+    reasoning_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """The server's own count."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    completion_tokens_details: UsageDetails | None = None
+
+    @property
+    def thought_tokens(self) -> int | None:
+        """Tokens of reasoning, where the server tells them apart."""
+        details = self.completion_tokens_details
+        return (
+            self.reasoning_tokens if details is None or details.reasoning_tokens is None else details.reasoning_tokens
+        )
+
+
+class Event(msgspec.Struct):
+    """One chunk, as far as it matters here; ``error`` is kept as it came.
+
+    Attributes:
+        object, error_code, message: how some servers write an error, see :attr:`failure`.
+    """
+
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw = _NONE
+    metrics: dict[str, Any] | None = None
+    object: str | None = None
+    error_code: int | str | None = None
+
+    @property
+    def choice(self) -> Choice | None:
+        """The first choice."""
+        return self.choices[0] if self.choices else None
+
+    def failure(self, data: bytes) -> str | None:
+        """What the server says went wrong; None where it says nothing of the kind.
+
+        Args:
+            data: the chunk's JSON, for the servers that write the message beside the mark.
+        """
+        for error in (self.error, self.choices[0].error if self.choices else _NONE):
+            # the default itself in most chunks
+            if error is not _NONE and bytes(error) not in _NO_ERROR:
+                return error_text(bytes(error))
+        if self.object == "error" or self.error_code:
+            return error_text(data)
+        return None
+
+
+_EVENT = msgspec.json.Decoder(Event)
+_EVENTS = msgspec.json.Decoder(list[Event])
+
+
+def decode_all(datas: list[bytes]) -> list[Event] | None:
+    """Decode every chunk at once, at a third of the cost; None unless each of them is as documented."""
+    try:
+        events = _EVENTS.decode(b"[" + b",".join(datas) + b"]")
+    except DECODE_ERRORS:
+        return None
+    return events if len(events) == len(datas) else None
+
+
+def decode_strictly(data: bytes) -> Event | None:
+    """One chunk that is as documented; None where it is not."""
+    try:
+        return _EVENT.decode(data)
+    except DECODE_ERRORS:
+        return None
+
+
+def decode(data: bytes) -> Event:
+    """One chunk, however it is written.
+
+    Raises:
+        ValueError: it is no JSON, too deep, holds a number no computer needs, or has choices that are none.
+    """
+    strict = decode_strictly(data)
+    if strict is not None:
+        return strict
+    try:
+        # Python's reader knows NaN, Infinity and halves of surrogate pairs; bytes that are no UTF-8 stay recognisable
+        value = json.loads(data.decode("utf-8", "surrogateescape"))
+    except DECODE_ERRORS as problem:
+        raise ValueError(f"{_short(problem)}: {data[:80]!r}") from None
+    return _event(value, data) if isinstance(value, dict) else Event()
+
+
+def _short(problem: Exception) -> str:
+    return "nested too deep" if isinstance(problem, RecursionError) else str(problem)
+
+
+def _event(value: dict[str, Any], data: bytes) -> Event:
+    choices = value.get("choices")
+    if choices is not None and not (isinstance(choices, list) and all(isinstance(one, dict) for one in choices)):
+        raise ValueError(f"choices that are none: {data[:80]!r}")
+    usage = value.get("usage")
+    metrics = value.get("metrics")
+    code = value.get("error_code")
+    return Event(
+        choices=None if choices is None else [_choice(one) for one in choices],
+        usage=_usage(usage) if isinstance(usage, dict) else None,
+        error=_raw(value.get("error")),
+        metrics=metrics if isinstance(metrics, dict) else None,
+        object=_text(value.get("object")),
+        error_code=code if isinstance(code, int | str) else None,
+    )
+
+
+def _choice(value: dict[str, Any]) -> Choice:
+    ids = value.get("token_ids")
+    return Choice(
+        text=_text(value.get("text")),
+        delta=_delta(value.get("delta")),
+        message=_delta(value.get("message")),
+        finish_reason=_text(value.get("finish_reason")),
+        token_ids=ids if isinstance(ids, list) and all(type(one) is int for one in ids) else None,
+        error=_raw(value.get("error")),
+    )
+
+
+def _delta(value: Any) -> Delta | None:
+    if not isinstance(value, dict):
+        return None
+    calls = value.get("tool_calls")
+    return Delta(
+        role=_text(value.get("role")),
+        content=_text(value.get("content")),
+        reasoning=_text(value.get("reasoning")),
+        reasoning_content=_text(value.get("reasoning_content")),
+        refusal=_text(value.get("refusal")),
+        tool_calls=[_tool_call(one) for one in calls if isinstance(one, dict)] if isinstance(calls, list) else None,
+        function_call=_function(value.get("function_call")),
+    )
+
+
+def _tool_call(value: dict[str, Any]) -> ToolCall:
+    index = value.get("index")
+    return ToolCall(index if type(index) is int else None, _function(value.get("function")))
+
+
+def _function(value: Any) -> ToolFunction | None:
+    if not isinstance(value, dict):
+        return None
+    arguments = value.get("arguments")
+    if isinstance(arguments, dict | list):
+        arguments = json.dumps(arguments)
+    return ToolFunction(_text(value.get("name")), _text(arguments))
+
+
+def _text(value: Any) -> str | None:
+    """Text, plain or as a list of parts; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        return "".join(part for part in parts if isinstance(part, str))
+    return None
+
+
+def _usage(value: dict[str, Any]) -> Usage:
+    details = value.get("completion_tokens_details")
+    return Usage(
+        prompt_tokens=_count(value.get("prompt_tokens")),
+        completion_tokens=_count(value.get("completion_tokens")),
+        reasoning_tokens=_count(value.get("reasoning_tokens")),
+        completion_tokens_details=(
+            UsageDetails(_count(details.get("reasoning_tokens"))) if isinstance(details, dict) else None
+        ),
+    )
+
+
+def _count(value: Any) -> int | None:
+    """A whole number, also where it is written as ``10.0`` or ``"10"``."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        return int(value)
+    return value if type(value) is int else None
+
+
+def _raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(json.dumps(value).encode("utf-8", "replace"))
+
+
+def mended(text: str) -> tuple[str, bool]:
+    """Text that can be written down: halves of surrogate pairs and of characters are put together.
+
+    They may have come in different chunks.
+
+    Returns:
+        the text, and whether something of it is lost (it has U+FFFD in its place).
+    """
+    if not _SURROGATES.search(text):
+        return text, False
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    known = joined.count("\ufffd")
+    joined = _ESCAPED_BYTES.sub(_from_bytes, joined)
+    joined = _SURROGATES.sub("\ufffd", _LONE_HIGH.sub("\ufffd", joined))
+    return joined, joined.count("\ufffd") > known
+
+
+def _from_bytes(escaped: re.Match[str]) -> str:
+    return escaped[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def server_times(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Queueing, prefill and decode time in seconds, from the ``metrics`` of the usage chunk."""
+
+    def seconds(name: str) -> float | None:
+        value = metrics.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
+            return None
+        return float(value) / 1e3 if math.isfinite(value) else None
+
+    queue, prefill, decode_time = seconds("queue_time_ms"), seconds("prefill_time_ms"), seconds("decode_time_ms")
+    first = seconds("time_to_first_token_ms")
+    if prefill is None and first is not None and queue is not None:
+        prefill = max(0.0, first - queue)
+    return {"queue_s": queue, "prefill_s": prefill, "decode_s": decode_time}
+
+
+def error_text(body: bytes) -> str:
+    """The message of an error body, as OpenAI-compatible servers write it, or the start of whatever came."""
+    try:
+        value = msgspec.json.decode(body)
+    except DECODE_ERRORS:
+        return body[:MAX_ERROR_CHARS].decode("utf-8", "replace")
+    for _ in range(4):
+        if not isinstance(value, dict):
+            break
+        value = next(filter(None, map(value.get, ("error", "message", "detail", "text", "error_code"))), str(value))
+    try:
+        return (value if isinstance(value, str) else str(value))[:MAX_ERROR_CHARS]
+    except DECODE_ERRORS:
+        return body[:MAX_ERROR_CHARS].decode("utf-8", "replace")
