@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"records", "rundir", "errors", "config", "keys", "terminal", "private", "untrusted"}
+SHARED = {
+    "config",
+    "errors",
+    "keys",
+    "private",
+    "records",
+    "rundir",
+    "terminal",
+    "trust",
+    "untrusted",
+}
 HEAVY = {"torch", "transformers", "scipy", "locust", "gevent", "numpy", "aiohttp", "rich", "typer", "vllm", "sglang"}
 
 

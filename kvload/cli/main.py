@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvload import __version__
 from kvload.config import load_defaults
@@ -25,12 +26,16 @@ COMMANDS = {
     "methods": "List the compression methods, or explain one.",
     "mock": "Run the mock server, whose timing is known.",
     "calibrate": "Measure the client's own error against the mock server.",
+    "config": "Allow a kvload.toml to run programs and use keys, or take that back.",
     "doctor": "Check this machine: engines, GPU, clocks, limits.",
 }
 """Every command with its one-line help, kept here so that ``kvload --help`` imports no command.
 
 Each has a module ``kvload.cli.NAME`` with a typer application named ``app``: one command, or a group of them."""
 
+
+KEY_FLAGS = frozenset({"--header", "-H", "--api-key", "--arm-key"})
+"""Flags whose values go to the server as they are: the address must then come from the user, too."""
 
 USAGE = """Usage: kvload COMMAND [OPTIONS] ...
 
@@ -43,6 +48,7 @@ Commands:
 
 Options:
   --version   Show the version and exit.
+  --config F  Take settings from this file instead of ./kvload.toml.
   -h, --help  Show this message, or with a command that command's own.
 """
 
@@ -82,21 +88,53 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"kvload {__version__}")
         return ExitStatus.OK
+    argv, named = _take_config(argv)
+    if not argv:
+        raise UsageError("--config FILE goes with a command", hint="kvload --help lists the commands")
     name, *arguments = argv
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "kvload --help lists the commands"
         raise UsageError(f"no such command: '{name}'", hint=hint)
-    return _run_command(name, arguments)
+    return _run_command(name, arguments, named)
 
 
-def _run_command(name: str, arguments: list[str]) -> int:
+def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+    """``--config FILE`` taken out of the arguments, wherever it stands before ``--``."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    for place, argument in enumerate(argv[:end]):
+        flag, separator, value = argument.partition("=")
+        if flag != "--config":
+            continue
+        if not separator:
+            if place + 1 >= end:
+                raise UsageError("needs a file", where="--config")
+            return argv[:place] + argv[place + 2 :], Path(argv[place + 1])
+        return argv[:place] + argv[place + 1 :], Path(value)
+    return argv, None
+
+
+def _tell_file(path: Path, names: list[str]) -> None:
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    print(plain(f"settings from ./{shown}: {', '.join(names)}"), file=sys.stderr)
+
+
+def _run_command(name: str, arguments: list[str], named: Path | None) -> int:
     import typer.main
 
     module = importlib.import_module(f"kvload.cli.{name}")
     command = typer.main.get_command(module.app)
     options = {parameter.name for parameter in command.params if parameter.name}
-    defaults = load_defaults(name, options)
+    defaults = load_defaults(
+        name,
+        options,
+        named=named,
+        key_on_command_line=any(argument.partition("=")[0] in KEY_FLAGS for argument in arguments),
+        lists={
+            parameter.name for parameter in command.params if parameter.name and getattr(parameter, "multiple", False)
+        },
+        on_file=_tell_file,
+    )
     try:
         result = command.main(arguments, prog_name=f"kvload {name}", standalone_mode=False, default_map=defaults)
     except Exception as error:
