@@ -52,7 +52,7 @@ def check(pythons: list[str]) -> list[Finding]:
 def _engines(pythons: list[str], machine: Machine) -> Iterator[Finding]:
     for python in [None, *pythons]:
         for name in ENGINES:
-            if name == "embedded" and python is not None:
+            if adapter(name).in_kvload and python is not None:
                 continue
             what = f"engine {name}" + (f" in {python}" if python else "")
             try:

@@ -60,9 +60,10 @@ FLOORS = {
         {"launcher", "checkup"},
         {"verification"},
         {"lifecycle"},
+        {"watch"},
         {"engines"},
         {"embedded", "plugins"},
-        {"catalogue", "host", "watch", "kernels", "probe", "sizes"},
+        {"catalogue", "host", "kernels", "probe", "sizes"},
     ],
     "workloads": [
         {"bench"},
@@ -143,6 +144,22 @@ def test_engines_are_launched_never_imported() -> None:
                 modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 wrong |= {f"{path}: {name}" for name in modules if name.split(".")[0] in {"vllm", "sglang"}}
+    assert wrong == set()
+
+
+def test_nobody_asks_which_engine_it_is() -> None:
+    """What is known of an engine stands in its folder, as data that others read off its adapter."""
+    names = {path.name for path in (ROOT / "servers" / "engines").iterdir() if path.is_dir()} - {"__pycache__"}
+    wrong = set()
+    for folder in ("kvload/cli", "kvload/experiment", "servers", "workloads", "analysis"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.relative_to(ROOT).parts[:2] == ("servers", "engines") and path.parent.name in names:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Compare):
+                    compared = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                    if compared & names:
+                        wrong.add(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert wrong == set()
 
 

@@ -67,7 +67,7 @@ def _print_table(rows: "list[Listed]") -> None:
     from rich import box
     from rich.table import Table
 
-    from kvload.servers.engines.offers import CLAIM_HEAD_DIM, CLAIM_TOKENS
+    from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS
     from kvload.terminal import WIDE_COLUMNS
     from kvload.terminal import console as make_console
 
@@ -111,11 +111,11 @@ def _print_method(row: "Listed") -> None:
         lines = [f"{row.name}: {method.title}", "", *method.explanation.strip().splitlines(), ""]
         lines += [f"Paper:       {method.paper}", f"Kept exact:  {method.keeps_exact}"]
     for offer in row.offers:
-        limit = "at most " if method and method.at_most and offer.engine == "embedded" else ""
+        limit = "at most " if method and method.at_most and offer.setting == row.name else ""
         size = (
             f"{limit}{offer.bytes_per_token:.0f} bytes per token, layer and KV head (x{_times(offer.bytes_per_token)})"
         )
-        setting = f" as {offer.setting}" if offer.engine != "embedded" else ""
+        setting = f" as {offer.setting}" if offer.setting != row.name else ""
         lines.append(f"{offer.engine + ':':<13}{size}{setting}")
         if offer.note:
             lines.append(f"{'':<13}{offer.note}")

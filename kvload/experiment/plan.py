@@ -11,9 +11,6 @@ from kvload.private import make_folder, write_bytes
 from kvload.rundir import RunDir
 
 PLAN_NAME = "experiment.json"
-LAUNCH_ESTIMATE_S = {"embedded": 12.0, "vllm": 75.0, "sglang": 120.0}
-"""Seconds from starting a server to its first token, for the estimate alone."""
-
 FLOOR_SUFFIX = " (again)"
 
 
@@ -83,7 +80,9 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
             trace_s: length of the schedule in seconds, with time for the last answers.
             engine: name of the engine that is launched for arms without a URL.
         """
-        launch_s = LAUNCH_ESTIMATE_S.get(engine, 60.0)
+        from kvload.servers.engines.base import Adapter, known
+
+        launch_s = (known(engine) or Adapter).start_estimate_s
         return sum(trace_s + (0.0 if self.arm(run.arm).url else launch_s) for run in self.runs())
 
 

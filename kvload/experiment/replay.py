@@ -136,11 +136,16 @@ def check_token_ids(server: ServerInfo, planned: "Sequence[PlannedRequest]") -> 
     """Refuse to ask a server for token ids where it is known to refuse every request that does.
 
     Raises:
-        UsageError: SGLang gives no token ids of a streamed chat (seen on 0.5.17).
+        UsageError: the engine gives no token ids of a streamed chat.
     """
-    if server.engine == "sglang" and any(request.path.endswith("/chat/completions") for request in planned):
+    from kvload.servers.engines.base import known
+
+    engine = known(server.engine)
+    if engine is None or engine.streams_chat_token_ids:
+        return
+    if any(request.path.endswith("/chat/completions") for request in planned):
         raise UsageError(
-            "SGLang gives no token ids of a streamed chat",
+            f"{engine.name} gives no token ids of a streamed chat",
             where="--token-ids",
             hint="leave it out; prompts of token ids or plain text go another way and have them",
         )

@@ -28,6 +28,11 @@ class Stored:
     options: Mapping[str, int | float] = field(default_factory=dict)
 
 
+CLAIM_TOKENS = 8192
+"""Length of the sequence that a method's bytes per token are stated for: budgets and windows make them depend on it."""
+CLAIM_HEAD_DIM = 128
+"""Head size they are stated for where no model is given."""
+
 Claim = Callable[[Stored], float]
 
 

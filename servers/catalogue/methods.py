@@ -4,12 +4,16 @@ A method is named the same for every engine. The embedded engine implements a me
 are started with a setting of their own, which their adapters look up by the same name.
 """
 
-from collections.abc import Callable, Mapping
+import importlib.metadata
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from kvload.errors import UsageError
 from kvload.servers.catalogue import claims
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,10 @@ class Method:
         paper: where it is defined.
         keeps_exact: what stays in full precision.
         claim: bytes per token, per layer and KV head; see :mod:`kvload.servers.catalogue.claims`.
-        implementation: ``module.Class`` in ``servers/embedded/compression``.
+        implementation: ``module.Class`` in ``servers/embedded/compression``, or ``module:Class`` anywhere.
+        error_limit: how much of the context's effect on the answers it may lose and still count as sound (see
+            :mod:`kvload.servers.verification.verify`). Eviction loses what it drops by design: there the check only
+            tells a working cache from a broken one.
         evicts: whether tokens are dropped (their attention is lost) rather than stored in fewer bits.
         at_most: whether the claim is a ceiling, and what is held depends on the text.
         options: in the order they are shown.
@@ -51,11 +58,17 @@ class Method:
     keeps_exact: str
     claim: claims.Claim
     implementation: str
+    error_limit: float = 0.3
     evicts: bool = False
     at_most: bool = False
     options: tuple[MethodOption, ...] = ()
     fixed: Mapping[str, int | float] = field(default_factory=lambda: MappingProxyType({}))
     check: Callable[[Mapping[str, int | float]], str | None] = lambda _: None
+
+    @property
+    def compresses(self) -> bool:
+        """Whether every token is stored, in fewer bytes."""
+        return not self.evicts and self.claim is not claims.uncompressed
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,38 @@ class MethodSpec:
     def __str__(self) -> str:
         given = ",".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.name}:{given}" if given else self.name
+
+
+@dataclass(frozen=True)
+class RawDtype:
+    """An engine's own KV-cache dtype, passed through as it is: ``raw:NAME``."""
+
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{RAW}{self.dtype}"
+
+
+RAW = "raw:"
+
+
+def read_method(text: str) -> MethodSpec | RawDtype:
+    """Read what a user asks of any engine: a method with its options, or ``raw:NAME``.
+
+    A name that the catalogue does not have may be a setting that one engine alone offers; its adapter says.
+
+    Raises:
+        UsageError: as :func:`parse_method`; or there is nothing behind ``raw:``.
+    """
+    if text.startswith(RAW):
+        dtype = text.removeprefix(RAW)
+        if not dtype:
+            raise UsageError("raw: needs the engine's own name of a KV-cache dtype", where=f"--method {text}")
+        return RawDtype(dtype)
+    name, given = split_spec(text)
+    if name in METHODS or given:
+        return parse_method(text)
+    return MethodSpec(name)
 
 
 def split_spec(text: str) -> tuple[str, dict[str, str]]:
@@ -222,6 +267,7 @@ shows what it is good for.""",
         keeps_exact="nothing",
         claim=claims.four_bit,
         implementation="int4.Int4",
+        error_limit=0.5,
         options=(MethodOption("rotate", 1, "1: rotate before rounding; 0: do not", 0, 1),),
     ),
     *(
@@ -243,11 +289,12 @@ that share keys between query heads (GQA), as most do today.""",
             keeps_exact="last 128 values; keys since the last multiple of 128",
             claim=claims.kivi(bits),
             implementation="kivi.Kivi",
+            error_limit=limit,
             options=KIVI_OPTIONS,
             fixed=MappingProxyType({"bits": bits}),
             check=_whole_groups,
         )
-        for bits in (4, 2)
+        for bits, limit in ((4, 0.5), (2, 0.9))
     ),
     *(
         Method(
@@ -267,11 +314,12 @@ arithmetic costs time: look at both before you judge its accuracy.""",
             keeps_exact="outliers (2 %) and the newest tokens of an unfinished block",
             claim=claims.gear(bits),
             implementation="gear.Gear",
+            error_limit=limit,
             options=GEAR_OPTIONS,
             fixed=MappingProxyType({"bits": bits}),
             check=_whole_groups,
         )
-        for bits in (4, 2)
+        for bits, limit in ((4, 0.5), (2, 0.9))
     ),
     Method(
         name="streamingllm",
@@ -290,6 +338,7 @@ the paper's way is the one that keeps working.""",
         keeps_exact="first 4 and last 512 tokens",
         claim=claims.sink_window,
         implementation="streamingllm.StreamingLLM",
+        error_limit=1.2,
         evicts=True,
         options=(
             MethodOption("start", 4, "first tokens kept", 0),
@@ -313,6 +362,7 @@ beginning of the text. What is forgotten never comes back.""",
         keeps_exact="256 newest tokens and 256 of highest attention, per head",
         claim=claims.scored(1),
         implementation="h2o.H2O",
+        error_limit=1.2,
         evicts=True,
         options=(
             MethodOption("budget", 512, "tokens kept per head", 2),
@@ -336,6 +386,7 @@ asks for something the first question did not point at.""",
         keeps_exact="1024 prompt tokens per head, everything generated",
         claim=claims.scored(0),
         implementation="snapkv.SnapKV",
+        error_limit=1.2,
         evicts=True,
         options=(
             MethodOption("budget", 1024, "prompt tokens kept per head, the window included", 2),
@@ -364,6 +415,7 @@ for Qwen2.5-7B, (0, 3) for QwQ-32B. How much memory is saved depends on the text
         keeps_exact="nothing (newest 64 tokens at 8/4 bit)",
         claim=claims.leankv,
         implementation="leankv.LeanKV",
+        error_limit=1.2,
         evicts=True,
         at_most=True,
         options=(
@@ -375,5 +427,24 @@ for Qwen2.5-7B, (0, 3) for QwQ-32B. How much memory is saved depends on the text
     ),
 )
 
-METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
-"""Every method of the embedded engine, by name."""
+ENTRY_POINTS = "kvload.methods"
+"""Entry-point group in which an installed package names a method of its own: ``name = module:METHOD``, a row."""
+
+
+def _installed() -> Iterator[Method]:
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            row = point.load()
+        except Exception as error:  # whatever somebody else's package raises
+            logger.warning("the method '%s' (%s) cannot be loaded: %s", point.name, point.value, error)
+            continue
+        if isinstance(row, Method):
+            yield row
+        else:
+            logger.warning("the method '%s' (%s) is no row of the catalogue", point.name, point.value)
+
+
+_OWN = {row.name: row for row in _ROWS}
+
+METHODS: Mapping[str, Method] = MappingProxyType(_OWN | {row.name: row for row in _installed() if row.name not in _OWN})
+"""Every method of the embedded engine, by name: kvload's own, then those of installed packages."""

@@ -3,13 +3,19 @@
 An adapter knows how its engine is started, what it says while it loads, and what it can do. It starts nothing itself.
 """
 
+import importlib
+import importlib.metadata
 import re
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from kvload.errors import UsageError
+from kvload.servers.catalogue.methods import MethodSpec, RawDtype, read_method
+from kvload.servers.engines.metrics import EngineMetrics
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.probe import MODEL_DIR
@@ -49,6 +55,15 @@ class LaunchRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     verify: bool = False
     timeout_s: float | None = None
+
+    @cached_property
+    def chosen(self) -> MethodSpec | RawDtype:
+        """``method``, read.
+
+        Raises:
+            UsageError: it is none.
+        """
+        return read_method(self.method)
 
 
 @dataclass(frozen=True)
@@ -116,33 +131,90 @@ class LaunchPlan:
     notes: tuple[str, ...] = ()
 
 
-class Adapter(Protocol):
-    """One engine."""
+@dataclass(frozen=True)
+class Offer:
+    """A method of one engine.
 
-    @property
-    def name(self) -> str:
-        """What the user types."""
+    Attributes:
+        engine: the engine's name.
+        setting: how the engine calls it; its own name for the embedded engine.
+        bytes_per_token: per layer and KV head, in a sequence of :data:`kvload.servers.catalogue.claims.CLAIM_TOKENS`
+            tokens at head size :data:`kvload.servers.catalogue.claims.CLAIM_HEAD_DIM` in 16-bit precision.
+        note: what else is known.
+    """
 
-    @property
-    def start_timeout_s(self) -> float:
-        """How long a start may take by default."""
+    engine: str
+    setting: str
+    bytes_per_token: float
+    note: str = ""
 
-    @property
-    def stop_grace_s(self) -> float:
-        """How long an orderly end may take."""
 
-    @property
-    def reset_path(self) -> str | None:
-        """Where a POST empties the prefix cache; None where nothing does."""
+@dataclass(frozen=True)
+class Said:
+    """What a running server says about itself.
 
-    @property
-    def scoring(self) -> str:
-        """How the log-likelihood of a text is read off the cache: a name in ``verification.likelihood``."""
+    Attributes:
+        info: the document at the adapter's ``info_path``; empty where there is none.
+        labels: of its ``cache_config_info`` metric; empty where there is none.
+    """
 
-    @property
-    def pool_memory(self) -> re.Pattern[str] | None:
-        """Finds in the log the pool's tokens, and the GiB of its keys and of its values; None where it tells none."""
+    info: Mapping[str, Any]
+    labels: Mapping[str, str]
 
+
+@dataclass(frozen=True)
+class Reported:
+    """A server's own account in kvload's words; None where it does not say.
+
+    Attributes:
+        method: a method's name, or ``raw:NAME`` for the engine's own KV-cache dtype: a claim, not a proof.
+        prefix_cache: ``on`` or ``off``.
+    """
+
+    method: str | None = None
+    prefix_cache: str | None = None
+    pool_tokens: int | None = None
+    max_model_len: int | None = None
+
+
+class Adapter(ABC):
+    """One engine: all that kvload knows of it.
+
+    Attributes:
+        name: what the user types.
+        start_timeout_s: how long a start may take by default.
+        start_estimate_s: how long it usually takes, for the estimate of an experiment's duration alone.
+        stop_grace_s: how long an orderly end may take.
+        reset_path: where a POST empties the prefix cache; None where nothing does.
+        info_path: where the server says what it is.
+        metrics: where its figures come from; None where it has none.
+        scoring: how the log-likelihood of a text is read off the cache: a name in ``verification.likelihood``.
+        pool_memory: finds in the log the pool's tokens, and the GiB of its keys and of its values; None where it tells
+            none.
+        pool_in_tokens: what ``--kv-memory`` is turned into tokens by, in words, where the engine takes no bytes: then
+            the pool's size shows nothing of the method.
+        in_kvload: whether it is part of kvload, always installed.
+        auto_on_gpu: whether ``--engine auto`` takes it where a GPU and it are there.
+        streams_chat_token_ids: whether a streamed chat can carry token ids.
+        progress_lines: what lines of its log say about the start: expression, and the words with its groups.
+    """
+
+    name: str
+    start_timeout_s: float = 600.0
+    start_estimate_s: float = 60.0
+    stop_grace_s: float = 10.0
+    reset_path: str | None = None
+    info_path: str = "/version"
+    metrics: EngineMetrics | None = None
+    scoring: str = "forced"
+    pool_memory: re.Pattern[str] | None = None
+    pool_in_tokens: str | None = None
+    in_kvload: bool = False
+    auto_on_gpu: bool = False
+    streams_chat_token_ids: bool = True
+    progress_lines: tuple[tuple[re.Pattern[str], str], ...] = ()
+
+    @abstractmethod
     def find(self, python: str | None, env: Mapping[str, str], machine: Machine) -> Build | None:
         """The engine in an environment; None where it is not installed there.
 
@@ -150,6 +222,7 @@ class Adapter(Protocol):
             UsageError: the Python does not run.
         """
 
+    @abstractmethod
     def plan(self, request: LaunchRequest, port: int, build: Build, model: ModelFacts, machine: Machine) -> LaunchPlan:
         """The command line, after checking that the engine can do what is asked.
 
@@ -159,14 +232,36 @@ class Adapter(Protocol):
 
     def progress(self, line: str) -> str | None:
         """What a line of the log says about the start, in a few words; None where it says nothing."""
+        for expression, text in self.progress_lines:
+            if match := expression.search(line.strip()):
+                return text.format(*match.groups())
+        return None
 
+    def offers(self) -> Mapping[str, Offer]:
+        """The methods it has, by name."""
+        return {}
+
+    def reported(self, said: Said) -> Reported:
+        """What a running server's own account means."""
+        del said
+        return Reported()
+
+
+ENTRY_POINTS = "kvload.engines"
+"""Entry-point group in which an installed package names an engine of its own: ``name = module:AdapterClass``."""
 
 ENGINES: Mapping[str, str] = {
-    "embedded": "kvload.servers.engines.embedded:EmbeddedAdapter",
+    **{point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)},
+    "embedded": "kvload.servers.engines.embedded.adapter:EmbeddedAdapter",
     "vllm": "kvload.servers.engines.vllm.adapter:VllmAdapter",
     "sglang": "kvload.servers.engines.sglang.adapter:SglangAdapter",
 }
 """Engine name to its adapter's class."""
+
+
+def adapters() -> Iterator[Adapter]:
+    """Every engine's adapter."""
+    return (adapter(name) for name in ENGINES)
 
 
 def adapter(engine: str) -> Adapter:
@@ -175,14 +270,17 @@ def adapter(engine: str) -> Adapter:
     Raises:
         UsageError: there is no such engine.
     """
-    import importlib
-
     place = ENGINES.get(engine)
     if place is None:
         raise UsageError(f"no engine '{engine}'", where="--engine", hint=f"known: auto, {', '.join(ENGINES)}")
     module, _, name = place.partition(":")
     make: Callable[[], Adapter] = getattr(importlib.import_module(module), name)
     return make()
+
+
+def known(engine: str | None) -> Adapter | None:
+    """The adapter of an engine that a server or a run names; None for one that kvload does not know."""
+    return adapter(engine) if engine is not None and engine in ENGINES else None
 
 
 def served_name(model: ModelFacts) -> str:

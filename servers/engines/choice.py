@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvload.errors import UsageError
-from kvload.servers.engines.base import Build, LaunchRequest, adapter
+from kvload.servers.engines.base import Build, LaunchRequest, adapter, adapters
 from kvload.servers.host.machine import Machine
 
 
@@ -17,7 +17,7 @@ class Choice:
 
 
 def choose(request: LaunchRequest, env: Mapping[str, str], machine: Machine) -> Choice:
-    """The engine that was asked for; under ``auto`` vLLM or SGLang where a GPU and one of them is there, else our own.
+    """The engine that was asked for; under ``auto`` one that is made for GPUs where one is there, else our own.
 
     Args:
         env: variables the engine will run with.
@@ -35,12 +35,15 @@ def choose(request: LaunchRequest, env: Mapping[str, str], machine: Machine) -> 
                 hint=f"pip install 'kvload[{request.engine}]', or name the Python it is installed in with --python",
             )
         return Choice(build, "as asked")
-    own = adapter("embedded").find(None, env, machine)
+    every = list(adapters())
+    own = next(one for one in every if one.in_kvload).find(None, env, machine)
     assert own is not None  # noqa: S101  it is part of kvload
+    others = [one for one in every if one.auto_on_gpu]
+    names = " or ".join(one.name for one in others)
     if not machine.gpus:
-        return Choice(own, "there is no GPU, and vLLM and SGLang are taken by themselves only with one")
-    for name in ("vllm", "sglang"):
-        build = adapter(name).find(request.python, env, machine)
+        return Choice(own, f"there is no GPU, and {names} would be taken only with one")
+    for one in others:
+        build = one.find(request.python, env, machine)
         if build is not None and build.device == "cuda":
-            return Choice(build, f"{machine.gpus[0].name} and {name} {build.version or ''} are there")
-    return Choice(own, f"{machine.gpus[0].name} is there, but neither vLLM nor SGLang for it")
+            return Choice(build, f"{machine.gpus[0].name} and {one.name} {build.version or ''} are there")
+    return Choice(own, f"{machine.gpus[0].name} is there, but no {names} for it")

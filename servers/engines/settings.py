@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvload.errors import UsageError
+from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM
+from kvload.servers.catalogue.methods import MethodSpec, RawDtype
 from kvload.servers.engines.base import Build, Claim
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
-
-RAW = "raw:"
 
 
 @dataclass(frozen=True)
@@ -56,27 +56,26 @@ UNKNOWN = Setting(
 )
 
 
-def pick(settings: Mapping[str, Setting], method: str, engine: str) -> tuple[Setting, str]:
-    """The row and the engine's dtype for a method; ``raw:NAME`` takes the row of that dtype, if there is one.
+def pick(settings: Mapping[str, Setting], chosen: MethodSpec | RawDtype, engine: str) -> tuple[Setting, str, bool]:
+    """The row and the engine's dtype for a method, and whether it was named as a method of kvload's.
+
+    ``raw:NAME`` takes the row of that dtype, if there is one.
 
     Raises:
         UsageError: the engine has no such method.
     """
-    if method.startswith(RAW):
-        dtype = method.removeprefix(RAW)
-        if not dtype:
-            raise UsageError("raw: needs the engine's own name of a KV-cache dtype", where=f"--method {method}")
-        if dtype in PLAIN_DTYPES:
-            return PLAIN, dtype
-        return next((row for row in settings.values() if row.dtype == dtype), UNKNOWN), dtype
-    row = settings.get(method)
+    if isinstance(chosen, RawDtype):
+        if chosen.dtype in PLAIN_DTYPES:
+            return PLAIN, chosen.dtype, False
+        return next((row for row in settings.values() if row.dtype == chosen.dtype), UNKNOWN), chosen.dtype, False
+    row = settings.get(chosen.name)
     if row is None:
         raise UsageError(
-            f"{engine} has no method '{method}'",
+            f"{engine} has no method '{chosen.name}'",
             where="--method",
             hint=f"its methods: {', '.join(settings)}; raw:NAME passes one of its own KV-cache dtypes through",
         )
-    return row, row.dtype
+    return row, row.dtype, True
 
 
 def obstacle(row: Setting, build: Build, model: ModelFacts, machine: Machine) -> str | None:
@@ -129,6 +128,11 @@ def refuse_obstacle(
         where=f"--method {row.method}",
         hint=f"it can do here: {', '.join(possible)}; raw:{row.dtype} starts it all the same, and --verify judges it",
     )
+
+
+def stated_bytes(row: Setting) -> float:
+    """Bytes per token, layer and KV head, where no model is given."""
+    return 2.0 * CLAIM_HEAD_DIM * 2 if row.bytes_per_token is None else row.bytes_per_token(CLAIM_HEAD_DIM)
 
 
 def claim_of(row: Setting, model: ModelFacts, element_bytes: int) -> Claim | None:

@@ -142,7 +142,7 @@ def measure_baseline(entry: ServerEntry, made: Adapter, request: LaunchRequest, 
         ServerError: it cannot be scored.
     """
     on_event(LaunchEvent("waiting", "verification: measuring the baseline"))
-    target = target_of(entry, request)
+    target = target_of(entry, made, request)
     first, second = score(made.scoring, target), score(made.scoring, target)
     return Baseline(
         pool_tokens=entry.info.pool_tokens,
@@ -160,12 +160,12 @@ def check(
     """Measure a server and judge it. That it fails at being measured is part of the judgement."""
     on_event(LaunchEvent("waiting", "verification: measuring the method"))
     try:
-        scores: Scores | ServerError = score(made.scoring, target_of(entry, request))
+        scores: Scores | ServerError = score(made.scoring, target_of(entry, made, request))
     except ServerError as error:
         scores = error
     fixed = next((flag for flag in FIXED_POOL_FLAGS if has_flag(request.engine_args, flag)), None)
-    if fixed is None and made.name == "sglang" and request.kv_memory is not None:
-        fixed = "--kv-memory (SGLang is given tokens)"
+    if fixed is None and request.kv_memory is not None:
+        fixed = made.pool_in_tokens
     claim = plan.pool_claim or plan.claim
     stored = None if fixed is None else stored_bytes_per_token(made.pool_memory, entry.log)
     if stored is not None and claim is not None:
@@ -323,7 +323,7 @@ def describe(figures: dict[str, Any]) -> str:
     return f"{size}; {sound}"
 
 
-def target_of(entry: ServerEntry, request: LaunchRequest) -> Target:
+def target_of(entry: ServerEntry, made: Adapter, request: LaunchRequest) -> Target:
     """The server as something to score a text with.
 
     Raises:
@@ -335,8 +335,8 @@ def target_of(entry: ServerEntry, request: LaunchRequest) -> Target:
         )
     headers = api_headers({**os.environ, **request.env}, request.engine_args)
     step = None
-    if entry.engine == "embedded":
-        answer = http_request(f"{entry.url}/version", headers=headers)
+    if made.scoring == "chunked":
+        answer = http_request(f"{entry.url}{made.info_path}", headers=headers)
         said = answer.json() if answer.ok else {}
         step = said.get("chunk_tokens") if isinstance(said.get("chunk_tokens"), int) else None
     return Target(

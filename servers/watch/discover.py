@@ -5,6 +5,7 @@ from typing import Any
 
 from kvload.errors import KvloadError, ServerError
 from kvload.records import ServerInfo
+from kvload.servers.engines.base import Adapter, Reported, Said
 from kvload.servers.watch.http import Answer, normalise_url, request
 from kvload.servers.watch.prometheus import parse
 from kvload.servers.watch.scrape import METRICS_LIMIT, engine_of, to_sample
@@ -25,22 +26,21 @@ def server_info(url: str, headers: Mapping[str, str] | None = None, *, timeout_s
     """
     base = normalise_url(url)
     model = first_model(base, headers, timeout_s=timeout_s)
-    engine, pool_tokens, labels = _metrics(base, headers, timeout_s)
-    said = _optional_json(base, "/server_info" if engine == "sglang" else "/version", headers, timeout_s)
+    made, pool_tokens, labels = _metrics(base, headers, timeout_s)
+    info = _optional_json(base, Adapter.info_path if made is None else made.info_path, headers, timeout_s)
+    reported = Reported() if made is None else made.reported(Said(info, labels))
     context = model.get("max_model_len")
-    if pool_tokens is None and engine == "sglang":
-        pool_tokens = _whole(said.get("max_total_num_tokens"))
-    version = said.get("version")
+    version = info.get("version")
     return ServerInfo(
         url=base,
-        engine=engine,
+        engine=None if made is None else made.name,
         engine_version=version if isinstance(version, str) else None,
         model=str(model["id"]),
-        method=_method(engine, said, labels),
-        max_model_len=context if isinstance(context, int) else _whole(said.get("context_length")),
-        pool_tokens=pool_tokens,
-        prefix_cache=_prefix_cache(engine, said, labels),
-        device=said["device"] if isinstance(said.get("device"), str) else None,
+        method=reported.method,
+        max_model_len=context if isinstance(context, int) else reported.max_model_len,
+        pool_tokens=reported.pool_tokens if pool_tokens is None else pool_tokens,
+        prefix_cache=reported.prefix_cache,
+        device=info["device"] if isinstance(info.get("device"), str) else None,
     )
 
 
@@ -75,37 +75,18 @@ def vocab_size(base: str, headers: Mapping[str, str] | None = None) -> int | Non
 
 def _metrics(
     base: str, headers: Mapping[str, str] | None, timeout_s: float
-) -> tuple[str | None, int | None, Mapping[str, str]]:
+) -> tuple[Adapter | None, int | None, Mapping[str, str]]:
     answer = _optional(base, "/metrics", headers, timeout_s)
     if answer is None:
         return None, None, {}
     text = answer.text()
     samples = list(parse(text))
-    engine = engine_of(samples)
-    if engine is None:
+    made = engine_of(samples)
+    if made is None:
         return None, None, {}
-    pool = to_sample(text, engine, 0.0).pool_tokens
+    pool = to_sample(text, made.name, 0.0).pool_tokens
     labels = next((sample.labels for sample in samples if sample.name.endswith(":cache_config_info")), {})
-    return engine, None if pool is None else int(pool), labels
-
-
-def _method(engine: str | None, said: Mapping[str, Any], labels: Mapping[str, str]) -> str | None:
-    """The method as the server states it: an engine's own dtype name comes as ``raw:``, and only as a claim."""
-    if engine == "embedded":
-        method = said.get("method")
-        return method if isinstance(method, str) else None
-    dtype = labels.get("cache_dtype") if engine == "vllm" else said.get("kv_cache_dtype")
-    if not isinstance(dtype, str):
-        return None
-    return "none" if dtype in {"auto", "bfloat16", "float16", "bf16"} else f"raw:{dtype}"
-
-
-def _prefix_cache(engine: str | None, said: Mapping[str, Any], labels: Mapping[str, str]) -> str | None:
-    if engine == "sglang":
-        disabled = said.get("disable_radix_cache")
-        return None if not isinstance(disabled, bool) else "off" if disabled else "on"
-    enabled = labels.get("enable_prefix_caching")
-    return {"True": "on", "False": "off"}.get(enabled) if enabled is not None else None
+    return made, None if pool is None else int(pool), labels
 
 
 def _optional(base: str, path: str, headers: Mapping[str, str] | None, timeout_s: float) -> Answer | None:

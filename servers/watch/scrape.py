@@ -8,14 +8,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import msgspec
 
 from kvload.errors import KvloadError
 from kvload.records import ServerSample
+from kvload.servers.engines.base import Adapter, adapters, known
+from kvload.servers.engines.metrics import Source
 from kvload.servers.watch.http import request
 from kvload.servers.watch.prometheus import Sample, parse
 
@@ -23,74 +24,11 @@ SCRAPE_TIMEOUT_S = 5.0
 METRICS_LIMIT = 16 * 2**20
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a field of the vocabulary comes from.
-
-    Attributes:
-        metric: name without the engine's prefix.
-        combine: how several label sets (data-parallel ranks, finish reasons) become one number.
-        labels: a sample counts only with these.
-        info: take the value from this label of an information metric instead.
-        only_zero: it counts only where it is 0: a gauge beside a counter that is not there before its first event.
-    """
-
-    metric: str
-    combine: Literal["sum", "mean", "max"] = "sum"
-    labels: Mapping[str, str] | None = None
-    info: str | None = None
-    only_zero: bool = False
-
-
-Sources = Mapping[str, tuple[Source, ...]]
-"""Field to its sources: the first one that the server has is taken."""
-
-VLLM: Sources = {
-    "running": (Source("num_requests_running"),),
-    "waiting": (Source("num_requests_waiting"),),
-    "cache_usage": (Source("kv_cache_usage_perc", "mean"), Source("gpu_cache_usage_perc", "mean")),
-    "pool_tokens": (Source("cache_config_info", info="kv_cache_size_tokens"),),
-    "preemptions": (Source("num_preemptions_total"), Source("num_preemptions")),
-    "prefix_queries": (Source("prefix_cache_queries_total"), Source("prefix_cache_queries")),
-    "prefix_hits": (Source("prefix_cache_hits_total"), Source("prefix_cache_hits")),
-    "prompt_tokens": (Source("prompt_tokens_total"),),
-    "generation_tokens": (Source("generation_tokens_total"),),
-    "requests": (Source("request_success_total"),),
-    "queue_s": (Source("request_queue_time_seconds_sum"),),
-    "prefill_s": (Source("request_prefill_time_seconds_sum"),),
-    "decode_s": (Source("request_decode_time_seconds_sum"),),
-}
-
-SGLANG: Sources = {
-    "running": (Source("num_running_reqs"),),
-    "waiting": (Source("num_queue_reqs"),),
-    "cache_usage": (Source("token_usage", "mean"),),
-    "pool_tokens": (Source("max_total_num_tokens"),),
-    "preemptions": (Source("num_retracted_requests_total"), Source("num_retracted_reqs", only_zero=True)),
-    "prefix_queries": (Source("prompt_tokens_total"),),
-    "prefix_hits": (Source("cached_tokens_total"),),
-    "prompt_tokens": (Source("prompt_tokens_total"),),
-    "generation_tokens": (Source("generation_tokens_total"),),
-    "requests": (Source("num_requests_total"),),
-    "queue_s": (Source("queue_time_seconds_sum"),),
-    "prefill_s": (Source("per_stage_req_latency_seconds_sum", labels={"stage": "prefill_forward"}),),
-}
-
-EMBEDDED: Sources = {**VLLM, "prefix_queries": (), "prefix_hits": ()}
-
-SOURCES: Mapping[str, tuple[str, Sources]] = {
-    "vllm": ("vllm:", VLLM),
-    "sglang": ("sglang:", SGLANG),
-    "embedded": ("kvload:", EMBEDDED),
-}
-"""Engine to the prefix of its metrics and where each field comes from."""
-
-
-def engine_of(samples: list[Sample]) -> str | None:
+def engine_of(samples: list[Sample]) -> Adapter | None:
     """The engine whose prefix the metrics carry; None where it is none of ours."""
-    for engine, (prefix, _) in SOURCES.items():
-        if any(sample.name.startswith(prefix) for sample in samples):
-            return engine
+    for made in adapters():
+        if made.metrics is not None and any(sample.name.startswith(made.metrics.prefix) for sample in samples):
+            return made
     return None
 
 
@@ -103,10 +41,10 @@ def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
         t_s: when they were asked for, on the run's clock.
     """
     samples = list(parse(text))
-    known = engine if engine in SOURCES else engine_of(samples)
-    if known is None:
+    made = known(engine) or engine_of(samples)
+    if made is None or made.metrics is None:
         return ServerSample(t_s=t_s, error="the metrics are of no engine kvload knows")
-    prefix, sources = SOURCES[known]
+    prefix, sources = made.metrics.prefix, made.metrics.sources
     by_name: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.name.startswith(prefix):
@@ -120,8 +58,9 @@ def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
             if value is not None and not (source.only_zero and value):
                 values[name] = value
                 break
-    if "pool_tokens" not in values and (blocks := _pool_from_blocks(by_name)) is not None:
-        values["pool_tokens"] = blocks
+    if "pool_tokens" not in values and made.metrics.pool_blocks is not None:
+        blocks = _product(by_name.get("cache_config_info", []), made.metrics.pool_blocks)
+        values |= {} if blocks is None else {"pool_tokens": blocks}
     return msgspec.convert({"t_s": t_s, **values}, ServerSample)
 
 
@@ -222,13 +161,12 @@ def _value(samples: list[Sample], source: Source) -> float | None:
     return sum(numbers) / (len(numbers) if source.combine == "mean" else 1)
 
 
-def _pool_from_blocks(by_name: Mapping[str, list[Sample]]) -> float | None:
-    """Older vLLM tells blocks and their size but not the tokens they hold."""
+def _product(samples: list[Sample], labels: tuple[str, str]) -> float | None:
     total = None
-    for sample in by_name.get("cache_config_info", []):
-        blocks, size = _number(sample.labels.get("num_gpu_blocks")), _number(sample.labels.get("block_size"))
-        if blocks is not None and size is not None:
-            total = (total or 0.0) + blocks * size
+    for sample in samples:
+        first, second = (_number(sample.labels.get(label)) for label in labels)
+        if first is not None and second is not None:
+            total = (total or 0.0) + first * second
     return total
 
 

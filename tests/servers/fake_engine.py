@@ -6,41 +6,34 @@ Run as a script it is the server; imported it is the adapter that starts the scr
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from kvload.servers.engines.base import Adapter, Build, LaunchPlan
+from kvload.servers.engines.metrics import EngineMetrics, Source
+
 METRICS = (
-    'kvload:cache_config_info{method="none",kv_cache_size_tokens="4096",enable_prefix_caching="False"} 1\n'
-    'kvload:num_requests_running{model_name="fake"} 0\n'
+    'fake:cache_config_info{method="none",kv_cache_size_tokens="4096",enable_prefix_caching="False"} 1\n'
+    'fake:num_requests_running{model_name="fake"} 0\n'
 )
 
 
-@dataclass
-class FakeAdapter:
+class FakeAdapter(Adapter):
     """Starts this file."""
 
-    name: str = "fake"
-    start_timeout_s: float = 20.0
-    stop_grace_s: float = 3.0
-    reset_path: str | None = None
-    pool_memory: re.Pattern[str] | None = None
-    scoring: str = "forced"
-    options: tuple[str, ...] = field(default_factory=tuple)
+    name = "fake"
+    start_timeout_s = 20.0
+    stop_grace_s = 3.0
+    metrics = EngineMetrics("fake:", {"pool_tokens": (Source("cache_config_info", info="kv_cache_size_tokens"),)})
 
     def find(self, *_: Any) -> Any:
-        from kvload.servers.engines.base import Build
-
         return Build("fake", sys.executable, "1.0", "cpu")
 
     def plan(self, request: Any, port: int, *_: Any) -> Any:
-        from kvload.servers.engines.base import LaunchPlan
-
         command = (sys.executable, __file__, "--port", str(port), *request.engine_args)
         return LaunchPlan(command=command, env={"FAKE_ENGINE": "1"}, served_name="fake")
 

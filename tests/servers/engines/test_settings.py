@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from kvload.errors import UsageError
+from kvload.servers.catalogue.methods import read_method
 from kvload.servers.engines.base import Build, LaunchRequest
+from kvload.servers.engines.installed_engine import accepted_dtypes
 from kvload.servers.engines.settings import claim_of, obstacle, pick
 from kvload.servers.engines.sglang.adapter import SglangAdapter
-from kvload.servers.engines.sglang.adapter import accepted_dtypes as sglang_dtypes
 from kvload.servers.engines.sglang.settings import SETTINGS as SGLANG_SETTINGS
 from kvload.servers.engines.vllm.adapter import VllmAdapter
-from kvload.servers.engines.vllm.adapter import accepted_dtypes as vllm_dtypes
 from kvload.servers.engines.vllm.settings import SETTINGS as VLLM_SETTINGS
 from kvload.servers.host.machine import Gpu, Machine
 from kvload.servers.host.model_facts import ModelFacts, read
@@ -114,7 +114,7 @@ def test_on_a_hopper_vllm_can_do_all_but_blackwells_and_amds() -> None:
 
 def test_unknown_methods_name_the_known_and_raw_passes_through() -> None:
     with pytest.raises(UsageError, match="vllm has no method 'kivi-4'"):
-        pick(VLLM_SETTINGS, "kivi-4", "vllm")
+        pick(VLLM_SETTINGS, read_method("kivi-4"), "vllm")
     plan = VllmAdapter().plan(LaunchRequest(method="raw:future_dtype"), 8000, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
     assert plan.command[plan.command.index("--kv-cache-dtype") + 1] == "future_dtype"
     assert plan.claim is None
@@ -132,7 +132,8 @@ def test_vllms_command_line() -> None:
     assert plan.command == (
         *("/v/python", "-m", "vllm.entrypoints.cli.main", "serve", "/models/m", "--served-model-name", "m"),
         *("--host", "127.0.0.1", "--port", "8123", "--load-format", "dummy", "--kv-cache-dtype", "fp8_e4m3"),
-        *("--max-model-len", "4096", "--kv-cache-memory-bytes", str(2**30), "--seed", "3"),
+        *("--max-model-len", "4096", "--kv-cache-memory-bytes", str(2**30)),
+        *("--generation-config", "vllm", "--seed", "3"),
     )
     assert plan.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert plan.env["HF_HUB_OFFLINE"] == "1"
@@ -175,7 +176,11 @@ def test_dtypes_are_read_from_the_installed_source(tmp_path: Path) -> None:
         'CacheDType = Literal[\n    "auto",\n    "fp8",\n    "nvfp4_4over6",\n]\nOther = Literal["x"]\n',
         encoding="utf-8",
     )
-    assert vllm_dtypes(tmp_path) == {"auto", "fp8", "nvfp4_4over6"}
+    assert accepted_dtypes(tmp_path, VllmAdapter.dtype_source, VllmAdapter.dtype_lists) == {
+        "auto",
+        "fp8",
+        "nvfp4_4over6",
+    }
     (tmp_path / "srt").mkdir()
     (tmp_path / "srt" / "server_args.py").write_text(
         '    kv_cache_dtype: A[\n        str,\n        Arg(\n            help=("x"),\n'
@@ -183,8 +188,8 @@ def test_dtypes_are_read_from_the_installed_source(tmp_path: Path) -> None:
         "        ),\n    ]\n",
         encoding="utf-8",
     )
-    assert sglang_dtypes(tmp_path) == {"auto", "fp8_e4m3"}
-    assert vllm_dtypes(tmp_path / "absent") is None
+    assert accepted_dtypes(tmp_path, SglangAdapter.dtype_source, SglangAdapter.dtype_lists) == {"auto", "fp8_e4m3"}
+    assert accepted_dtypes(tmp_path / "absent", VllmAdapter.dtype_source, VllmAdapter.dtype_lists) is None
 
 
 def test_a_models_facts(model_folder: Path) -> None:
@@ -201,7 +206,7 @@ def test_a_models_facts(model_folder: Path) -> None:
 
 def test_the_embedded_engine_runs_on_a_gpu_only_where_torch_was_built_for_one() -> None:
     torch = pytest.importorskip("torch")
-    from kvload.servers.engines.embedded import EmbeddedAdapter
+    from kvload.servers.engines.embedded.adapter import EmbeddedAdapter
 
     built = EmbeddedAdapter().find(None, {}, GPU_MACHINE)
     assert built is not None

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvload.records import ServerSample
+from kvload.servers.engines.base import adapters
 from kvload.servers.watch.prometheus import Sample, parse
-from kvload.servers.watch.scrape import SOURCES, Scraper, sample_once, to_sample
+from kvload.servers.watch.scrape import Scraper, sample_once, to_sample
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -198,6 +199,8 @@ def test_a_server_that_is_gone_is_an_error_sample() -> None:
 
 def test_every_source_names_a_field() -> None:
     fields = set(ServerSample.__struct_fields__)
-    for _, sources in SOURCES.values():
-        assert set(sources) <= fields
-    assert sorted(SOURCES) == ["embedded", "sglang", "vllm"]
+    tables = {made.name: made.metrics for made in adapters()}
+    assert sorted(tables) == ["embedded", "sglang", "vllm"]
+    for table in tables.values():
+        assert table is not None
+        assert set(table.sources) <= fields

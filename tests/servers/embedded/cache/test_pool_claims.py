@@ -7,7 +7,7 @@ from kvload.servers.catalogue.claims import Stored
 from kvload.servers.catalogue.methods import METHODS, parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry
-from kvload.servers.engines.embedded import POOL_CLAIM_TOKENS
+from kvload.servers.engines.embedded.adapter import POOL_CLAIM_TOKENS
 from kvload.servers.verification.verify import POOL_TOLERANCE
 
 

@@ -6,31 +6,42 @@ from collections.abc import Mapping
 
 from kvload import __version__
 from kvload.errors import UsageError
-from kvload.servers.catalogue.claims import Stored
-from kvload.servers.catalogue.methods import METHODS, parse_method
-from kvload.servers.engines.base import Build, Claim, LaunchPlan, LaunchRequest, flag_value, served_name
+from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
+from kvload.servers.catalogue.methods import METHODS, Method, MethodSpec, RawDtype
+from kvload.servers.engines.base import (
+    Adapter,
+    Build,
+    Claim,
+    LaunchPlan,
+    LaunchRequest,
+    Offer,
+    Reported,
+    Said,
+    flag_value,
+    served_name,
+)
+from kvload.servers.engines.embedded.metrics import METRICS
 from kvload.servers.host.installed import find_python, own_torch_cuda
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
-
-CLAIM_TOKENS = 2048
-"""Length of the sequence that a method's bytes per token are stated for: budgets and windows make them depend on it."""
 
 POOL_CLAIM_TOKENS = 2**20
 """Length at which windows no longer count."""
 
 PROGRESS = re.compile(r"^(starting|loading .*|making random weights|allocating .*|ready on .*)$", re.IGNORECASE)
+"""The engine's own progress lines are already in words."""
 
 
-class EmbeddedAdapter:
+class EmbeddedAdapter(Adapter):
     """Starts ``python -m kvload.servers.embedded``."""
 
     name = "embedded"
     start_timeout_s = 180.0
-    stop_grace_s = 10.0
-    reset_path: str | None = None
-    pool_memory: re.Pattern[str] | None = None
+    start_estimate_s = 12.0
+    metrics = METRICS
     scoring = "chunked"
+    in_kvload = True
+    progress_lines = ((PROGRESS, "{0}"),)
 
     def find(
         self,
@@ -55,13 +66,14 @@ class EmbeddedAdapter:
         Raises:
             UsageError: no such method, or a ``raw:`` one.
         """
-        if request.method.startswith("raw:"):
+        method = request.chosen
+        if isinstance(method, RawDtype) or method.name not in METHODS:
             raise UsageError(
-                "the embedded engine has no settings beyond its methods",
+                f"the embedded engine has no method '{method}'",
                 where=f"--method {request.method}",
                 hint=f"its methods: {', '.join(METHODS)}",
             )
-        method = parse_method(request.method)
+        row = METHODS[method.name]
         name = served_name(model)
         command = [build.python, "-u", "-m", "kvload.servers.embedded"]
         command += ["--model", str(model.folder or model.name), "--served-model-name", name]
@@ -77,40 +89,40 @@ class EmbeddedAdapter:
             command=tuple(command),
             env={**env, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
             served_name=name,
-            claim=_claim(request, model, build, CLAIM_TOKENS),
+            claim=_claim(method, request, model, build, CLAIM_TOKENS),
             # The engine's pool counts stored tokens: all in the long run, or the kept ones of a method that evicts.
-            pool_claim=_claim(request, model, build, 1 if METHODS[method.name].evicts else POOL_CLAIM_TOKENS),
-            compresses=method.name != "none" and not METHODS[method.name].evicts,
-            error_limit=error_limit(method.name),
+            pool_claim=_claim(method, request, model, build, 1 if row.evicts else POOL_CLAIM_TOKENS),
+            compresses=row.compresses,
+            error_limit=row.error_limit,
             prefix_cache="off",
         )
 
-    def progress(self, line: str) -> str | None:
-        """The engine's own progress lines are already in words."""
-        match = PROGRESS.match(line.strip())
-        return match.group(1) if match else None
+    def offers(self) -> Mapping[str, Offer]:
+        """The whole catalogue."""
+        return {name: _offer(row) for name, row in METHODS.items()}
+
+    def reported(self, said: Said) -> Reported:
+        """Its method by kvload's own name; it has no prefix cache."""
+        method = said.info.get("method")
+        enabled = said.labels.get("enable_prefix_caching")
+        return Reported(
+            method=method if isinstance(method, str) else None,
+            prefix_cache={"True": "on", "False": "off"}.get(enabled) if enabled is not None else None,
+        )
 
 
-def _claim(request: LaunchRequest, model: ModelFacts, build: Build, tokens: int) -> Claim | None:
+def _offer(row: Method) -> Offer:
+    options = {option.name: option.default for option in row.options}
+    return Offer(EmbeddedAdapter.name, row.name, row.claim(Stored(CLAIM_TOKENS, CLAIM_HEAD_DIM, 2, options)))
+
+
+def _claim(spec: MethodSpec, request: LaunchRequest, model: ModelFacts, build: Build, tokens: int) -> Claim | None:
     if model.layers is None or model.kv_heads is None or model.head_size is None:
         return None
-    spec = parse_method(request.method)
     element = _element_bytes(flag_value(request.engine_args, "--dtype"), model, build)
     scale = model.layers * model.kv_heads
     claimed = METHODS[spec.name].claim(Stored(tokens, model.head_size, element, spec.options))
     return Claim(scale * claimed, scale * 2 * model.head_size * element)
-
-
-def error_limit(method: str) -> float:
-    """How much of the context's effect a method of this name may lose and still count as sound.
-
-    Eviction loses what it drops by design: there the check only tells a working cache from a broken one.
-    """
-    if method in METHODS and METHODS[method].evicts:
-        return 1.2
-    if method.endswith("-2"):
-        return 0.9
-    return 0.5 if method.endswith("4") else 0.3
 
 
 def _element_bytes(dtype: str | None, model: ModelFacts, build: Build) -> int:
