@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvload.cli.replay import Mode, TooLong
+from kvload.cli.replay import MODE_HELP, Mode, TooLong
 
 if TYPE_CHECKING:
     from kvload.analysis.run.capacity import Attempt, Capacity
@@ -24,9 +24,7 @@ def capacity(
     tolerance: Annotated[float, typer.Option(help="Stop when the rate is known this well.", min=0.001)] = 0.1,
     most: Annotated[int, typer.Option(help="At most so many attempts.", min=1)] = 12,
     limit: Annotated[int | None, typer.Option(help="At most so many requests in an attempt.", min=1)] = None,
-    mode: Annotated[Mode, typer.Option(help="free: answers end by themselves; forced: lengths as recorded.")] = (
-        Mode.FREE
-    ),
+    mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.AUTO,
     max_tokens: Annotated[int | None, typer.Option(help="Cap of answers the trace has none for.", min=1)] = None,
     too_long: Annotated[TooLong, typer.Option(help="What to do about requests over the server's limit.")] = (
         TooLong.ERROR

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvload.cli.launch import LaunchCommand
-from kvload.cli.replay import Mode, TooLong
+from kvload.cli.replay import MODE_HELP, Mode, TooLong
+from kvload.cli.traces import BlockTokens, TimeUnit
 
 if TYPE_CHECKING:
     from kvload.experiment.plan import ExperimentPlan
@@ -41,10 +42,10 @@ def compare(
     python: Annotated[str | None, typer.Option(help="The Python the engine is installed in.")] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each server's cache first.")] = True,
     slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")] = "",
-    mode: Annotated[Mode, typer.Option(help="free: answers end by themselves; forced: lengths as recorded.")] = (
-        Mode.FREE
-    ),
+    mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.AUTO,
     format_name: Annotated[str | None, typer.Option("--format", help="The trace's format.")] = None,
+    time_unit: TimeUnit = None,
+    block_tokens: BlockTokens = None,
     start: Annotated[str, typer.Option(help="Use the trace from this time on.")] = "0s",
     end: Annotated[str | None, typer.Option(help="Use the trace up to this time.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", "--num-prompts", help="At most so many requests.")] = None,
@@ -117,6 +118,8 @@ def compare(
     }
     replay: dict[str, Any] = {
         "format": format_name,
+        "time_unit": time_unit,
+        "block_tokens": block_tokens,
         "mode": mode.value,
         "slo": limits,
         "seed": seed,

@@ -190,6 +190,8 @@ def _show_plan(plan: "ExperimentPlan", trace: Path, runs: "Sequence[PlannedRun]"
     schedule = load_schedule(
         trace,
         format=plan.replay.get("format"),
+        time_unit=plan.replay.get("time_unit"),
+        block_tokens=plan.replay.get("block_tokens"),
         model="",
         mode=plan.replay.get("mode", "free"),
         arrivals=msgspec.convert(plan.replay.get("arrivals", {}), ArrivalSpec),
@@ -197,7 +199,10 @@ def _show_plan(plan: "ExperimentPlan", trace: Path, runs: "Sequence[PlannedRun]"
         scale_input=plan.replay.get("scale_input", 1.0),
     )
     total_s = plan.estimate_s(schedule.span_s, plan.launch.get("engine") or "auto") * len(runs) / len(plan.runs())
-    lines = [f"{len(schedule.planned)} requests over {schedule.span_s:.0f} s, {len(plan.arms)} arms, {len(runs)} runs:"]
+    lines = [
+        schedule.mode_reason,
+        f"{len(schedule.planned)} requests over {schedule.span_s:.0f} s, {len(plan.arms)} arms, {len(runs)} runs:",
+    ]
     lines += [f"  {number:3d}. {run.arm} (repeat {run.repeat + 1})" for number, run in enumerate(runs, 1)]
     lines.append(f"about {total_s / 60:.1f} min, and the time the last answers of each run take")
     print("\n".join(lines), file=sys.stderr, flush=True)

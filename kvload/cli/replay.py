@@ -6,14 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
+from kvload.cli.traces import BlockTokens, TimeUnit
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Mode(StrEnum):
     """Values of ``--mode``."""
 
+    AUTO = "auto"
     FREE = "free"
     FORCED = "forced"
+
+
+MODE_HELP = "free: answers end by themselves; forced: lengths as recorded; auto: forced if the trace has no texts."
 
 
 class TooLong(StrEnum):
@@ -34,14 +40,14 @@ def replay(
     url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible server instead: http://HOST:PORT.")] = None,
     slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")] = "",
     goodput: Annotated[str, typer.Option(help="The same as vLLM writes it, in ms: ttft:200 tpot:50.")] = "",
-    mode: Annotated[Mode, typer.Option(help="free: answers end by themselves; forced: lengths as recorded.")] = (
-        Mode.FREE
-    ),
+    mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.AUTO,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/TIME-TRACE if left out.")] = None,
     format_name: Annotated[str | None, typer.Option("--format", help="The trace's format, if not to be guessed.")] = (
         None
     ),
     sort: Annotated[bool, typer.Option("--sort", help="Allow arrivals out of order.")] = False,
+    time_unit: TimeUnit = None,
+    block_tokens: BlockTokens = None,
     start: Annotated[str, typer.Option(help="Use the trace from this time on.")] = "0s",
     end: Annotated[str | None, typer.Option(help="Use the trace up to this time.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", "--num-prompts", help="At most so many requests.")] = None,
@@ -129,6 +135,8 @@ def replay(
         url=url,
         format=format_name,
         sort=sort,
+        time_unit=time_unit,
+        block_tokens=block_tokens,
         mode=mode.value,
         arrivals=arrival_spec(
             arrivals, speed, rate, burstiness, ramp, concurrency, jitter=jitter, start=start, end=end, seed=seed

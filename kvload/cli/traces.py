@@ -20,6 +20,12 @@ FormatName = Annotated[
     str | None, typer.Option("--format", help="The trace's format; told from the content if absent.")
 ]
 Sort = Annotated[bool, typer.Option("--sort", help="Allow arrivals out of order; the trace is then held in memory.")]
+TimeUnit = Annotated[
+    str | None, typer.Option(help="Unit of the trace's times: s, ms, us, ns; as its format says or its rows show.")
+]
+BlockTokens = Annotated[
+    int | None, typer.Option(help="Tokens in a block of the trace's block ids; as its lengths show if absent.", min=1)
+]
 Start = Annotated[str, typer.Option(help="Use the trace from this time on: 90s, 5min.")]
 End = Annotated[str | None, typer.Option(help="Use the trace up to this time.")]
 Limit = Annotated[int | None, typer.Option(help="Use at most so many requests.")]
@@ -47,6 +53,8 @@ def describe(
     trace: Trace,
     format_name: FormatName = None,
     sort: Sort = False,
+    time_unit: TimeUnit = None,
+    block_tokens: BlockTokens = None,
     start: Start = "0s",
     end: End = None,
     limit: Limit = None,
@@ -57,20 +65,25 @@ def describe(
     from kvload.workloads.traces.convert import Conversion, ConversionCounts, convert
     from kvload.workloads.traces.describe import describe as described
     from kvload.workloads.traces.formats import find_format, read_trace
+    from kvload.workloads.traces.notes import Notes
     from kvload.workloads.traces.samples import trace_path
 
     path = trace_path(trace)
     found_format = find_format(path, format_name)
     part = Conversion(selection=_selection(start, end, limit, 1.0, 0))
-    requests = read_trace(path, found_format.name, sort=sort)
+    notes = Notes()
+    requests = read_trace(
+        path, found_format.name, sort=sort, time_unit=time_unit, block_tokens=block_tokens, notes=notes
+    )
     found = described(convert(requests, part, ConversionCounts()))
     if as_json:
-        print(json.dumps({"trace": str(path), "format": found_format.name, **found.as_dict()}, indent=2))
+        said = {"trace": str(path), "format": found_format.name, "notes": notes.sentences()}
+        print(json.dumps({**said, **found.as_dict()}, indent=2))
         return
     from kvload.terminal import console
     from kvload.workloads.traces.describe_text import print_description
 
-    print_description(trace, found_format, found, console())
+    print_description(trace, found_format, found, console(), notes.sentences())
 
 
 @app.command("convert", help="Write a trace, or a part of it, as kvload JSONL.")
@@ -78,6 +91,8 @@ def convert_trace(
     trace: Trace,
     format_name: FormatName = None,
     sort: Sort = False,
+    time_unit: TimeUnit = None,
+    block_tokens: BlockTokens = None,
     start: Start = "0s",
     end: End = None,
     limit: Limit = None,
@@ -91,9 +106,12 @@ def convert_trace(
     output: Output = None,
 ) -> None:
     from dataclasses import replace
+    from functools import partial
 
+    from kvload.terminal import plain
     from kvload.workloads.traces.convert import Conversion, ConversionCounts, common_factor, convert
     from kvload.workloads.traces.formats import read_trace
+    from kvload.workloads.traces.notes import Notes
     from kvload.workloads.traces.samples import trace_path
 
     conversion = Conversion(
@@ -104,15 +122,15 @@ def convert_trace(
         max_total=max_total,
         too_long=too_long.value,
     )
-    path = trace_path(trace)
+    path, notes = trace_path(trace), Notes()
+    read = partial(read_trace, path, format_name, sort=sort, time_unit=time_unit, block_tokens=block_tokens)
     if too_long is TooLong.SCALE:
-        factor = common_factor(read_trace(path, format_name, sort=sort), conversion)
+        factor = common_factor(read(), conversion)
         conversion = replace(conversion, factor=factor)
         print(f"made-up prompts are scaled by {factor:.4g}", file=sys.stderr)
     counts = ConversionCounts()
-    requests = convert(read_trace(path, format_name, sort=sort), conversion, counts)
-    _write(requests, output)
-    print(counts, file=sys.stderr)
+    _write(convert(read(notes=notes), conversion, counts), output)
+    print(*map(plain, notes.sentences()), counts, sep="\n", file=sys.stderr)
 
 
 @app.command("sample", help="Make a trace by seed: lengths and arrivals, or (--probe) scored questions.")

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,6 +37,8 @@ _SCHEDULE_OPTIONS = (
     "sample",
     "sampling",
     "return_token_ids",
+    "time_unit",
+    "block_tokens",
 )
 
 
@@ -49,7 +51,9 @@ class ReplayOptions:
         url: any OpenAI-compatible server instead.
         arrivals: when requests are due; as recorded where None.
         slo: limits in seconds by metric.
-        model: the name to ask for; the server's first where None.
+        mode: ``free``, ``forced``, or ``auto``: what the trace is made for.
+        time_unit, block_tokens: what the trace's numbers count in, where its rows do not show it.
+        model: the name to ask for; where None a row's own if it is served, else the server's first.
         max_model_len: the server's limit; as it says itself where None.
         token_range: ids of made-up prompts; made from the vocabulary's size where None.
         reset_cache: empty a launched server's prefix cache before the run.
@@ -62,7 +66,9 @@ class ReplayOptions:
     url: str | None = None
     format: str | None = None
     sort: bool = False
-    mode: Literal["free", "forced"] = "free"
+    time_unit: str | None = None
+    block_tokens: int | None = None
+    mode: Literal["auto", "free", "forced"] = "auto"
     arrivals: "ArrivalSpec | None" = None
     slo: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
@@ -171,7 +177,7 @@ class _OneReplay:
         schedule = self._schedule(server)
         if options.return_token_ids:
             check_token_ids(server, schedule.planned)
-        for note in schedule.notes:
+        for note in (schedule.mode_reason, *schedule.notes):
             self.listener.on_notice(note)
         plan = ReplayPlan(
             planned=schedule.planned,
@@ -268,8 +274,14 @@ class _OneReplay:
             arrivals=options.arrivals,
             prompts=prompts,
             max_model_len=server.max_model_len,
+            served_models=None if options.model is not None else lambda: self._served_models(server),
             **{name: getattr(options, name) for name in _SCHEDULE_OPTIONS},
         )
+
+    def _served_models(self, server: ServerInfo) -> "Collection[str]":
+        from kvload.servers.watch import discover
+
+        return discover.served_models(server.url, self.headers)
 
     def _manifest(self, server: ServerInfo, schedule: "Schedule") -> RunManifest:
         options = self.options
@@ -278,7 +290,7 @@ class _OneReplay:
             kvload_version=__version__,
             server=server,
             trace=schedule.trace,
-            mode=options.mode,
+            mode=schedule.mode,
             seed=options.seed,
             arrivals=schedule.arrivals | ({"concurrency": options.concurrency} if options.concurrency else {}),
             planned=len(schedule.planned),

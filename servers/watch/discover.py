@@ -68,6 +68,13 @@ def first_model(base: str, headers: Mapping[str, str] | None = None, *, timeout_
     return dict(data[0])
 
 
+def served_models(base: str, headers: Mapping[str, str] | None = None) -> list[str]:
+    """The names that the server lists; none where it does not list any."""
+    listed = _optional_json(base, "/v1/models", headers, 10.0).get("data")
+    models = listed if isinstance(listed, list) else []
+    return [str(model["id"]) for model in models if isinstance(model, dict) and "id" in model]
+
+
 def vocab_size(base: str, headers: Mapping[str, str] | None = None) -> int | None:
     """Tokens of the vocabulary, where the server's list of models says it (the embedded engine does)."""
     return _whole(first_model(base, headers).get("vocab_size"))

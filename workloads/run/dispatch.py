@@ -309,6 +309,7 @@ class Dispatcher:
             text=answer.text or "",
             token_ids=answer.token_ids,
             output_tokens=answer.output_tokens,
+            tool_calls=answer.tool_calls,
         )
         due = answer.t_end_ns + round(turn.think_time_s * 1e9)
         if not self._closed_loop:

@@ -6,12 +6,15 @@ Answers are bounded by these rules.
   least 256; else 1024. It is cut to what the server's limit leaves beside the prompt (to half the limit where the
   prompt's length is not known).
 - *forced* mode: ``min_tokens`` = ``max_tokens`` = the recorded length (at least 1), with ``ignore_eos``.
+
+Where the mode is left to the trace (*auto*), answers are forced if every prompt is made up from lengths and every
+answer's length was recorded: what a model says to made-up tokens, and for how long, means nothing.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +38,17 @@ from kvload.workloads.schedule.request import (
 from kvload.workloads.traces import fitting
 from kvload.workloads.traces.fitting import TooLong
 from kvload.workloads.traces.formats import find_format, read_trace
+from kvload.workloads.traces.notes import Notes
 from kvload.workloads.traces.selection import Selection, SelectionCounts, select
 from kvload.workloads.traces.trace import TraceRequest, continues_conversation
 
 __all__ = ["Mode", "PlannedRequest", "Schedule", "block_reuse", "build_schedule", "load_schedule", "next_turn", "shard"]
 
 Mode = Literal["free", "forced"]
+ModeChoice = Literal["auto", "free", "forced"]
+
+_INHERITED = ("tools", "tool_choice", "parallel_tool_calls")
+"""Fields that a later turn takes over from the one before it, where it has none of its own."""
 
 GENEROUS_FACTOR, GENEROUS_MINIMUM, UNKNOWN_MAX_TOKENS = 4, 256, 1024
 
@@ -49,7 +57,7 @@ GENEROUS_FACTOR, GENEROUS_MINIMUM, UNKNOWN_MAX_TOKENS = 4, 256, 1024
 class Schedule:
     """A whole plan.
 
-    ``trace`` says where it comes from and what was changed; ``notes`` are for the user to read.
+    ``trace`` says where it comes from and what was changed; ``notes`` are for the user to read, ``mode_reason`` first.
     """
 
     planned: list[PlannedRequest]
@@ -57,6 +65,7 @@ class Schedule:
     arrivals: dict[str, Any]
     mode: Mode
     notes: list[str] = field(default_factory=list)
+    mode_reason: str = ""
 
     @property
     def span_s(self) -> float:
@@ -69,26 +78,33 @@ def load_schedule(
     *,
     format: str | None = None,  # noqa: A002
     sort: bool = False,
+    time_unit: str | None = None,
+    block_tokens: int | None = None,
     **options: Any,
 ) -> Schedule:
-    """Read a trace file and plan its replay; ``options`` are those of :func:`build_schedule`.
+    """Read a trace file and plan its replay.
+
+    ``format`` to ``block_tokens`` are those of :func:`kvload.workloads.traces.formats.read_trace`, ``options`` those of
+    :func:`build_schedule`.
 
     Raises:
         TraceError: the file is malformed or its requests do not make a schedule.
     """
     found = find_format(path, format)
-    schedule = build_schedule(read_trace(path, found.name, sort=sort), **options)
+    notes = Notes()
+    requests = read_trace(path, found.name, sort=sort, time_unit=time_unit, block_tokens=block_tokens, notes=notes)
+    schedule = build_schedule(requests, notes=notes, **options)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     trace = msgspec.structs.replace(schedule.trace, path=path.name, sha256=digest, format=found.name)
-    return Schedule(schedule.planned, trace, schedule.arrivals, schedule.mode, schedule.notes)
+    return replace(schedule, trace=trace)
 
 
 def build_schedule(
     requests: Iterable[TraceRequest],
     *,
     model: str,
-    mode: Mode = "free",
+    mode: ModeChoice = "free",
     arrivals: ArrivalSpec | None = None,
     prompts: PromptSpec | None = None,
     default_max_tokens: int | None = None,
@@ -99,13 +115,15 @@ def build_schedule(
     sample: float = 1.0,
     sampling: Mapping[str, Any] | None = None,
     return_token_ids: bool = False,
+    served_models: Callable[[], Collection[str]] | None = None,
+    notes: Notes | None = None,
 ) -> Schedule:
     """Plan the replay of a trace.
 
     Args:
         requests: the trace, in the order of arrival.
         model: the name the server knows its model by.
-        mode: ``free`` (natural ends) or ``forced`` (recorded lengths).
+        mode: ``free`` (natural ends), ``forced`` (recorded lengths), or ``auto``: what the trace is made for.
         arrivals: when requests are due; as recorded where None.
         prompts: how prompts are made up for length-only requests.
         default_max_tokens: cap of answers for which the trace has none (free mode).
@@ -117,6 +135,9 @@ def build_schedule(
         sampling: fields that override the trace's, such as ``temperature``; without either temperature is 0 and no seed
             is sent.
         return_token_ids: ask the server for the answers' token ids.
+        served_models: asked for the models that the server serves, if a row names one; a row's own model is asked for
+            where it is among them. None asks for ``model`` always.
+        notes: what was noted while the requests were read.
 
     Raises:
         TraceError: there is nothing to send, ids repeat, or a request does not fit the mode or the server.
@@ -125,25 +146,29 @@ def build_schedule(
     selection = Selection(spec.start_s, spec.end_s, sample, limit, spec.seed)
     counts = SelectionCounts()
     chosen = list(select(iter(requests), selection, counts))
-    notes = []
+    changes = [] if notes is None else notes.sentences()
     if counts.headless:
-        notes.append(f"{counts.headless} later turns left out: their conversation begins outside the part that is used")
+        changes.append(
+            f"{counts.headless} later turns left out: their conversation begins outside the part that is used"
+        )
     if not chosen:
         raise TraceError("no request is left to send", hint="check --start, --end, --sample")
     _check_unique(chosen)
     if scale_input != 1.0:
         scaled = [fitting.scale_input(request, scale_input) for request in chosen]
         changed = sum(after is not before for after, before in zip(scaled, chosen, strict=True))
-        notes.append(f"{changed} of {len(chosen)} prompts scaled by {scale_input:g}")
+        changes.append(f"{changed} of {len(chosen)} prompts scaled by {scale_input:g}")
         chosen = scaled
-    needs = [_need(request, mode) for request in chosen]
+    settled, reason = settle_mode(chosen, mode)
+    needs = [_need(request, settled) for request in chosen]
     fitted = fitting.fit(chosen, needs, max_model_len, too_long)
-    notes += fitted.changes
-    planner = _Planner(model, mode, prompts or PromptSpec(), default_max_tokens, max_model_len)
+    changes += fitted.changes
+    planner = _Planner(model, settled, prompts or PromptSpec(), default_max_tokens, max_model_len)
+    planner.served_models = served_models
     planner.sampling = dict(sampling or {})
     planner.return_token_ids = return_token_ids
     planned = planner.plan(fitted.requests, spec)
-    notes += planner.notes()
+    changes += planner.notes.sentences()
     if not planned:
         raise TraceError("no request is left to send", hint="all are longer than the server's limit: --too-long cap")
     trace = TraceInfo(
@@ -152,10 +177,31 @@ def build_schedule(
         format="",
         rows=counts.rows,
         used=len(planned),
-        changes=notes,
+        changes=changes,
         block_reuse=block_reuse(fitted.requests),
     )
-    return Schedule(planned, trace, spec.as_dict(), mode, notes)
+    return Schedule(planned, trace, spec.as_dict(), settled, changes, reason)
+
+
+def settle_mode(requests: Sequence[TraceRequest], mode: ModeChoice) -> tuple[Mode, str]:
+    """The mode that requests are sent in, and a sentence that says which and why."""
+    if mode != "auto":
+        what = "answers are as long as recorded" if mode == "forced" else "answers end by themselves"
+        return mode, f"mode {mode}, as asked: {what}"
+    made_up = sum(fitting.is_made_up(request) for request in requests)
+    unknown = sum(request.output_length is None for request in requests)
+    if made_up == len(requests) and not unknown:
+        return "forced", (
+            "mode forced: the trace has lengths and no texts, so answers are as long as recorded "
+            "(--mode free lets them end by themselves)"
+        )
+    if made_up == len(requests):
+        why = f"{unknown:,} of {len(requests):,} requests have no recorded length to force"
+    elif made_up:
+        why = f"{len(requests) - made_up:,} of {len(requests):,} prompts are given, not made up from lengths"
+    else:
+        why = "the trace has its prompts"
+    return "free", f"mode free: {why}, so answers end by themselves (--mode forced makes them as long as recorded)"
 
 
 def block_reuse(requests: Iterable[TraceRequest]) -> float | None:
@@ -182,8 +228,9 @@ class _Planner:
         self.max_model_len = max_model_len
         self.sampling: dict[str, Any] = {}
         self.return_token_ids = False
-        self._clipped = 0
-        self._empty = 0
+        self.served_models: Callable[[], Collection[str]] | None = None
+        self.notes = Notes()
+        self._served: Collection[str] | None = None
 
     def plan(self, requests: Sequence[TraceRequest], spec: ArrivalSpec) -> list[PlannedRequest]:
         last_turn: dict[str, int] = {}
@@ -205,8 +252,14 @@ class _Planner:
         due = self._due(requests, previous, spec)
         with_successor = {index for index in previous if index is not None}
         planned: list[PlannedRequest] = []
+        tools: dict[int, dict[str, Any]] = {}
         for index, request in enumerate(requests):
             former = previous[index]
+            if former is not None and continues_conversation(request):
+                # what the assistant may call stays said until a turn says otherwise
+                given = {**tools.get(former, {}), **request.sampling}
+                request = msgspec.structs.replace(request, sampling=given)  # noqa: PLW2901
+            tools[index] = {name: request.sampling[name] for name in _INHERITED if name in request.sampling}
             planned.append(
                 self._request(
                     request,
@@ -218,14 +271,6 @@ class _Planner:
                 )
             )
         return planned
-
-    def notes(self) -> list[str]:
-        found = []
-        if self._clipped:
-            found.append(f"max_tokens of {self._clipped} requests cut to what the server's limit leaves")
-        if self._empty:
-            found.append(f"{self._empty} requests with a recorded length of 0 ask for 1 token")
-        return found
 
     @staticmethod
     def _due(requests: Sequence[TraceRequest], previous: Sequence[int | None], spec: ArrivalSpec) -> list[float]:
@@ -260,11 +305,10 @@ class _Planner:
         else:
             kind, new = "token_ids", token_ids(request, self.prompts)
         max_tokens = self._max_tokens(request)
-        forced = self.mode == "forced"
-        fields: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, **sampling}
+        if self.mode == "forced":
+            sampling |= {"min_tokens": max_tokens, "ignore_eos": True}
+        fields: dict[str, Any] = {"model": self._model(request), "max_tokens": max_tokens, **sampling}
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
-        if forced:
-            fields |= {"min_tokens": max_tokens, "ignore_eos": True}
         if self.return_token_ids or (is_continued and kind == "token_ids"):
             fields["return_token_ids"] = True
         follow_up = None
@@ -282,11 +326,11 @@ class _Planner:
             body=b"" if follow_up else request_body(path, new, fields),
             prompt_digest=digest,
             max_tokens=max_tokens,
-            min_tokens=max_tokens if forced else 0,
-            ignore_eos=forced,
+            min_tokens=_whole(request, sampling, "min_tokens") or 0,
+            ignore_eos=_flag(request, sampling, "ignore_eos"),
             temperature=_number(request, sampling, "temperature", 0.0),
             top_p=_number(request, sampling, "top_p", 1.0),
-            seed=sampling.get("seed"),
+            seed=_whole(request, sampling, "seed"),
             input_tokens=len(new) if kind == "token_ids" else fitting.input_tokens(request),
             session=request.session,
             turn=turn,
@@ -298,23 +342,43 @@ class _Planner:
             task=request.task,
         )
 
+    def _model(self, request: TraceRequest) -> str:
+        """The row's own model where the server serves it, else the run's."""
+        wanted = request.model
+        if wanted is None or wanted == self.model:
+            return self.model
+        if self.served_models is not None and self._served is None:
+            self._served = self.served_models()
+        if wanted in (self._served or ()):
+            return wanted
+        self.notes.group(f"models that the server does not serve, asked as '{self.model}'", wanted)
+        return self.model
+
     def _max_tokens(self, request: TraceRequest) -> int:
-        self._empty += request.output_length == 0
+        if request.output_length == 0:
+            self.notes.rows("a recorded length of 0 asks for 1 token")
         if self.mode == "forced":
             return _need(request, "forced")
         if request.max_tokens is not None:
             wanted = max(request.max_tokens, 1)
         elif self.default_max_tokens is not None:
             wanted = self.default_max_tokens
+        elif request.output_length and _flag(request, request.sampling, "ignore_eos"):
+            wanted = request.output_length
         elif request.output_length is not None:
             wanted = max(GENEROUS_FACTOR * request.output_length, GENEROUS_MINIMUM)
         else:
             wanted = UNKNOWN_MAX_TOKENS
+        least = _whole(request, request.sampling, "min_tokens") or 0
+        if least > wanted and request.max_tokens is not None:
+            raise TraceError(f"request '{request.id}' wants at least {least} tokens and at most {wanted}")
+        wanted = max(wanted, least)
         if self.max_model_len is None:
             return wanted
         size = fitting.input_tokens(request)
         room = self.max_model_len // 2 if size is None else self.max_model_len - size
-        self._clipped += wanted > room
+        if wanted > room:
+            self.notes.rows("max_tokens is cut to what the server's limit leaves")
         return max(min(wanted, room), 1)
 
 
@@ -327,6 +391,20 @@ def _need(request: TraceRequest, mode: Mode) -> int:
         return max(recorded, 1)
     known = request.max_tokens if request.max_tokens is not None else request.output_length
     return max(known or 1, 1)
+
+
+def _whole(request: TraceRequest, sampling: Mapping[str, Any], name: str) -> int | None:
+    value = sampling.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63):
+        raise TraceError(f"request '{request.id}': sampling field '{name}' is {value!r}, not a whole number")
+    return value
+
+
+def _flag(request: TraceRequest, sampling: Mapping[str, Any], name: str) -> bool:
+    value = sampling.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise TraceError(f"request '{request.id}': sampling field '{name}' is {value!r}, not true or false")
+    return bool(value)
 
 
 def _number(request: TraceRequest, sampling: Mapping[str, Any], name: str, default: float) -> float:

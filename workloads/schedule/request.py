@@ -87,6 +87,7 @@ def next_turn(
     text: str,
     token_ids: Sequence[int] | None = None,
     output_tokens: int | None = None,
+    tool_calls: Sequence[Mapping[str, str]] | None = None,
 ) -> PlannedRequest:
     """The turn with its body and digest, made of the former turn as sent, the server's answer to it, and what is new.
 
@@ -96,13 +97,15 @@ def next_turn(
         text: the server's answer to it.
         token_ids: the answer's token ids, where the server told them.
         output_tokens: how many tokens the answer had; so many made-up ones stand in for ids that are not known.
+        tool_calls: the tools that the answer called, each with its ``name``, ``arguments`` and, where the server gave
+            one, ``id``.
     """
     new = turn.follow_up
     if new is None:
         return turn
     sent = msgspec.json.decode(former.body)
     if new.kind == "messages":
-        conversation: Any = [*sent["messages"], {"role": "assistant", "content": text}, *new.messages]
+        conversation: Any = [*sent["messages"], *_answered(former, text, tool_calls or (), new.messages)]
     elif new.kind == "prompt":
         conversation = sent["prompt"] + text + new.prompt
     else:
@@ -114,6 +117,32 @@ def next_turn(
     return msgspec.structs.replace(
         turn, body=request_body(turn.path, conversation, new.fields), prompt_digest=digest_of(conversation)
     )
+
+
+def _answered(
+    former: PlannedRequest, text: str, tool_calls: Sequence[Mapping[str, str]], new: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The assistant's answer as a message, and the new messages.
+
+    Results of tools that come next refer to the calls which the server made, in their order: the ids in the trace are
+    those of another answer.
+    """
+    if not tool_calls:
+        return [{"role": "assistant", "content": text}, *map(dict, new)]
+    ids = [call.get("id") or f"call_{former.index}_{number}" for number, call in enumerate(tool_calls)]
+    calls = [
+        {"id": name, "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+        for name, call in zip(ids, tool_calls, strict=True)
+    ]
+    messages: list[dict[str, Any]] = [{"role": "assistant", "content": text or None, "tool_calls": calls}]
+    results = 0
+    for message in new:
+        if message.get("role") == "tool" and results < len(ids):
+            messages.append({**message, "tool_call_id": ids[results]})
+            results += 1
+        else:
+            messages.append(dict(message))
+    return messages
 
 
 def digest_of(prompt: Any) -> str:

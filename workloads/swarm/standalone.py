@@ -27,7 +27,7 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "trace": ("", "kvload: replay this trace (with --host), a file or sample:demo"),
     "run-dir": ("", "kvload: the run folder; runs/TIME if left out"),
     "model": ("", "kvload: model name to ask for; the server's first if left out"),
-    "mode": ("free", "kvload: free or forced"),
+    "mode": ("auto", "kvload: free, forced, or auto: forced if the trace has no texts"),
     "speed": ("1", "kvload: replay so many times as fast as recorded"),
     "limit": ("", "kvload: at most so many requests"),
     "slo": ("", "kvload: limits to meet, ttft=500ms,tpot=50ms"),
@@ -56,8 +56,8 @@ class StandaloneRun:
         target = Target.parse(options.host)
         model = options.model or _first_model(target.url, headers)
         mode = options.mode
-        if mode not in {"free", "forced"}:
-            raise UsageError(f"'{mode}' is neither free nor forced", where="--mode")
+        if mode not in {"auto", "free", "forced"}:
+            raise UsageError(f"'{mode}' is none of auto, free and forced", where="--mode")
         seed = int(options.seed)
         slo = parse_limits(options.slo, flag="--slo")
         schedule = load_schedule(
@@ -72,7 +72,7 @@ class StandaloneRun:
             kvload_version=__version__,
             server=ServerInfo(url=target.url, model=model),
             trace=schedule.trace,
-            mode=mode,
+            mode=schedule.mode,
             seed=seed,
             arrivals=schedule.arrivals,
             planned=len(schedule.planned),

@@ -1,6 +1,6 @@
 """A trace's description for the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -15,13 +15,15 @@ _PICTURE_ROWS = 4
 _MINUTE_S, _HOUR_S = 60, 3600
 
 
-def print_description(name: str, form: Format, found: Description, console: Console) -> None:
-    """Print what :func:`kvload.workloads.traces.describe.describe` found."""
+def print_description(name: str, form: Format, found: Description, console: Console, notes: Sequence[str] = ()) -> None:
+    """Print what :func:`kvload.workloads.traces.describe.describe` found, and what was noted while it was read."""
     console.print(Text(name, style="bold"), Text(f"{form.title}; {form.assumes}", style="dim"), sep="\n")
+    for note in notes:
+        console.print(Text(f"· {note}", style="yellow"))
     console.print()
     facts = Table.grid(padding=(0, 2))
     for label, value in _facts(found):
-        facts.add_row(Text(label, style="cyan"), value)
+        facts.add_row(Text(label, style="cyan"), Text(value))
     parts: list[RenderableType] = [facts]
     if found.input or found.output or found.text_characters:
         parts += ["", _lengths(found)]

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator
 
-from kvload.workloads.traces.reader import BOM, MAX_LINE_BYTES, Cursor
+from kvload.workloads.traces import reader
+from kvload.workloads.traces.containers import BOM
 
 _STRUCTURE = re.compile(rb'["\\{}\[\]]')
 _STRING_END = re.compile(rb'["\\]')
 
 
-def array_items(cursor: Cursor) -> Iterator[bytes]:
+def array_items(cursor: reader.Cursor) -> Iterator[bytes]:
     """The objects of the array that the file holds, as JSON text; memory stays that of the longest one.
 
     The cursor's ``line`` counts items here, from 1. What stands between items (commas, white space) is checked; what
@@ -62,8 +63,8 @@ def array_items(cursor: Cursor) -> Iterator[bytes]:
                 raise cursor.error("the array holds something else than objects, or its brackets do not match")
         else:
             position = len(buffer)
-        if len(buffer) - kept > MAX_LINE_BYTES:
-            raise cursor.error(f"an item is longer than {MAX_LINE_BYTES >> 20} MiB")
+        if len(buffer) - kept > reader.MAX_LINE_BYTES:
+            raise cursor.error(f"an item is longer than {reader.MAX_LINE_BYTES >> 20} MiB")
     if not opened:
         raise cursor.error("the file is not a JSON array")
     if not closed:

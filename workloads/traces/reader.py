@@ -5,19 +5,20 @@ the line it stands on, so that any complaint names both, and the field.
 """
 
 import csv
-import gzip
 import math
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from kvload.errors import TraceError
+from kvload.workloads.traces.containers import BOM, UNREADABLE
+from kvload.workloads.traces.notes import Notes
+from kvload.workloads.traces.survey import SURVEYED_ROWS, TICKS_PER_S, UNITS, Survey, block_count
+from kvload.workloads.traces.timestamps import TickParser
 from kvload.workloads.traces.trace import TraceRequest
 
 MAX_LINE_BYTES = 32 * 1024 * 1024
@@ -29,12 +30,9 @@ MAX_TOKENS = 10_000_000
 MAX_SECONDS = 1e12
 """Largest timestamp; with it a float still tells milliseconds apart."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
-BOM = b"\xef\xbb\xbf"
 _SHOWN_CHARACTERS = 60
 _PEEKED_BYTES = 4096
 _DIGITS = len(str(MAX_TOKENS))
-_UNPACKED_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,31 @@ class Head:
 
     columns: tuple[str, ...] = ()
     first: Mapping[str, Any] = field(default_factory=dict)
-    is_array: bool = False
+
+    def knows(self, *names: str) -> bool:
+        """Whether the first row has a value under any of these names."""
+        return any(self.first.get(name) is not None or name in self.columns for name in names)
+
+    def explained(self, names: Collection[str]) -> int:
+        """How many of the first row's fields, or of the columns, are among ``names``."""
+        return len((self.first.keys() | set(self.columns)) & set(names))
+
+
+@dataclass
+class Reading:
+    """How a trace is read: units that are settled, and what is noted on the way.
+
+    Attributes:
+        time_unit: the unit of all times that are plain numbers; None for the format's own.
+        block_tokens: tokens in a block; None for the format's own.
+        notes: what to tell the user.
+        survey: takes the raw values down while the first rows are looked at; None when the trace is read.
+    """
+
+    time_unit: str | None = None
+    block_tokens: int | None = None
+    notes: Notes = field(default_factory=Notes)
+    survey: Survey | None = None
 
 
 class Cursor:
@@ -54,13 +76,18 @@ class Cursor:
 
     Attributes:
         path: the file, for messages.
-        line: number of the line read last, from 1; 0 before the first.
+        line: number of the line (of an array: of the item) read last, from 1; 0 before the first.
+        notes: what to tell the user about the trace as a whole.
     """
 
-    def __init__(self, path: Path, file: BufferedReader) -> None:
+    def __init__(self, path: Path, file: BufferedReader, reading: Reading | None = None) -> None:
         self.path = path
         self.line = 0
         self._file = file
+        self._reading = reading or Reading()
+        self.notes = self._reading.notes
+        self._date_times = TickParser()
+        self._zero: int | None = None
 
     @property
     def where(self) -> str:
@@ -82,7 +109,7 @@ class Cursor:
         """What comes next, up to some thousand bytes, without white space in front; the cursor stays."""
         try:
             return self._file.peek(_PEEKED_BYTES)[:_PEEKED_BYTES].removeprefix(BOM).lstrip()
-        except (OSError, EOFError, zlib.error) as error:
+        except UNREADABLE as error:
             raise self.error(f"cannot be read: {error}") from error
 
     def lines(self) -> Iterator[bytes]:
@@ -101,14 +128,21 @@ class Cursor:
                 yield line
 
     def objects(self) -> Iterator[dict[str, Any]]:
-        """The JSON object of every line.
+        """The JSON object of every line, or every object of the one array that the file is.
 
         Raises:
-            TraceError: a line is not a JSON object, beside what :meth:`lines` raises.
+            TraceError: something is not a JSON object, beside what :meth:`lines` raises.
         """
+        from kvload.workloads.traces.json_array import array_items
+
         decoder = msgspec.json.Decoder()
-        for line in self.lines():
-            yield self.decoded(line, decoder)
+        for text in array_items(self) if self.peek().startswith(b"[") else self.lines():
+            if text in {b"{", b"["}:
+                raise self.error(
+                    "the JSON is spread over several lines (pretty-printed), not one object a line",
+                    hint="jq -c . FILE > trace.jsonl",
+                )
+            yield self.decoded(text, decoder)
 
     def decoded(self, text: bytes, decoder: msgspec.json.Decoder[Any] | None = None) -> dict[str, Any]:
         """One JSON object from ``text``."""
@@ -125,7 +159,7 @@ class Cursor:
         try:
             while chunk := self._file.read(size):
                 yield chunk
-        except (OSError, EOFError, zlib.error) as error:
+        except UNREADABLE as error:
             raise self.error(f"cannot be read: {error}") from error
 
     def rows(self) -> Iterator[list[str]]:
@@ -184,6 +218,78 @@ class Cursor:
             raise self.wrong(name, value, "a time of 0 or more")
         return number
 
+    def time(self, value: object, name: str, *, unit: str, is_open: bool = False) -> float:
+        """A moment on the trace's clock, in seconds since the first one that was asked about.
+
+        A text may be a date-time (ISO 8601, UTC where it names no zone), which needs no unit. A number counts in
+        ``unit``, unless the user names another one or (``is_open``) the trace's own rows show one.
+
+        Args:
+            unit: ``s``, ``ms``, ``us`` or ``ns``, as the format says.
+            is_open: whether files of this format are known to count in other units as well.
+
+        Raises:
+            TraceError: it is no time.
+        """
+        ticks = self._date_times.ticks(value) if isinstance(value, str) else None
+        if ticks is None:
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                raise self.wrong(name, value, "a time")
+            ticks = self._number_of_ticks(value, name, unit, is_open=is_open)
+        self._zero = ticks if self._zero is None else self._zero
+        return (ticks - self._zero) / TICKS_PER_S
+
+    def _number_of_ticks(self, value: float | str, name: str, unit: str, *, is_open: bool) -> int:
+        try:
+            number = value if isinstance(value, int) else float(value)
+        except ValueError:
+            raise self.wrong(name, value, "a time") from None
+        if not math.isfinite(number) or number < 0:
+            raise self.wrong(name, value, "a time of 0 or more")
+        survey = self._reading.survey
+        if survey is not None and len(survey.times) < SURVEYED_ROWS:
+            survey.unit, survey.is_open = unit, is_open
+            survey.times.append(float(number))
+        scale = UNITS[self._reading.time_unit or unit]
+        if isinstance(number, int):  # exact, where a float could not hold the digits
+            ticks = number * int(scale) if scale >= 1 else number // round(1 / scale)
+        else:
+            ticks = round(number * scale)
+        if survey is None and ticks > MAX_SECONDS * TICKS_PER_S:
+            raise self.wrong(name, value, "a time in seconds" if scale == TICKS_PER_S else "a time")
+        return ticks
+
+    def pause(self, value: object, name: str, *, unit: str) -> float:
+        """A length of time in seconds, counted in the unit that the trace's times are found to be in."""
+        return self.seconds(value, name, unit_s=UNITS[self._reading.time_unit or unit] / TICKS_PER_S)
+
+    def blocks(self, value: object, name: str, *, length: int, size: int) -> tuple[list[int], int]:
+        """The block ids of a prompt of ``length`` tokens, and the tokens of a block.
+
+        Args:
+            size: tokens of a block as the format says; another one counts where the user names it or the lengths of
+                the first rows show it.
+
+        Raises:
+            TraceError: there are more ids than such blocks begin, or fewer than are whole.
+        """
+        ids = self.ids(value, name)
+        survey = self._reading.survey
+        if survey is not None and len(survey.blocks) < SURVEYED_ROWS:
+            survey.block_tokens = size
+            survey.blocks.append((len(ids), length))
+            return ids, size
+        tokens = self._reading.block_tokens or size
+        begun = block_count(length, tokens, whole=False)
+        # a size that was found or named may count whole blocks only
+        least = begun if self._reading.block_tokens is None else block_count(length, tokens, whole=True)
+        if not least <= len(ids) <= begun:
+            raise self.error(
+                f"field '{name}' has {len(ids)} blocks where a prompt of {length} tokens makes {begun} of {tokens}",
+                hint="say how long a block is: --block-tokens",
+            )
+        return ids, tokens
+
     def text(self, value: object, name: str) -> str:
         """A text."""
         if not isinstance(value, str):
@@ -228,7 +334,7 @@ class Cursor:
     def _readline(self) -> bytes:
         try:
             return self._file.readline(MAX_LINE_BYTES + 1)
-        except (OSError, EOFError, zlib.error) as error:
+        except UNREADABLE as error:
             self.line += 1
             raise self.error(f"cannot be read: {error}") from error
 
@@ -248,35 +354,16 @@ class Format:
         name: what the user types after ``--format``.
         title: its own name, with the container.
         assumes: units and whatever else the file itself does not say.
-        matches: whether a file that starts so is of this format; no file may match two.
+        matches: 0 where a file that starts so is not of this format; else how many of its first row's fields the
+            format knows (:meth:`Head.explained`). The format that knows most of them reads the file.
         read: yields the requests; arrivals in seconds on any zero, in the file's order.
     """
 
     name: str
     title: str
     assumes: str
-    matches: Callable[[Head], bool]
+    matches: Callable[[Head], int]
     read: Callable[[Cursor], Iterator[TraceRequest]]
-
-
-@contextmanager
-def open_trace(path: Path) -> Iterator[BufferedReader]:
-    """Open a trace file for reading bytes; a gzip file is unpacked on the way, whatever its name.
-
-    Raises:
-        TraceError: it cannot be opened.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise TraceError(f"cannot be opened: {error.strerror}", where=str(path)) from error
-    with file:
-        if file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
-            with gzip.GzipFile(fileobj=file) as packed, BufferedReader(packed, _UNPACKED_BYTES) as unpacked:
-                # typeshed has no way to say that a buffer over a gzip file is like any other
-                yield cast(BufferedReader, unpacked)
-        else:
-            yield file
 
 
 def _json_kind(value: object) -> str:

@@ -1,33 +1,110 @@
-"""Takes an OpenAI-style request apart into what a trace request holds."""
+"""Takes a request apart, as OpenAI-compatible servers take it, into what a trace request holds.
+
+What a trace asks for is sent. What is decided by the replay itself (the stream, how many answers) is not; what is no
+field of a request that kvload knows is kept in ``extra`` and named once.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+from kvload.workloads.traces.names import OUTPUT_LENGTHS
 from kvload.workloads.traces.reader import Cursor
 
 SAMPLING_FIELDS = frozenset(
     {
-        "temperature", "top_p", "top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty",
-        "repetition_penalty", "logit_bias", "tools", "tool_choice", "response_format", "chat_template_kwargs",
-        "reasoning_effort", "add_special_tokens", "skip_special_tokens",
+        # OpenAI's
+        "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs",
+        "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
+        "reasoning_effort", "reasoning", "verbosity", "service_tier", "suffix", "echo", "user",
+        # vLLM's and SGLang's
+        "top_k", "min_p", "repetition_penalty", "length_penalty", "ignore_eos", "min_tokens", "stop_token_ids",
+        "no_stop_trim", "include_stop_str_in_output", "bad_words", "allowed_token_ids", "prompt_logprobs",
+        "truncate_prompt_tokens", "skip_special_tokens", "spaces_between_special_tokens", "add_special_tokens",
+        "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+        "guided_whitespace_pattern", "guided_decoding_backend", "structural_tag", "json_schema", "regex", "ebnf",
+        "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "documents",
+        "mm_processor_kwargs", "priority", "cache_salt", "lora_path", "thinking", "enable_thinking",
+        "separate_reasoning", "stream_reasoning", "include_reasoning", "thinking_token_budget", "vllm_xargs",
+        "custom_params", "session_params",
+        "typical_p", "repeat_penalty", "repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta", "dry_multiplier",
+        "dry_base", "dry_allowed_length", "nvext",
     }
 )  # fmt: skip
-"""Fields of a request that change its answer and are passed through to the server."""
+"""Fields of a request that are passed through to the server."""
 
-_OURS = {"model", "stream", "stream_options", "messages", "prompt", "max_tokens", "max_completion_tokens"}
+OWN_FIELDS = frozenset(
+    {"model", "stream", "stream_options", "messages", "prompt", "max_tokens", "max_completion_tokens", "extra_body"}
+)
 """Fields that the replay decides itself, or that have a place of their own."""
 
+_MANY_ANSWERS = ("n", "best_of")
 
-def split_request(cursor: Cursor, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for a TraceRequest: the prompt, ``max_tokens``, ``sampling`` and the rest as ``extra``.
+REQUEST_FIELDS = SAMPLING_FIELDS | OWN_FIELDS | {*_MANY_ANSWERS, "use_beam_search"}
+"""All fields of a request that are read."""
+
+NOT_SENT = "fields that are not sent"
+
+
+def sampling_of(cursor: Cursor, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that are sent as they are, those of its ``extra_body`` among them.
+
+    Raises:
+        TraceError: the row asks for several answers, or ``extra_body`` is no object or would exchange the prompt.
+    """
+    refuse_many(cursor, row)
+    found = {key: value for key, value in row.items() if key in SAMPLING_FIELDS and value is not None}
+    if row.get("extra_body") is not None:
+        found |= extra_body(cursor, row["extra_body"], "extra_body")
+    return found
+
+
+def extra_body(cursor: Cursor, value: object, name: str) -> dict[str, Any]:
+    """Fields that are merged into the request whatever they are called, as OpenAI's client does.
+
+    Raises:
+        TraceError: it is no object, asks for several answers, or has a field that the replay decides itself.
+    """
+    fields = cursor.mapping(value, name)
+    refuse_many(cursor, fields)
+    for key in fields:
+        if key in OWN_FIELDS:
+            raise cursor.error(f"field '{name}' has '{key}', which is not for it to say")
+    return {key: value for key, value in fields.items() if key not in _MANY_ANSWERS}
+
+
+def refuse_many(cursor: Cursor, row: Mapping[str, Any]) -> None:
+    """Complain about a row that asks for several answers: kvload measures one answer for each request.
+
+    Raises:
+        TraceError: it does.
+    """
+    for name in _MANY_ANSWERS:
+        if row.get(name) not in {None, 1} if isinstance(row.get(name), int | None) else True:
+            raise cursor.error(
+                f"field '{name}' is {row[name]!r}: kvload measures one answer for each request",
+                hint="write the row as often as answers are wanted, without it",
+            )
+    if row.get("use_beam_search"):
+        raise cursor.error("field 'use_beam_search' is set: kvload measures one answer for each request")
+
+
+def split_request(cursor: Cursor, request: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """Keyword arguments for a TraceRequest: the prompt, lengths, the model, ``sampling``, and the rest as ``extra``.
+
+    Args:
+        request: the request, with or without things that its log says beside it.
+        others: names of fields that the caller reads.
 
     Raises:
         TraceError: there is neither ``messages`` nor ``prompt``, or a field is not what the protocol wants.
     """
+    read = {*others, *OUTPUT_LENGTHS}
     found: dict[str, Any] = {
-        "sampling": {key: value for key, value in request.items() if key in SAMPLING_FIELDS},
-        "extra": {key: value for key, value in request.items() if key not in SAMPLING_FIELDS | _OURS},
+        "sampling": sampling_of(cursor, request),
+        "extra": {key: value for key, value in request.items() if key not in REQUEST_FIELDS and key not in read},
     }
+    for key in found["extra"]:
+        cursor.notes.group(NOT_SENT, key)
     if request.get("messages") is not None:
         found["messages"] = cursor.messages(request["messages"], "messages")
     elif isinstance(request.get("prompt"), list):
@@ -40,4 +117,10 @@ def split_request(cursor: Cursor, request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get(name) is not None:
             found["max_tokens"] = cursor.tokens(request[name], name)
             break
+    for name in OUTPUT_LENGTHS:
+        if name not in others and request.get(name) is not None:
+            found["output_length"] = cursor.tokens(request[name], name)
+            break
+    if request.get("model") is not None:
+        found["model"] = cursor.text(request["model"], "model")
     return found

@@ -11,10 +11,14 @@ says how long a prompt is to be made up (see ``schedule.prompts``); beside a tex
 is. Unknown keys are kept in ``extra``.
 
 Turns of a conversation share their ``session`` and count ``turn`` from 0. A turn is sent when the former has ended plus
-its ``think_time``, and never before its own ``arrival`` where it has one. What a later turn gives is new in that turn:
-the conversation so far, with the server's real answers, is put before it. Two kinds of turns are complete as they
-stand: ``messages`` that hold an assistant's answer, and an ``input_length`` beside ``block_ids`` or an ``arrival``,
-which tells the length of the whole prompt.
+its ``think_time``, and never before its own ``arrival`` where it has one. What a later turn gives is either new in that
+turn, and the conversation so far, with the server's real answers, is put before it; or it is the whole prompt.
+``continues`` says which; where it is absent, ``messages`` that hold an assistant's answer are whole, and so is an
+``input_length`` beside an ``arrival`` or ``block_ids``, unless what the turn before was shows otherwise (see
+:mod:`kvload.workloads.traces.conversations`).
+
+Fields of the request itself (``temperature``, ``stop``, ``ignore_eos``, ``tools`` ...: see
+:mod:`kvload.workloads.traces.request_fields`) stand in ``sampling`` or beside the others.
 """
 
 from collections.abc import Iterable
@@ -43,6 +47,8 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         session, turn, think_time: turns of one conversation; a turn starts ``think_time`` seconds after the end of
             the former.
         expected, scorer, task: the right answer, how to score against it, and the kind of question.
+        continues: whether a later turn holds only what is new in it; None where the trace does not say.
+        model: the model that the row asks for; sent where the server serves it.
         sampling: request fields passed through (``temperature``, ``top_p``, ``seed``, ``stop`` ...).
         extra: whatever else the source had.
     """
@@ -60,9 +66,11 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     session: str | None = None
     turn: int | None = None
     think_time: float | None = None
+    continues: bool | None = None
     expected: str | None = None
     scorer: str | None = None
     task: str | None = None
+    model: str | None = None
     sampling: dict[str, Any] = {}
     extra: dict[str, Any] = {}
 
@@ -77,6 +85,8 @@ def shifted(request: TraceRequest, zero_s: float) -> TraceRequest:
 
 def continues_conversation(request: TraceRequest) -> bool:
     """Whether a later turn holds only what is new in it, so that it needs the conversation before it to be sent."""
+    if request.continues is not None:
+        return request.continues
     if request.messages is not None:
         return not any(message.get("role") == "assistant" for message in request.messages)
     if request.prompt is not None or request.prompt_token_ids is not None:

@@ -68,7 +68,7 @@ def test_forced_lengths() -> None:
     assert (first.max_tokens, first.min_tokens, first.ignore_eos) == (40, 40, True)
     assert {"max_tokens": 40, "min_tokens": 40, "ignore_eos": True}.items() <= body(first).items()
     assert (second.max_tokens, second.min_tokens) == (1, 1)
-    assert schedule.notes == ["1 requests with a recorded length of 0 ask for 1 token"]
+    assert schedule.notes == ["1 row: a recorded length of 0 asks for 1 token"]
     with pytest.raises(TraceError, match="'c' has no output_length to force"):
         plan(CHAT, mode="forced")
 
@@ -82,7 +82,7 @@ def test_free_caps_are_generous_unless_told() -> None:
     assert plan(CHAT, max_model_len=1000).planned[0].max_tokens == 500
     clipped = plan(*lengths((900, 50)), max_model_len=1000)
     assert clipped.planned[0].max_tokens == 100
-    assert clipped.notes == ["max_tokens of 1 requests cut to what the server's limit leaves"]
+    assert clipped.notes == ["1 row: max_tokens is cut to what the server's limit leaves"]
 
 
 def test_too_long_is_an_error_unless_chosen_otherwise() -> None:

@@ -8,24 +8,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
+from kvload.workloads.traces.request_fields import sampling_of
 from kvload.workloads.traces.trace import TraceRequest
 from kvload.workloads.traces.turns import TurnCounter
 
-_MS = 1e-3
 _INPUT = ("prompt_length", "Prompt Length")
 _OUTPUT = ("output_length", "Output Length")
-_KNOWN = {*_INPUT, *_OUTPUT, "prompt", "session_id"}
+_KNOWN = {*_INPUT, *_OUTPUT, "prompt", "session_id", "model"}
 
 
-def _matches(head: Head) -> bool:
-    return "timestamp" in head.first and isinstance(head.first.get("requests"), list)
+def _matches(head: Head) -> int:
+    is_one = "timestamp" in head.first and isinstance(head.first.get("requests"), list)
+    return head.explained(("timestamp", "requests")) if is_one else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
     turns = TurnCounter()
     number = 0
     for row in cursor.objects():
-        arrival = cursor.seconds(cursor.needed(row, "timestamp"), "timestamp", unit_s=_MS)
+        arrival = cursor.time(cursor.needed(row, "timestamp"), "timestamp", unit="ms", is_open=True)
         for position, value in enumerate(cursor.array(cursor.needed(row, "requests"), "requests")):
             fields = cursor.mapping(value, f"requests[{position}]")
             session, turn = turns.count(cursor, fields.get("session_id"))
@@ -48,7 +49,9 @@ def _request(
         output_length=_length(cursor, fields, _OUTPUT),
         session=session,
         turn=turn,
-        extra={key: value for key, value in fields.items() if key not in _KNOWN},
+        model=None if fields.get("model") is None else cursor.text(fields["model"], "model"),
+        sampling=(sampling := sampling_of(cursor, fields)),
+        extra={key: value for key, value in fields.items() if key not in _KNOWN and key not in sampling},
     )
 
 
@@ -62,7 +65,7 @@ def _length(cursor: Cursor, fields: dict[str, Any], names: tuple[str, ...]) -> i
 FORMAT = Format(
     name="aibrix",
     title="AIBrix workload (JSONL)",
-    assumes="timestamps are in milliseconds; all requests of a line arrive at once",
+    assumes="timestamps are in milliseconds unless they show otherwise; all requests of a line arrive at once",
     matches=_matches,
     read=_read,
 )

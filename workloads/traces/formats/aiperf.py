@@ -8,15 +8,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
+from kvload.workloads.traces.request_fields import extra_body, sampling_of
 from kvload.workloads.traces.trace import TraceRequest
 from kvload.workloads.traces.turns import TurnCounter
 
-_MS = 1e-3
-_KNOWN = {"text", "texts", "timestamp", "delay", "session_id", "output_length", "turns", "role", "type", "max_tokens"}
+_CONTENT = ("text", "texts", "turns")
+_KNOWN = {
+    *_CONTENT,
+    "timestamp",
+    "delay",
+    "session_id",
+    "output_length",
+    "role",
+    "type",
+    "max_tokens",
+    "model",
+    "extra",
+}
 
 
-def _matches(head: Head) -> bool:
-    return any(name in head.first for name in ("text", "texts", "turns")) and "chat_id" not in head.first
+def _matches(head: Head) -> int:
+    return head.explained(_KNOWN) if head.knows(*_CONTENT) else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
@@ -41,16 +53,21 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
 def _request(cursor: Cursor, row: dict[str, Any], name: str, session: str | None, turn: int | None) -> TraceRequest:
     arrival, delay, output = row.get("timestamp"), row.get("delay"), row.get("output_length")
     limit = row.get("max_tokens")
+    sampling = sampling_of(cursor, row)
+    if row.get("extra") is not None:
+        sampling |= extra_body(cursor, row["extra"], "extra")
     return TraceRequest(
         id=name,
-        arrival=None if arrival is None else cursor.seconds(arrival, "timestamp", unit_s=_MS),
+        arrival=None if arrival is None else cursor.time(arrival, "timestamp", unit="ms", is_open=True),
         messages=[{"role": row.get("role") or "user", "content": _text(cursor, row)}],
         output_length=None if output is None else cursor.tokens(output, "output_length"),
         max_tokens=None if limit is None else cursor.tokens(limit, "max_tokens"),
         session=session,
         turn=turn,
-        think_time=cursor.seconds(delay, "delay", unit_s=_MS) if turn and delay is not None else None,
-        extra={key: value for key, value in row.items() if key not in _KNOWN},
+        think_time=cursor.pause(delay, "delay", unit="ms") if turn and delay is not None else None,
+        model=None if row.get("model") is None else cursor.text(row["model"], "model"),
+        sampling=sampling,
+        extra={key: value for key, value in row.items() if key not in _KNOWN and key not in sampling},
     )
 
 
@@ -70,8 +87,8 @@ def _text(cursor: Cursor, row: dict[str, Any]) -> str:
 FORMAT = Format(
     name="aiperf",
     title="AIPerf single-turn and multi-turn dataset (JSONL)",
-    assumes="timestamps and delays are in milliseconds; texts of one turn are joined by line ends; images and audio "
-    "are not sent",
+    assumes="timestamps and delays are in milliseconds unless they show otherwise; texts of one turn are joined by "
+    "line ends; images and audio are not sent",
     matches=_matches,
     read=_read,
 )

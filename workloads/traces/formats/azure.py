@@ -8,15 +8,16 @@ out where it is 0, and have up to 16.8 million rows; those of 2025 add ``NumImag
 from collections.abc import Iterator
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.timestamps import TICKS_PER_S, TickParser
+from kvload.workloads.traces.survey import TICKS_PER_S
+from kvload.workloads.traces.timestamps import TickParser
 from kvload.workloads.traces.trace import TraceRequest
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _IMAGES = "NumImages"
 
 
-def _matches(head: Head) -> bool:
-    return set(_COLUMNS) <= set(head.columns)
+def _matches(head: Head) -> int:
+    return head.explained((*_COLUMNS, _IMAGES)) if set(_COLUMNS) <= set(head.columns) else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:

@@ -13,8 +13,11 @@ from kvload.workloads.traces.turns import TurnCounter
 BLOCK_TOKENS = 16
 
 
-def _matches(head: Head) -> bool:
-    return "chat_id" in head.first and "parent_chat_id" in head.first
+_KNOWN = ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length", "hash_ids", "type", "turn")
+
+
+def _matches(head: Head) -> int:
+    return head.explained(_KNOWN) if "chat_id" in head.first and "parent_chat_id" in head.first else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
@@ -24,15 +27,18 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
         chat, parent = _chat(cursor, row, "chat_id"), _chat(cursor, row, "parent_chat_id")
         root = roots[chat] = chat if parent == -1 else roots.get(parent, parent)
         session, turn = turns.count(cursor, root, "chat_id")
+        length = cursor.tokens(cursor.needed(row, "input_length"), "input_length")
+        blocks, size = cursor.blocks(cursor.needed(row, "hash_ids"), "hash_ids", length=length, size=BLOCK_TOKENS)
         yield TraceRequest(
             id=str(chat),
-            arrival=cursor.seconds(cursor.needed(row, "timestamp"), "timestamp"),
-            input_length=cursor.tokens(cursor.needed(row, "input_length"), "input_length"),
+            arrival=cursor.time(cursor.needed(row, "timestamp"), "timestamp", unit="s"),
+            input_length=length,
             output_length=cursor.tokens(cursor.needed(row, "output_length"), "output_length"),
-            block_ids=cursor.ids(cursor.needed(row, "hash_ids"), "hash_ids"),
-            block_size=BLOCK_TOKENS,
+            block_ids=blocks,
+            block_size=size,
             session=session,
             turn=turn,
+            continues=False,
             extra={name: row[name] for name in ("type", "turn", "parent_chat_id") if name in row},
         )
 
@@ -47,8 +53,8 @@ def _chat(cursor: Cursor, row: dict[str, object], name: str) -> int:
 FORMAT = Format(
     name="bailian",
     title="Qwen-Bailian usage trace (JSONL)",
-    assumes=f"timestamps are in seconds; blocks have {BLOCK_TOKENS} tokens; a request follows the one before it in its "
-    "session",
+    assumes=f"timestamps are in seconds; blocks have {BLOCK_TOKENS} tokens; a request holds the whole "
+    "conversation and follows the one before it in its session",
     matches=_matches,
     read=_read,
 )

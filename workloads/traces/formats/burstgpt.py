@@ -15,8 +15,8 @@ _COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Log Type
 _SESSION = "Session ID"
 
 
-def _matches(head: Head) -> bool:
-    return set(_COLUMNS) <= set(head.columns)
+def _matches(head: Head) -> int:
+    return head.explained((*_COLUMNS, _SESSION)) if set(_COLUMNS) <= set(head.columns) else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
@@ -33,7 +33,7 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
             extra["failed"] = True
         yield TraceRequest(
             id=str(number),
-            arrival=cursor.seconds(row[time], "Timestamp"),
+            arrival=cursor.time(row[time], "Timestamp", unit="s"),
             input_length=cursor.tokens(row[prompt], "Request tokens"),
             output_length=output_length,
             session=session,

@@ -8,36 +8,33 @@ from collections.abc import Iterator
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
 from kvload.workloads.traces.request_fields import split_request
-from kvload.workloads.traces.timestamps import TICKS_PER_S, TickParser
 from kvload.workloads.traces.trace import TraceRequest
 
+_KNOWN = ("timestamp", "body", "headers", "request_id", "completion_tokens")
 
-def _matches(head: Head) -> bool:
-    return "timestamp" in head.first and isinstance(head.first.get("body"), dict)
+
+def _matches(head: Head) -> int:
+    is_one = "timestamp" in head.first and isinstance(head.first.get("body"), dict)
+    return head.explained(_KNOWN) if is_one else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
-    parser = TickParser()
-    zero: int | None = None
     for number, row in enumerate(cursor.objects()):
-        time = cursor.needed(row, "timestamp")
-        ticks = parser.ticks(time) if isinstance(time, str) else None
-        if ticks is None:
-            ticks = round(cursor.seconds(time, "timestamp") * TICKS_PER_S)
-        zero = ticks if zero is None else zero
         output = row.get("completion_tokens")
+        fields = split_request(cursor, cursor.mapping(cursor.needed(row, "body"), "body"))
+        if output is not None:
+            fields["output_length"] = cursor.tokens(output, "completion_tokens")
         yield TraceRequest(
             id=str(row.get("request_id") or number),
-            arrival=(ticks - zero) / TICKS_PER_S,
-            output_length=None if output is None else cursor.tokens(output, "completion_tokens"),
-            **split_request(cursor, cursor.mapping(cursor.needed(row, "body"), "body")),
+            arrival=cursor.time(cursor.needed(row, "timestamp"), "timestamp", unit="s", is_open=True),
+            **fields,
         )
 
 
 FORMAT = Format(
     name="evalscope",
     title="evalscope request log (JSONL)",
-    assumes="numbers are seconds; date-times without a zone are UTC; headers are not read",
+    assumes="numbers are seconds unless they show otherwise; date-times without a zone are UTC; headers are not read",
     matches=_matches,
     read=_read,
 )

@@ -1,25 +1,27 @@
 """kvload's own JSONL: see :mod:`kvload.workloads.traces.trace`."""
 
+import difflib
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from kvload.workloads.traces.names import TIMES
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import SAMPLING_FIELDS
+from kvload.workloads.traces.request_fields import REQUEST_FIELDS, SAMPLING_FIELDS, extra_body, sampling_of
 from kvload.workloads.traces.trace import TraceRequest
 
 _FIELDS = frozenset(TraceRequest.__struct_fields__)
 _CONTENT = ("messages", "prompt", "prompt_token_ids")
+_SENT = SAMPLING_FIELDS | {"extra_body", "n", "best_of"}
 _LENGTHS = ("input_length", "output_length", "max_tokens")
-_FOREIGN = ("timestamp", "hash_ids", "conversations", "conversation", "custom_id")
+_ALIKE = 0.8
+"""Likeness from which on an unknown key is taken for a misspelt one."""
 
 
-def _matches(head: Head) -> bool:
-    first = head.first
-    if head.is_array or any(name in first for name in _FOREIGN):
-        return False
-    return "arrival" in first or ("id" in first and any(name in first for name in (*_CONTENT, "input_length")))
+def _matches(head: Head) -> int:
+    is_named = head.knows("id") and head.knows(*_CONTENT, "input_length") and not head.knows(*TIMES)
+    return head.explained(_FIELDS | REQUEST_FIELDS) if head.knows("arrival") or is_named else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
@@ -30,19 +32,19 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
 def _request(cursor: Cursor, row: dict[str, Any], number: int) -> TraceRequest:
     fields = {key: value for key, value in row.items() if key in _FIELDS and value is not None}
     fields.setdefault("id", str(number))
-    for name in ("sampling", "extra"):
-        fields[name] = dict(cursor.mapping(fields.get(name, {}), name))
+    fields["extra"] = dict(cursor.mapping(fields.get("extra", {}), "extra"))
+    fields["sampling"] = extra_body(cursor, fields.get("sampling", {}), "sampling") | sampling_of(cursor, row)
     for key, value in row.items():
-        if key in SAMPLING_FIELDS:
-            fields["sampling"][key] = value
-        elif key not in _FIELDS:
+        if key not in _FIELDS and key not in _SENT:
             fields["extra"][key] = value
+            _tell_misspelt(cursor, key)
     for name in _LENGTHS:
         if name in fields:
             fields[name] = cursor.tokens(fields[name], name)
-    for name in ("arrival", "think_time"):
-        if name in fields:
-            fields[name] = cursor.seconds(fields[name], name)
+    if "arrival" in fields:
+        fields["arrival"] = cursor.time(fields["arrival"], "arrival", unit="s")
+    if "think_time" in fields:
+        fields["think_time"] = cursor.pause(fields["think_time"], "think_time", unit="s")
     for name in ("prompt_token_ids", "block_ids"):
         if name in fields:
             cursor.ids(fields[name], name)
@@ -55,6 +57,17 @@ def _request(cursor: Cursor, row: dict[str, Any], number: int) -> TraceRequest:
         raise cursor.error(f"field '{place.rstrip('`')}': {message}" if message else str(error)) from error
     _check(cursor, request)
     return request
+
+
+def _tell_misspelt(cursor: Cursor, key: str) -> None:
+    known = _FIELDS | SAMPLING_FIELDS
+    plain = {name.replace("_", ""): name for name in known}
+    meant = plain.get(key.replace("_", "").replace("-", "").lower())
+    if meant is None:
+        close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=_ALIKE)
+        meant = close[0] if close else None
+    if meant is not None:
+        cursor.notes.rows(f"'{key}' is no field of a kvload trace and is ignored; is '{meant}' meant?")
 
 
 def _check(cursor: Cursor, request: TraceRequest) -> None:

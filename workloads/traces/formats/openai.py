@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import split_request
+from kvload.workloads.traces.request_fields import REQUEST_FIELDS, split_request
 from kvload.workloads.traces.trace import TraceRequest
 
-_OTHERS = ("id", "arrival", "timestamp", "hash_ids", "delay", "session_id", "chat_id", "text", "texts", "turns")
+_BATCH = ("custom_id", "body", "method", "url")
 
 
-def _matches(head: Head) -> bool:
+def _matches(head: Head) -> int:
     if "custom_id" in head.first and "body" in head.first:
-        return True
-    return "messages" in head.first and not head.is_array and not any(name in head.first for name in _OTHERS)
+        return head.explained(_BATCH)
+    return head.explained(REQUEST_FIELDS) if head.knows("messages") else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:

@@ -7,7 +7,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kvload.workloads.traces.json_array import array_items
 from kvload.workloads.traces.reader import Cursor, Format, Head
 from kvload.workloads.traces.trace import TraceRequest
 
@@ -25,21 +24,14 @@ _ROLES = {
 }
 
 
-def _matches(head: Head) -> bool:
-    return any(isinstance(head.first.get(name), list) for name in _LISTS)
+def _matches(head: Head) -> int:
+    is_one = any(isinstance(head.first.get(name), list) for name in _LISTS)
+    return head.explained((*_LISTS, "id")) if is_one else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
-    for number, item in enumerate(_items(cursor)):
+    for number, item in enumerate(cursor.objects()):
         yield from _turns(cursor, item, number)
-
-
-def _items(cursor: Cursor) -> Iterator[dict[str, Any]]:
-    if cursor.peek().startswith(b"["):
-        for item in array_items(cursor):
-            yield cursor.decoded(item)
-    else:
-        yield from cursor.objects()
 
 
 def _turns(cursor: Cursor, item: dict[str, Any], number: int) -> Iterator[TraceRequest]:

@@ -13,8 +13,8 @@ _TIME = "arrived_at"
 _LENGTHS = ("num_prefill_tokens", "num_decode_tokens")
 
 
-def _matches(head: Head) -> bool:
-    return set(_LENGTHS) <= set(head.columns)
+def _matches(head: Head) -> int:
+    return head.explained((_TIME, *_LENGTHS)) if set(_LENGTHS) <= set(head.columns) else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
@@ -25,7 +25,7 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
     for number, row in enumerate(rows):
         yield TraceRequest(
             id=str(number),
-            arrival=None if time is None else cursor.seconds(row[time], _TIME),
+            arrival=None if time is None else cursor.time(row[time], _TIME, unit="s"),
             input_length=cursor.tokens(row[prefill], _LENGTHS[0]),
             output_length=cursor.tokens(row[decode], _LENGTHS[1]),
         )

@@ -2,24 +2,21 @@
 
 from collections.abc import Iterator
 
+from kvload.workloads.traces.names import OUTPUT_LENGTHS
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import split_request
+from kvload.workloads.traces.request_fields import REQUEST_FIELDS, split_request
 from kvload.workloads.traces.trace import TraceRequest
 
-_OTHERS = ("id", "arrival", "timestamp", "messages", "hash_ids", "body", "text", "texts", "turns", "chat_id")
+_KNOWN = REQUEST_FIELDS | set(OUTPUT_LENGTHS)
 
 
-def _matches(head: Head) -> bool:
-    return "prompt" in head.first and not head.is_array and not any(name in head.first for name in _OTHERS)
+def _matches(head: Head) -> int:
+    return head.explained(_KNOWN) if head.knows("prompt") and not head.knows("messages") else 0
 
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
     for number, row in enumerate(cursor.objects()):
-        fields = split_request(cursor, row)
-        output = fields["extra"].pop("output_tokens", None)
-        yield TraceRequest(
-            id=str(number), output_length=None if output is None else cursor.tokens(output, "output_tokens"), **fields
-        )
+        yield TraceRequest(id=str(number), **split_request(cursor, row))
 
 
 FORMAT = Format(

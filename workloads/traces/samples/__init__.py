@@ -1,8 +1,13 @@
-"""Traces that come with kvload, made by ``kvload traces sample``; the command line calls them ``sample:NAME``."""
+"""What a trace is called on the command line: a file, ``-`` for standard input, ``sample:NAME`` for one that ships."""
 
+import atexit
+import shutil
+import sys
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
-from kvload.errors import UsageError
+from kvload.errors import TraceError, UsageError
 
 PREFIX = "sample:"
 
@@ -11,15 +16,40 @@ SAMPLE_TRACE = Path(__file__).resolve().parent / "demo.jsonl"
 
 
 def trace_path(name: str) -> Path:
-    """The file that a name on the command line stands for: ``sample:demo``, or a path.
+    """The file that a name on the command line stands for: ``sample:demo``, ``-``, or a path.
+
+    A trace is read more than once, so that what comes through a pipe is first written to a file, which goes when the
+    process ends.
 
     Raises:
         UsageError: there is no such sample.
+        TraceError: a pipe cannot be read, or there is no room for what comes through it.
     """
+    if name == "-":
+        return _spooled(sys.stdin.buffer, "standard input")
     if not name.startswith(PREFIX):
-        return Path(name)
+        path = Path(name)
+        if not path.is_fifo() and not path.is_char_device():
+            return path
+        try:
+            with path.open("rb") as pipe:
+                return _spooled(pipe, name)
+        except OSError as error:
+            raise TraceError(f"cannot be read: {error.strerror}", where=name) from error
     wanted = name.removeprefix(PREFIX)
     shipped = {path.stem: path for path in SAMPLE_TRACE.parent.glob("*.jsonl")}
     if wanted not in shipped:
         raise UsageError(f"no such sample trace: '{wanted}'", hint=f"shipped: {', '.join(sorted(shipped))}")
     return shipped[wanted]
+
+
+def _spooled(pipe: BinaryIO, name: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="kvload-trace-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "stdin"
+    try:
+        with path.open("wb") as file:
+            shutil.copyfileobj(pipe, file, 1 << 20)
+    except OSError as error:
+        raise TraceError(f"cannot be read: {error.strerror}", where=name) from error
+    return path

@@ -59,8 +59,8 @@ def problem(tmp_path: Path, content: str | bytes, name: str | None = None, **opt
             "DIR/trace:1: field 'hash_ids' is ['x'], not a list",
         ),
         (
-            '{"timestamp": 5, "input_length": 5}\n{"timestamp": 4, "input_length": 5}',
-            "DIR/trace:2: the arrival runs backwards: -0.001000 s",
+            '{"timestamp": 5000, "input_length": 5}\n{"timestamp": 4000, "input_length": 5}',
+            "DIR/trace:2: the arrival runs backwards: -1.000000 s",
         ),
         ('{"id": "a", "prompt": "\xff"}'.encode("latin-1"), "DIR/trace:1: not valid JSON"),
         (AZURE.encode() + b"\xff,1,2\n", "DIR/trace:3: not UTF-8 text"),

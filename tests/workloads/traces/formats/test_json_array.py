@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvload.errors import TraceError
-from kvload.workloads.traces import json_array
+from kvload.workloads.traces import json_array, reader
 from kvload.workloads.traces.reader import Cursor
 
 VALUES = st.recursive(
@@ -56,6 +56,6 @@ def test_no_bytes_get_through_that_are_no_array(text: bytes, step: int) -> None:
 
 
 def test_an_item_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_array, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(reader, "MAX_LINE_BYTES", 100)
     with pytest.raises(TraceError, match="an item is longer"):
         items(b'[{"a": "' + b"x" * 200 + b'"}]', 10)

@@ -31,6 +31,8 @@ EXPECTED = {
     "aiperf_multi.jsonl": ("aiperf", 4),
     "aibrix.jsonl": ("aibrix", 3),
     "evalscope.jsonl": ("evalscope", 3),
+    "litellm.jsonl": ("request-log", 3),
+    "openai_pairs.jsonl": ("request-log", 2),
     "kvload.jsonl": ("kvload", 6),
 }
 
@@ -115,7 +117,8 @@ def test_mooncake_extensions() -> None:
         0,
     )
     assert (second.prompt, second.turn, second.think_time, second.arrival) == ("Go on.", 1, 1.5, None)
-    assert (blocks.arrival, blocks.block_ids, blocks.extra) == (0.02675, [1, 2], {"priority": 3})
+    assert (blocks.arrival, blocks.block_ids, blocks.extra) == (26.74975, [1, 2], {})
+    assert blocks.sampling == {"priority": 3}
     assert tools.messages == [{"role": "user", "content": "Weather?"}]
     assert tools.sampling["tools"][0]["function"]["name"] == "weather"
     assert (payload.messages, payload.max_tokens) == ([{"role": "user", "content": "Hi"}], 9)
@@ -125,7 +128,7 @@ def test_mooncake_extensions() -> None:
 def test_mooncake_blocks_must_fit_the_length(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_text('{"timestamp": 0, "input_length": 513, "output_length": 4, "hash_ids": [1]}\n')
-    with pytest.raises(TraceError, match=r"'hash_ids' has 1 blocks where input_length 513 makes 2 of 512"):
+    with pytest.raises(TraceError, match=r"'hash_ids' has 1 blocks where a prompt of 513 tokens makes 2 of 512"):
         list(read_trace(path))
 
 
@@ -191,7 +194,7 @@ def test_vllm_custom() -> None:
 
 def test_openai_requests_and_batches() -> None:
     first, second = read("openai.jsonl")
-    assert (first.max_tokens, first.sampling, first.extra) == (32, {"temperature": 0.7}, {"user": "u1"})
+    assert (first.max_tokens, first.sampling, first.extra) == (32, {"temperature": 0.7, "user": "u1"}, {})
     assert (second.max_tokens, second.sampling) == (64, {"stop": ["\n"]})
     one, two = read("openai_batch.jsonl")
     assert (one.id, one.messages, one.max_tokens) == ("req-1", [{"role": "user", "content": "Hi"}], 5)
