@@ -1,7 +1,8 @@
-"""Conditions that fail a run: ``attainment<0.99``, ``inflation.mean>1.05``, ``kivi-4:ttft.p99>1.5``.
+"""Conditions that fail a run: ``attainment<0.99``, ``inflation.mean>1.05``, ``kivi-4:ttft.p99>1500ms``.
 
-A condition names a figure, an operator and a number. It fails the run where it is true; a figure that was not measured
-fails it as well, since a check that cannot be made must not pass. Times are in seconds.
+A condition names a figure, an operator and a value: a time has its unit, a share may be in per cent, a rate is per
+second unless it says ``/min``, and anything else is a plain number. It fails the run where it is true; a figure that
+was not measured fails it as well, since a check that cannot be made must not pass.
 """
 
 import operator
@@ -10,13 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvload.analysis.comparison.model import ArmComparison, Comparison
+from kvload.analysis.records import latency
 from kvload.analysis.run.model import Report
 from kvload.errors import GateFailedError, UsageError
+from kvload.units import format_duration, parse_duration, parse_rate
 
 _CONDITION = re.compile(
     r"\s*(?:(?P<arm>[^\s<>=!]+):)?(?P<name>[A-Za-z][A-Za-z0-9_.]*)\s*(?P<sign><=|>=|==|!=|<|>)"
-    r"\s*(?P<value>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(?P<percent>%?)\s*"
+    r"\s*(?P<value>[-+.0-9].*?)\s*"
 )
+_NUMBER = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(%?)")
+_TIME = re.compile(r"(?P<metric>[a-z0-9_]+)\.(?:mean|max|p[0-9.]+)")
+_RATES = ("goodput", "throughput.requests")
 _SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -29,7 +35,7 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One condition; ``arm`` is None where it concerns every arm that has the figure."""
+    """One condition; ``arm`` is None where it concerns every arm that has the figure; a time's ``value`` is in s."""
 
     text: str
     arm: str | None
@@ -37,18 +43,48 @@ class Gate:
     sign: str
     value: float
 
+    def __str__(self) -> str:
+        """As it was understood: ``fails if ttft.p99 > 200 ms``."""
+        whose = f"{self.arm}: " if self.arm else ""
+        return f"fails if {whose}{self.name} {self.sign} {_shown(self.name, self.value)}"
+
 
 def parse(text: str) -> Gate:
     """Read one ``--fail-if`` condition.
 
     Raises:
-        UsageError: it does not have the form ``[ARM:]NAME SIGN NUMBER``.
+        UsageError: it does not have the form ``[ARM:]NAME SIGN VALUE``, or a time has no unit.
     """
     found = _CONDITION.fullmatch(text)
     if not found:
         raise UsageError(f"'{text}' is no condition", where="--fail-if", hint="for example attainment<0.99")
-    value = float(found["value"]) / (100 if found["percent"] else 1)
+    value = _value(found["name"], found["value"], text)
     return Gate(text=text.strip(), arm=found["arm"], name=found["name"], sign=found["sign"], value=value)
+
+
+def is_time(name: str) -> bool:
+    """Whether the figure of that name is a time."""
+    found = _TIME.fullmatch(name)
+    return found is not None and found["metric"] in latency.METRICS
+
+
+def _value(name: str, value: str, text: str) -> float:
+    where = f"--fail-if {text}"
+    if is_time(name):
+        return parse_duration(value, where=where)
+    if name in _RATES and "%" not in value and not value.startswith("-"):
+        return parse_rate(value, where=where, may_be_zero=True)
+    found = _NUMBER.fullmatch(value)
+    if not found:
+        hint = f"{name} is a plain number or a share: {name}<0.99 or {name}<99%"
+        raise UsageError(f"'{value}' is no number", where=where, hint=hint)
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+def _shown(name: str, value: float) -> str:
+    if is_time(name):
+        return format_duration(value)
+    return f"{value:g}/s" if name in _RATES else f"{value:g}"
 
 
 def evaluate(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float | None]]) -> list[str]:
@@ -75,7 +111,8 @@ def evaluate(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float | No
             if figure is None:
                 reasons.append(f"{gate.text}: {gate.name} was not measured{where}")
             elif _SIGNS[gate.sign](figure, gate.value):
-                reasons.append(f"{gate.text}: {gate.name} is {figure:.6g}{where}")
+                shown = format_duration(float(f"{figure:.6g}")) if is_time(gate.name) else f"{figure:.6g}"
+                reasons.append(f"{gate.text}: {gate.name} is {shown}{where}")
     return reasons
 
 

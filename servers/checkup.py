@@ -15,7 +15,7 @@ from kvload.errors import KvloadError
 from kvload.servers.engines.base import ENGINES, adapter
 from kvload.servers.host import machine as machines
 from kvload.servers.host.machine import Machine
-from kvload.servers.sizes import format_bytes
+from kvload.units import format_bytes
 
 OPEN_FILES_WANTED = 4096
 SO_TIMESTAMPNS = 35

@@ -12,6 +12,7 @@ from types import FrameType
 import msgspec
 
 from kvload.errors import ServerError, UsageError
+from kvload.http import request as http_request
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, adapter
 from kvload.servers.engines.choice import choose
 from kvload.servers.host import machine as machines
@@ -33,7 +34,6 @@ from kvload.servers.lifecycle.starting import (
 )
 from kvload.servers.lifecycle.stopping import StopReport, stop
 from kvload.servers.verification.verify import launch_verified
-from kvload.servers.watch.http import request as http_request
 
 __all__ = [
     "LaunchEvent",
@@ -91,7 +91,7 @@ def reset_prefix_cache(entry: ServerEntry) -> str:
     if entry.reset_path is None:
         return "on"
     try:
-        answer = http_request(f"{entry.url}{entry.reset_path}", method="POST", headers=api_headers(os.environ))
+        answer = http_request(entry.address, entry.reset_path, method="POST", headers=api_headers(os.environ))
     except ServerError:
         return "on"
     return "reset" if answer.ok else "on"

@@ -21,6 +21,7 @@ from kvload.analysis.run.summary import run_duration_s
 from kvload.analysis.statistics import estimates, significance
 from kvload.analysis.statistics.estimates import Estimate
 from kvload.errors import PairingError
+from kvload.units import request_limits
 
 LATENCIES = ("ttft", "tpot", "e2e")
 
@@ -81,7 +82,7 @@ def compare_loaded(
     coming = iter(arms)
     base = next(coming)
     given = dict(base.first.manifest.slo if slo_limits is None else slo_limits)
-    limits = {name: limit for name, limit in given.items() if name in slo.REQUEST_METRICS}
+    limits = request_limits(given)
     summaries = [arms_module.summarise(base, limits, rng=np.random.default_rng([seed, 0]), level=level)]
     comparisons: list[ArmComparison] = []
     all_pairs: dict[str, Pairs] = {}

@@ -4,8 +4,6 @@ A failed, timed-out, refused or cut request misses, and so does one whose metric
 there is no TTFT within any limit. A limit on TPOT is met by an answer that truly has one token, by proof.
 """
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,62 +13,7 @@ from kvload.analysis.records import latency
 from kvload.analysis.records.table import Bools, Floats, RecordTable, count_true
 from kvload.analysis.statistics import estimates
 from kvload.analysis.statistics.estimates import Estimate
-from kvload.errors import UsageError
-
-_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0}
-_LIMIT = re.compile(r"\s*(?P<name>[a-z0-9_]+)\s*[=:]\s*(?P<number>[0-9.]+(?:e-?[0-9]+)?)\s*(?P<unit>[a-z]*)\s*")
-_PERCENTILE = re.compile(r"p(?P<percent>[0-9]{1,2}(?:_[0-9]+)?)_(?P<metric>[a-z0-9]+)")
-_ALIASES = {"e2el": "e2e"}
-REQUEST_METRICS = ("ttft", "tpot", "e2e")
-"""Metrics that a limit may be set on for every request."""
-
-
-def parse_slo(text: str) -> dict[str, float]:
-    """Limits from ``ttft=500ms,tpot=50ms,e2e=20s``; ``p99_ttft=1s`` limits the run's percentile instead.
-
-    A number without a unit is in seconds.
-
-    Returns:
-        limits in seconds by name.
-
-    Raises:
-        UsageError: a name or value that is none.
-    """
-    return _parse(text.split(","), "--slo", _UNITS)
-
-
-def parse_goodput(pairs: Iterable[str]) -> dict[str, float]:
-    """Limits as ``vllm bench serve --goodput`` takes them: ``ttft:200 tpot:50``, in milliseconds.
-
-    Raises:
-        UsageError: a name or value that is none.
-    """
-    return _parse(pairs, "--goodput", {**_UNITS, "": 1e-3})
-
-
-def _parse(parts: Iterable[str], flag: str, units: Mapping[str, float]) -> dict[str, float]:
-    limits: dict[str, float] = {}
-    for part in parts:
-        found = _LIMIT.fullmatch(part)
-        name = found and _ALIASES.get(found["name"], found["name"])
-        if not found or not name or found["unit"] not in units or not _is_metric(name):
-            raise UsageError(
-                f"'{part.strip()}' is no limit",
-                where=flag,
-                hint=f"a limit is METRIC=TIME with a metric of {', '.join(REQUEST_METRICS)}, or pNN_METRIC: ttft=500ms",
-            )
-        try:
-            limits[name] = float(found["number"]) * units[found["unit"]]
-        except ValueError:
-            raise UsageError(f"'{found['number']}' is no number", where=flag) from None
-        if not 0 < limits[name] < math.inf:
-            raise UsageError(f"the limit '{part.strip()}' is not above 0", where=flag)
-    return limits
-
-
-def _is_metric(name: str) -> bool:
-    percentile = _PERCENTILE.fullmatch(name)
-    return (percentile["metric"] if percentile else name) in REQUEST_METRICS
+from kvload.units import percentile_of, request_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +86,11 @@ def attainment(
 
     Args:
         table: the run's records.
-        limits_s: limits in seconds by name, as :func:`parse_slo` returns them.
+        limits_s: limits in seconds by name, as :func:`kvload.units.parse_limits` returns them.
         duration_s: the run's length, for goodput.
         level: confidence level.
     """
-    each = {name: limit for name, limit in limits_s.items() if name in REQUEST_METRICS}
+    each = request_limits(limits_s)
     sent = count_true(table.sent)
     good = meets_all(table, each)
     met = count_true(good)
@@ -163,18 +106,17 @@ def attainment(
         },
         goodput_rps=met / duration_s if duration_s else None,
         goodput_tokens_per_s=tokens / duration_s if duration_s else None,
-        percentiles=[
-            _percentile_limit(table, name, limit) for name, limit in limits_s.items() if name not in REQUEST_METRICS
-        ],
+        percentiles=[_percentile_limit(table, name, limit) for name, limit in limits_s.items() if name not in each],
     )
 
 
 def _percentile_limit(table: RecordTable, name: str, limit_s: float) -> PercentileLimit:
-    found = _PERCENTILE.fullmatch(name)
-    if not found:
-        raise UsageError(f"'{name}' is no limit", where="slo")
-    values = finite(latency.METRICS[found["metric"]](table)[table.ok])
-    measured = float(np.quantile(values, float(found["percent"].replace("_", ".")) / 100)) if len(values) else None
+    found = percentile_of(name)
+    if found is None:
+        raise ValueError(f"'{name}' is no limit")
+    percent, metric = found
+    values = finite(latency.METRICS[metric](table)[table.ok])
+    measured = float(np.quantile(values, percent / 100)) if len(values) else None
     return PercentileLimit(
         name=name, limit_s=limit_s, measured_s=measured, met=measured is not None and measured <= limit_s
     )
@@ -189,7 +131,7 @@ def attainment_over_scale(
     table: RecordTable, limits_s: Mapping[str, float], scales: Iterable[float]
 ) -> list[tuple[float, float | None]]:
     """Attainment where all limits are multiplied by each of ``scales``."""
-    each = {name: limit for name, limit in limits_s.items() if name in REQUEST_METRICS}
+    each = request_limits(limits_s)
     sent = count_true(table.sent)
     if not sent:
         return [(scale, None) for scale in scales]

@@ -1,5 +1,6 @@
 """The options that say when requests are due, as one specification."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,16 +26,13 @@ def arrival_spec(
         UsageError: one does not parse, or they exclude each other.
     """
     from kvload.errors import UsageError
-    from kvload.workloads.durations import parse_duration
+    from kvload.units import parse_duration, parse_rate
     from kvload.workloads.schedule.arrivals import ArrivalSpec, parse_ramps
 
-    number: float | None = None
-    if rate is not None and rate != "inf":
-        try:
-            number = float(rate)
-        except ValueError:
-            raise UsageError(f"'{rate}' is no rate", where="--rate") from None
-    if concurrency is not None or rate == "inf":
+    number = None if rate is None else parse_rate(rate, where="--rate")
+    at_once = number == math.inf
+    number = None if at_once else number
+    if concurrency is not None or at_once:
         if kind is not None or number is not None or ramp is not None or speed != 1.0:
             raise UsageError("excludes all other choices of arrivals", where="--concurrency, --rate inf")
         kind = "once"
@@ -44,8 +42,8 @@ def arrival_spec(
     return ArrivalSpec(
         **spec,
         ramps=parse_ramps(ramp) if ramp else (),
-        jitter_s=parse_duration(jitter, flag="--jitter"),
-        start_s=parse_duration(start, flag="--start"),
-        end_s=None if end is None else parse_duration(end, flag="--end"),
+        jitter_s=parse_duration(jitter, where="--jitter"),
+        start_s=parse_duration(start, where="--start"),
+        end_s=None if end is None else parse_duration(end, where="--end"),
         seed=seed,
     )

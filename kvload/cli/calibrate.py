@@ -20,15 +20,15 @@ def calibrate(
     """Measure the client's own error and cost at a given load, against a mock server whose timing is known."""
     import json
 
+    from kvload.units import parse_duration
     from kvload.workloads.calibration.calibrate import Load
     from kvload.workloads.calibration.calibrate import calibrate as measure
-    from kvload.workloads.durations import parse_duration
 
     load = Load(
         rate=rate,
         tokens=tokens,
-        ttft_s=parse_duration(ttft, flag="--ttft"),
-        itl_s=parse_duration(itl, flag="--itl"),
+        ttft_s=parse_duration(ttft, where="--ttft"),
+        itl_s=parse_duration(itl, where="--itl"),
         duration_s=seconds,
     )
     found = measure(load, workers=workers)

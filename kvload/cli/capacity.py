@@ -36,15 +36,17 @@ def capacity(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Find the highest request rate at which enough requests meet their limits."""
+    from kvload.address import Address
     from kvload.analysis.run.capacity import search
-    from kvload.analysis.run.slo import parse_slo
+    from kvload.cli.options import read_limits
     from kvload.cli.replay_display import Display
     from kvload.experiment.replay import Listener, ReplayOptions, default_out
     from kvload.workloads.schedule.arrivals import ArrivalSpec
     from kvload.workloads.traces.samples import trace_path
 
-    limits = parse_slo(slo)
+    limits = read_limits(slo)
     path = trace_path(trace)
+    address = None if url is None else Address.parse(url)
     folder = out or default_out(path)
     with Display() as display:
 
@@ -53,7 +55,7 @@ def capacity(
             options = ReplayOptions(
                 trace=path,
                 server=server,
-                url=url,
+                address=address,
                 arrivals=ArrivalSpec(kind="gamma", rate=rate_rps, burstiness=burstiness, seed=seed),
                 slo=limits,
                 seed=seed,

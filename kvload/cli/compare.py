@@ -78,16 +78,16 @@ def compare(
 ) -> None:
     """Replay one trace under several methods and compare request by request."""
     from kvload.analysis import gates
-    from kvload.analysis.run.slo import parse_slo
     from kvload.cli.arrival_options import arrival_spec
     from kvload.cli.compare_runs import Outcome, existing_arms, make_runs, show, show_experiment
+    from kvload.cli.options import read_limits
     from kvload.cli.replay import parse_header
     from kvload.errors import UsageError
     from kvload.experiment.plan import PLAN_NAME, load
-    from kvload.workloads.durations import parse_duration
+    from kvload.units import parse_duration
 
     conditions = [gates.parse(text) for text in fail_if or []]
-    limits = parse_slo(slo) if slo else {}
+    limits = read_limits(slo)
     paths = what or []
     headers = dict(parse_header(text) for text in header or [])
     outcome = Outcome(conditions=tuple(conditions), as_json=json_output, limits=limits)
@@ -129,7 +129,7 @@ def compare(
         "limit": limit,
         "warmups": warmups,
         "workers": workers,
-        "timeout_s": None if timeout == "none" else parse_duration(timeout, flag="--timeout"),
+        "timeout_s": None if timeout == "none" else parse_duration(timeout, where="--timeout"),
         "max_concurrency": max_concurrency,
         "concurrency": concurrency,
     }
@@ -155,6 +155,7 @@ def _plan(
 
     import msgspec
 
+    from kvload.address import Address
     from kvload.errors import TraceError, UsageError
     from kvload.experiment.plan import ExperimentPlan, make_arms
     from kvload.workloads.traces.samples import trace_path
@@ -162,9 +163,10 @@ def _plan(
     urls: dict[str, str] = {}
     for text in arms:
         name, separator, url = text.partition("=")
-        if not separator or not name or not url.startswith(("http://", "https://")):
-            raise UsageError(f"'{text}' is not NAME=http://HOST:PORT", where="--arm")
-        urls[name] = url
+        if not separator or not name:
+            # the text may hold a key: it is not repeated
+            raise UsageError("an arm is written NAME=http://HOST:PORT", where="--arm")
+        urls[name] = Address.parse(url, where=f"--arm {name}").url
     path = trace_path(trace)
     try:
         with path.open("rb") as file:
@@ -182,6 +184,6 @@ def _plan(
 
 
 def _bytes(text: str | None) -> int | None:
-    from kvload.servers.sizes import parse_bytes
+    from kvload.units import parse_bytes
 
     return parse_bytes(text, where="--kv-memory") if text else None

@@ -49,6 +49,8 @@ def make_runs(
     is_new = plan is not None
     wanted = plan or plans.load(folder)
     trace = Path(wanted.trace) if is_new else trace_copy(wanted, folder)
+    for condition in outcome.conditions:
+        print(condition, file=sys.stderr)
     _show_plan(wanted, trace, wanted.runs() if is_new else pending(wanted, folder))
     if dry_run:
         return

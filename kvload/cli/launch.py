@@ -52,9 +52,9 @@ def launch(
     from kvload.errors import UsageError
     from kvload.servers.launcher import LaunchEvent, LaunchRequest
     from kvload.servers.launcher import launch as start
-    from kvload.servers.sizes import parse_bytes
     from kvload.terminal import console as make_console
     from kvload.terminal import plain
+    from kvload.units import parse_bytes
 
     if load_format not in {"auto", "dummy"}:
         raise UsageError(f"'{load_format}' is neither auto nor dummy", where="--load-format")

@@ -26,7 +26,7 @@ def mock(
     log: Annotated[Path | None, typer.Option(help="File for its own account of every request.")] = None,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Explain the faults and exit.")] = False,
 ) -> None:
-    from kvload.workloads.durations import parse_duration
+    from kvload.units import parse_duration
     from kvload.workloads.mock.behaviour import FAULTS, MockSettings, parse_faults
 
     if list_faults:
@@ -36,8 +36,8 @@ def mock(
     from kvload.workloads.mock.process import serve
 
     settings = MockSettings(
-        ttft_s=parse_duration(ttft, flag="--ttft"),
-        itl_s=parse_duration(itl, flag="--itl"),
+        ttft_s=parse_duration(ttft, where="--ttft"),
+        itl_s=parse_duration(itl, where="--itl"),
         jitter=jitter,
         tokens_per_chunk=tokens_per_chunk,
         seed=seed,

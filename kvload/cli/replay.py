@@ -107,12 +107,14 @@ def replay(
     expect_workers: Annotated[int, typer.Option(help="Workers elsewhere to wait for.", min=0)] = 0,
 ) -> int:
     """Replay a trace against a server and report what happened."""
+    from kvload.address import Address
     from kvload.analysis import gates
     from kvload.cli.arrival_options import arrival_spec
+    from kvload.cli.options import read_limits
     from kvload.cli.replay_display import Display
     from kvload.errors import ExitStatus, UsageError
     from kvload.experiment.replay import Listener, ReplayOptions, replay_once
-    from kvload.workloads.durations import parse_duration, parse_limits
+    from kvload.units import parse_duration
     from kvload.workloads.traces.samples import trace_path
 
     headers = dict(parse_header(text) for text in header or [])
@@ -122,9 +124,7 @@ def replay(
 
         return run_worker(master_host, master_port, request_headers(headers))
     names, more_limits = _trace_and_limits(words or [])
-    limits = parse_limits(slo, flag="--slo") | parse_limits(
-        " ".join([goodput, *more_limits]), flag="--goodput", default_unit="ms"
-    )
+    limits = read_limits(slo, " ".join([goodput, *more_limits]))
     conditions = [gates.parse(text) for text in fail_if or []]
     if master and not expect_workers:
         raise UsageError("say how many workers elsewhere to wait for", where="--master", hint="--expect-workers N")
@@ -132,7 +132,7 @@ def replay(
     options = ReplayOptions(
         trace=trace_path(names),
         server=server,
-        url=url,
+        address=None if url is None else Address.parse(url, insecure=insecure),
         format=format_name,
         sort=sort,
         time_unit=time_unit,
@@ -156,12 +156,11 @@ def replay(
         token_range=None if token_range is None else _token_range(token_range),
         warmups=warmups,
         workers=workers,
-        timeout_s=None if timeout == "none" else parse_duration(timeout, flag="--timeout"),
-        drain_s=parse_duration(drain, flag="--drain"),
+        timeout_s=None if timeout == "none" else parse_duration(timeout, where="--timeout"),
+        drain_s=parse_duration(drain, where="--drain"),
         max_concurrency=max_concurrency,
         concurrency=concurrency,
         headers=headers,
-        verify=not insecure,
         web_host=web_host,
         web_port=web_port if web else None,
         master_host=master_host if master else None,
@@ -179,6 +178,8 @@ def replay(
             reports.append(_report(run, as_json=json_output))
 
     with Display(quiet=quiet) as display:
+        for condition in conditions:
+            display.notice(str(condition))
         if web:
             display.notice(f"the page is at http://{web_host}:{web_port}/kvload/: start the run there")
         manifest = replay_once(options, Listener(display.progress, display.notice, report)).manifest()

@@ -27,13 +27,13 @@ def report(
 
     from kvload.analysis import gates
     from kvload.analysis.report import html_report, json_report, terminal
-    from kvload.analysis.run.slo import parse_slo
     from kvload.analysis.run.summary import summarise
+    from kvload.cli.options import read_limits
     from kvload.rundir import RunDir
     from kvload.terminal import console
 
     conditions = [gates.parse(text) for text in fail_if or []]
-    built = summarise(RunDir.open(run), slo_limits=parse_slo(slo) if slo else None, level=level)
+    built = summarise(RunDir.open(run), slo_limits=read_limits(slo) if slo else None, level=level)
     if json_output:
         json.dump(json_report.as_dict(built), sys.stdout, indent=2, ensure_ascii=False)
         print()

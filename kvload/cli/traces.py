@@ -150,7 +150,7 @@ def sample_trace(
     context: Annotated[str, typer.Option(help="With --probe: prompt lengths in turn, by comma: 512,2k.")] = "1k",
     output: Output = None,
 ) -> None:
-    from kvload.workloads.durations import parse_duration
+    from kvload.units import parse_duration, parse_tokens
     from kvload.workloads.schedule import synthetic
 
     spec = synthetic.SyntheticSpec(
@@ -162,13 +162,13 @@ def sample_trace(
         input_max=input_max,
         output_max=output_max,
         sessions=sessions,
-        think_mean_s=parse_duration(think, flag="--think"),
+        think_mean_s=parse_duration(think, where="--think"),
         seed=seed,
     )
     if probe:
         from kvload.servers.probe.tasks.generator import generate
 
-        lengths = synthetic.parse_lengths(context, flag="--context")
+        lengths = [parse_tokens(part, where="--context") for part in context.split(",")]
         made = [generate(tasks.split(","), length, -(-requests // len(lengths)), seed) for length in lengths]
         trace = synthetic.asked(synthetic.interleaved(made, requests), spec.arrivals)
     else:
@@ -178,11 +178,11 @@ def sample_trace(
 
 
 def _selection(start: str, end: str | None, limit: int | None, sample: float, seed: int) -> "Selection":
-    from kvload.workloads.durations import parse_duration
+    from kvload.units import parse_duration
     from kvload.workloads.traces.selection import Selection
 
-    start_s = parse_duration(start, flag="--start")
-    end_s = None if end is None else parse_duration(end, flag="--end")
+    start_s = parse_duration(start, where="--start")
+    end_s = None if end is None else parse_duration(end, where="--end")
     return Selection(start_s=start_s, end_s=end_s, sample=sample, limit=limit, seed=seed)
 
 

@@ -19,6 +19,7 @@ from kvload.records import RunManifest, ServerInfo, ServerSample
 from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
+    from kvload.address import Address
     from kvload.servers.lifecycle.registry import ServerEntry
     from kvload.workloads.run.live import Progress
     from kvload.workloads.schedule.arrivals import ArrivalSpec
@@ -47,8 +48,8 @@ class ReplayOptions:
     """What a replay is told by its user; see ``kvload replay --help`` for each.
 
     Attributes:
-        server: name of a launched server; the only one where this and ``url`` are None.
-        url: any OpenAI-compatible server instead.
+        server: name of a launched server; the only one where this and ``address`` are None.
+        address: any OpenAI-compatible server instead.
         arrivals: when requests are due; as recorded where None.
         slo: limits in seconds by metric.
         mode: ``free``, ``forced``, or ``auto``: what the trace is made for.
@@ -63,7 +64,7 @@ class ReplayOptions:
 
     trace: Path
     server: str | None = None
-    url: str | None = None
+    address: "Address | None" = None
     format: str | None = None
     sort: bool = False
     time_unit: str | None = None
@@ -90,7 +91,6 @@ class ReplayOptions:
     max_concurrency: int | None = None
     concurrency: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    verify: bool = True
     web_host: str = "127.0.0.1"
     web_port: int | None = None
     master_host: str | None = None
@@ -164,6 +164,7 @@ class _OneReplay:
         from kvload.workloads.run.headers import request_headers
 
         self.headers = request_headers(options.headers)
+        self.address: Address
         self.entry: ServerEntry | None = None
         self.vocabulary: int | None = None
         self._scraping = ExitStack()
@@ -181,7 +182,7 @@ class _OneReplay:
             self.listener.on_notice(note)
         plan = ReplayPlan(
             planned=schedule.planned,
-            url=server.url,
+            address=self.address,
             headers=self.headers,
             workers=options.workers,
             timeout_s=options.timeout_s,
@@ -194,11 +195,10 @@ class _OneReplay:
             master_host=options.master_host,
             master_port=options.master_port,
             remote_workers=options.remote_workers,
-            verify=options.verify,
         )
         run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
         calibration = self._calibrate(schedule)
-        notes = [*options.notes, *self._warm_up(schedule, server)]
+        notes = [*options.notes, *self._warm_up(schedule)]
         server = self._reset_cache(server)
         run.update_manifest(server=server, notes=notes, calibration=calibration)
         log_start = self._log_size()
@@ -210,7 +210,7 @@ class _OneReplay:
         def start(zero_monotonic: float) -> None:
             from kvload.servers.watch.scrape import Scraper
 
-            scraper = Scraper(server.url, server.engine, SCRAPE_EVERY_S, zero_monotonic, scrape, headers=self.headers)
+            scraper = Scraper(self.address, server.engine, SCRAPE_EVERY_S, zero_monotonic, scrape, headers=self.headers)
             self._scraping.enter_context(scraper)
 
         hooks = Hooks(
@@ -219,7 +219,7 @@ class _OneReplay:
             on_notice=self.listener.on_notice,
             on_end=self._scraping.close,
             on_complete=lambda: self._complete(run, log_start),
-            is_server_dead=lambda: self._is_dead(server),
+            is_server_dead=self._is_dead,
         )
         replay = Replay(plan, run, hooks)
         # it keeps of the schedule what it needs; the prompts need not stay in memory while it runs
@@ -239,13 +239,15 @@ class _OneReplay:
         from kvload.servers.watch import discover
 
         options = self.options
-        if options.url is not None:
+        if options.address is not None:
             if options.server is not None:
                 raise UsageError("give one of them", where="--server, --url")
-            info = discover.server_info(options.url, self.headers)
-            self.vocabulary = discover.vocab_size(info.url, self.headers)
+            self.address = options.address
+            info = discover.server_info(self.address, self.headers)
+            self.vocabulary = discover.vocab_size(self.address, self.headers)
         else:
             self.entry = registry.find(options.server)
+            self.address = self.entry.address
             self.vocabulary = self.entry.vocab_size
             info = self.entry.info
         if options.model is not None:
@@ -274,14 +276,14 @@ class _OneReplay:
             arrivals=options.arrivals,
             prompts=prompts,
             max_model_len=server.max_model_len,
-            served_models=None if options.model is not None else lambda: self._served_models(server),
+            served_models=None if options.model is not None else self._served_models,
             **{name: getattr(options, name) for name in _SCHEDULE_OPTIONS},
         )
 
-    def _served_models(self, server: ServerInfo) -> "Collection[str]":
+    def _served_models(self) -> "Collection[str]":
         from kvload.servers.watch import discover
 
-        return discover.served_models(server.url, self.headers)
+        return discover.served_models(self.address, self.headers)
 
     def _manifest(self, server: ServerInfo, schedule: "Schedule") -> RunManifest:
         options = self.options
@@ -302,7 +304,7 @@ class _OneReplay:
             repeat=options.repeat,
         )
 
-    def _warm_up(self, schedule: "Schedule", server: ServerInfo) -> list[str]:
+    def _warm_up(self, schedule: "Schedule") -> list[str]:
         if not self.options.warmups:
             return []
         from kvload.workloads.run.warmup import warm_up
@@ -310,11 +312,10 @@ class _OneReplay:
         self.listener.on_notice(f"warming up with {self.options.warmups} requests")
         problems = warm_up(
             schedule.planned,
-            server.url,
+            self.address,
             self.options.warmups,
             headers=self.headers,
             timeout_s=self.options.timeout_s,
-            verify=self.options.verify,
         )
         for problem in problems:
             self.listener.on_notice(problem)
@@ -359,16 +360,16 @@ class _OneReplay:
             self.listener.on_notice(f"the client was not calibrated: {error.message}")
             return None
 
-    def _is_dead(self, server: ServerInfo) -> str | None:
+    def _is_dead(self) -> str | None:
         """Why the server is certainly gone; None if it is there, or may be."""
         from kvload.errors import ServerError
+        from kvload.http import request
         from kvload.servers.lifecycle import registry
-        from kvload.servers.watch.http import request
 
         if self.entry is not None and registry.state_of(self.entry) == "dead":
             return registry.why_dead(self.entry).message
         try:
-            answer = request(f"{server.url}/health", headers=self.headers, timeout_s=5.0)
+            answer = request(self.address, "/health", headers=self.headers, timeout_s=5.0)
         except ServerError as error:
             return error.message
         return "/health answers 503" if answer.status == 503 else None

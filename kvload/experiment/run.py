@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kvload.address import Address
 from kvload.errors import ServerError, UsageError
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
 from kvload.experiment.replay import Listener, ReplayOptions, replay_once
@@ -119,7 +120,7 @@ def _options(
         return ReplayOptions(
             trace=trace_copy(plan, out),
             server=server,
-            url=arm.url,
+            address=None if arm.url is None else Address.parse(arm.url, where=f"--arm {arm.name}"),
             out=run_path(out, run),
             arrivals=arrivals,
             headers=headers,

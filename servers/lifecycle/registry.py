@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from kvload.address import Address
 from kvload.config import state_dir
 from kvload.errors import ServerError, UsageError
 from kvload.records import ServerInfo
@@ -71,6 +72,11 @@ class ServerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     stop_grace_s: float = 10.0
     reset_path: str | None = None
     gpu_used_before_mib: int | None = None
+
+    @property
+    def address(self) -> Address:
+        """Where it answers."""
+        return Address.parse(self.url, where=self.name)
 
     @property
     def anchors(self) -> list[tuple[int, str]]:

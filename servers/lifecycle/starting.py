@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from kvload.address import Address
 from kvload.errors import KvloadError, ServerError, UsageError
+from kvload.http import request as http_request
 from kvload.keys import api_key
 from kvload.records import ServerInfo
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
@@ -23,7 +25,6 @@ from kvload.servers.lifecycle import listeners, masking, registry, rootcause
 from kvload.servers.lifecycle.process import TOKEN_VARIABLE, is_alive, session_members, start_mark
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.watch import discover
-from kvload.servers.watch.http import request as http_request
 
 POLL_S = 0.1
 ENDING_S = 1.0
@@ -182,17 +183,17 @@ def wait_until_ready(
             raise _failed(entry, "the server ended while it was starting")
         if elapsed_s > timeout_s:
             raise _timed_out(entry, timeout_s, f"it was at: {text}")
-        if _healthy(entry.url, headers):
+        if _healthy(entry.address, headers):
             if _is_answered_by_another(entry):
                 raise _port_is_anothers(entry)
             break
         time.sleep(POLL_S)
     on_event(LaunchEvent("waiting", "waiting for a first token", time.monotonic() - started))
     try:
-        model = discover.first_model(entry.url, headers)
+        model = discover.first_model(entry.address, headers)
         vocabulary = entry.vocab_size or model.get("vocab_size")
         first_token(entry, vocabulary, headers, timeout_s=max(5.0, timeout_s - (time.monotonic() - started)))
-        said = discover.server_info(entry.url, headers)
+        said = discover.server_info(entry.address, headers)
     except KvloadError as error:
         if _ends_soon(entry):
             raise _failed(entry, "the server ended at its first request") from error
@@ -227,7 +228,7 @@ def first_token(entry: ServerEntry, vocabulary: int | None, headers: Mapping[str
     middle = (vocabulary or 0) // 2
     prompt: Any = [middle, middle + 1, middle + 2] if middle > 2 else "Hello"
     body = {"model": entry.info.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "ignore_eos": True}
-    answer = http_request(f"{entry.url}/v1/completions", body=body, headers=headers, timeout_s=timeout_s)
+    answer = http_request(entry.address, "/v1/completions", body=body, headers=headers, timeout_s=timeout_s)
     if not answer.ok:
         raise ServerError(f"/v1/completions answered {answer.status}: {answer.text()[:300]}", where=entry.url)
     usage = answer.json().get("usage") or {}
@@ -301,9 +302,9 @@ def _reachable(host: str) -> str:
     return f"[{plain}]" if ":" in plain else plain
 
 
-def _healthy(url: str, headers: Mapping[str, str]) -> bool:
+def _healthy(address: Address, headers: Mapping[str, str]) -> bool:
     try:
-        return http_request(f"{url}/health", headers=headers, timeout_s=HEALTH_TIMEOUT_S).ok
+        return http_request(address, "/health", headers=headers, timeout_s=HEALTH_TIMEOUT_S).ok
     except ServerError:
         return False
 

@@ -25,8 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from kvload.address import Address
 from kvload.errors import ServerError
-from kvload.servers.watch.http import request
+from kvload.http import request
 
 TEXT_TOKENS = 640
 BLOCK_TOKENS = 160
@@ -49,14 +50,14 @@ class Target:
     """A server to score a text with.
 
     Attributes:
-        url: its address without path.
+        address: where it is.
         model: the name it serves.
         vocab_size: the text's tokens are drawn from the middle of the vocabulary, away from special tokens.
         max_model_len: longest prompt and answer it takes; None for no limit.
         step_tokens: prompt tokens of one scheduler step, for ``chunked``.
     """
 
-    url: str
+    address: Address
     model: str
     vocab_size: int
     max_model_len: int | None = None
@@ -153,7 +154,7 @@ def _forced_answer(target: Target, prompt: list[int], token: int) -> list[float]
     choice = _choice(_post(target, "/v1/completions", body))
     ids = choice.get("token_ids")
     if ids is not None and ids != [token] * ANSWER_TOKENS:
-        raise ServerError("the server does not force tokens with logit_bias", where=target.url)
+        raise ServerError("the server does not force tokens with logit_bias", where=target.address.url)
     logprobs = choice.get("logprobs")
     return _numbers(logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None, ANSWER_TOKENS)[1:]
 
@@ -175,7 +176,7 @@ def _scored_tail(target: Target, text: list[int], head: int) -> list[float]:
     meta = answer.get("meta_info") if isinstance(answer, dict) else None
     rows = meta.get("input_token_logprobs") if isinstance(meta, dict) else None
     if not isinstance(rows, list) or len(rows) < len(text) - head:
-        raise ServerError("the server answers no log-probabilities of its prompt", where=target.url)
+        raise ServerError("the server answers no log-probabilities of its prompt", where=target.address.url)
     rows = rows[-(len(text) - head) :]
     return _numbers([row[0] if isinstance(row, list) and row else None for row in rows], len(text) - head)
 
@@ -187,7 +188,7 @@ def _chunked(target: Target) -> Scores:
     if tokens < step + SHORTEST_TEXT:
         raise ServerError(
             f"its longest prompt is {limit} tokens and one step takes {step}: a prompt cannot reach beyond a step",
-            where=target.url,
+            where=target.address.url,
             hint="start it with a smaller --chunk-tokens (after --)",
         )
     text, other = (make_text(seed, tokens, target.vocab_size) for seed in SEEDS)
@@ -201,7 +202,7 @@ def _scored_prompt(target: Target, text: list[int]) -> list[float]:
     body = {"model": target.model, "prompt": text, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
     rows = _choice(_post(target, "/v1/completions", body)).get("prompt_logprobs")
     if not isinstance(rows, list) or len(rows) != len(text):
-        raise ServerError("the server answers no log-probabilities of its prompt", where=target.url)
+        raise ServerError("the server answers no log-probabilities of its prompt", where=target.address.url)
     values = [
         row.get(str(token), {}).get("logprob") if isinstance(row, dict) else None
         for row, token in zip(rows[1:], text[1:], strict=True)
@@ -216,15 +217,15 @@ def _text_tokens(target: Target, room: int) -> int:
     tokens = TEXT_TOKENS if target.max_model_len is None else min(TEXT_TOKENS, target.max_model_len - room)
     if tokens < SHORTEST_TEXT + TAIL_TOKENS:
         raise ServerError(
-            f"its longest prompt, {target.max_model_len} tokens, is too short for a check", where=target.url
+            f"its longest prompt, {target.max_model_len} tokens, is too short for a check", where=target.address.url
         )
     return tokens
 
 
 def _post(target: Target, path: str, body: Mapping[str, Any]) -> Any:
-    answer = request(f"{target.url}{path}", body=body, headers=target.headers, timeout_s=TIMEOUT_S)
+    answer = request(target.address, path, body=body, headers=target.headers, timeout_s=TIMEOUT_S)
     if not answer.ok:
-        raise ServerError(f"{path} answered {answer.status}: {answer.text()[:300]}", where=target.url)
+        raise ServerError(f"{path} answered {answer.status}: {answer.text()[:300]}", where=target.address.url)
     return answer.json()
 
 

@@ -32,6 +32,7 @@ import msgspec
 
 from kvload.config import state_dir
 from kvload.errors import KvloadError, ServerError
+from kvload.http import request as http_request
 from kvload.servers.engines.base import Adapter, Build, Claim, LaunchPlan, LaunchRequest, has_flag
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.lifecycle import registry
@@ -39,7 +40,6 @@ from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import LaunchEvent, OnEvent, api_headers
 from kvload.servers.lifecycle.stopping import stop
 from kvload.servers.verification.likelihood import Scores, Target, score
-from kvload.servers.watch.http import request as http_request
 
 POOL_TOLERANCE = 0.035
 """Pages hold whole numbers of tokens; the worst fit of a method of ours is 2.9 % (leankv at head size 64)."""
@@ -336,11 +336,11 @@ def target_of(entry: ServerEntry, made: Adapter, request: LaunchRequest) -> Targ
     headers = api_headers({**os.environ, **request.env}, request.engine_args)
     step = None
     if made.scoring == "chunked":
-        answer = http_request(f"{entry.url}{made.info_path}", headers=headers)
+        answer = http_request(entry.address, made.info_path, headers=headers)
         said = answer.json() if answer.ok else {}
         step = said.get("chunk_tokens") if isinstance(said.get("chunk_tokens"), int) else None
     return Target(
-        entry.url, entry.info.model or "", entry.vocab_size, entry.info.max_model_len, headers, step_tokens=step
+        entry.address, entry.info.model or "", entry.vocab_size, entry.info.max_model_len, headers, step_tokens=step
     )
 
 

@@ -3,28 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kvload.address import Address
 from kvload.errors import KvloadError, ServerError
+from kvload.http import Answer, request
 from kvload.records import ServerInfo
 from kvload.servers.engines.base import Adapter, Reported, Said
-from kvload.servers.watch.http import Answer, normalise_url, request
 from kvload.servers.watch.prometheus import parse
 from kvload.servers.watch.scrape import METRICS_LIMIT, engine_of, to_sample
 
 
-def server_info(url: str, headers: Mapping[str, str] | None = None, *, timeout_s: float = 10.0) -> ServerInfo:
+def server_info(base: Address, headers: Mapping[str, str] | None = None, *, timeout_s: float = 10.0) -> ServerInfo:
     """Ask a server for its model, engine, version and cache.
 
     Only ``/v1/models`` must answer; what else is missing stays None.
 
     Args:
-        url: its address, with or without ``/v1``.
+        base: its address.
         headers: sent along, such as ``Authorization``.
 
     Raises:
-        UsageError: the address is none.
         ServerError: nothing answers there, or no OpenAI-compatible server, or it serves no model.
     """
-    base = normalise_url(url)
     model = first_model(base, headers, timeout_s=timeout_s)
     made, pool_tokens, labels = _metrics(base, headers, timeout_s)
     info = _optional_json(base, Adapter.info_path if made is None else made.info_path, headers, timeout_s)
@@ -32,7 +31,7 @@ def server_info(url: str, headers: Mapping[str, str] | None = None, *, timeout_s
     context = model.get("max_model_len")
     version = info.get("version")
     return ServerInfo(
-        url=base,
+        url=base.url,
         engine=None if made is None else made.name,
         engine_version=version if isinstance(version, str) else None,
         model=str(model["id"]),
@@ -44,22 +43,24 @@ def server_info(url: str, headers: Mapping[str, str] | None = None, *, timeout_s
     )
 
 
-def first_model(base: str, headers: Mapping[str, str] | None = None, *, timeout_s: float = 10.0) -> dict[str, Any]:
+def first_model(base: Address, headers: Mapping[str, str] | None = None, *, timeout_s: float = 10.0) -> dict[str, Any]:
     """The first entry of ``/v1/models``.
 
     Raises:
         ServerError: there is none.
     """
-    answer = request(f"{base}/v1/models", headers=headers, timeout_s=timeout_s)
+    answer = request(base, "/v1/models", headers=headers, timeout_s=timeout_s)
     if answer.status in {401, 403}:
         raise ServerError(
-            "the server wants an API key", where=base, hint="give it as a header: --header or OPENAI_API_KEY"
+            "the server wants an API key",
+            where=base.url,
+            hint="give it with --api-key or KVLOAD_API_KEY",
         )
     if not answer.ok:
         raise ServerError(
             f"/v1/models answered {answer.status}: no OpenAI-compatible server",
-            where=base,
-            hint="give the address without a path, as in http://127.0.0.1:8000",
+            where=base.url,
+            hint="give the address that /v1/models is below, as in http://127.0.0.1:8000",
         )
     listed = answer.json()
     data = listed.get("data") if isinstance(listed, dict) else None
@@ -68,20 +69,20 @@ def first_model(base: str, headers: Mapping[str, str] | None = None, *, timeout_
     return dict(data[0])
 
 
-def served_models(base: str, headers: Mapping[str, str] | None = None) -> list[str]:
+def served_models(base: Address, headers: Mapping[str, str] | None = None) -> list[str]:
     """The names that the server lists; none where it does not list any."""
     listed = _optional_json(base, "/v1/models", headers, 10.0).get("data")
     models = listed if isinstance(listed, list) else []
     return [str(model["id"]) for model in models if isinstance(model, dict) and "id" in model]
 
 
-def vocab_size(base: str, headers: Mapping[str, str] | None = None) -> int | None:
+def vocab_size(base: Address, headers: Mapping[str, str] | None = None) -> int | None:
     """Tokens of the vocabulary, where the server's list of models says it (the embedded engine does)."""
     return _whole(first_model(base, headers).get("vocab_size"))
 
 
 def _metrics(
-    base: str, headers: Mapping[str, str] | None, timeout_s: float
+    base: Address, headers: Mapping[str, str] | None, timeout_s: float
 ) -> tuple[Adapter | None, int | None, Mapping[str, str]]:
     answer = _optional(base, "/metrics", headers, timeout_s)
     if answer is None:
@@ -96,15 +97,15 @@ def _metrics(
     return made, None if pool is None else int(pool), labels
 
 
-def _optional(base: str, path: str, headers: Mapping[str, str] | None, timeout_s: float) -> Answer | None:
+def _optional(base: Address, path: str, headers: Mapping[str, str] | None, timeout_s: float) -> Answer | None:
     try:
-        answer = request(f"{base}{path}", headers=headers, timeout_s=timeout_s, limit=METRICS_LIMIT)
+        answer = request(base, path, headers=headers, timeout_s=timeout_s, limit=METRICS_LIMIT)
     except KvloadError:
         return None
     return answer if answer.ok else None
 
 
-def _optional_json(base: str, path: str, headers: Mapping[str, str] | None, timeout_s: float) -> dict[str, Any]:
+def _optional_json(base: Address, path: str, headers: Mapping[str, str] | None, timeout_s: float) -> dict[str, Any]:
     answer = _optional(base, path, headers, timeout_s)
     if answer is None:
         return {}

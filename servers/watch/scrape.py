@@ -13,11 +13,12 @@ from typing import Self
 
 import msgspec
 
+from kvload.address import Address
 from kvload.errors import KvloadError
+from kvload.http import request
 from kvload.records import ServerSample
 from kvload.servers.engines.base import Adapter, adapters, known
 from kvload.servers.engines.metrics import Source
-from kvload.servers.watch.http import request
 from kvload.servers.watch.prometheus import Sample, parse
 
 SCRAPE_TIMEOUT_S = 5.0
@@ -65,7 +66,7 @@ def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
 
 
 def sample_once(
-    url: str,
+    address: Address,
     engine: str | None = None,
     *,
     zero_monotonic: float | None = None,
@@ -75,13 +76,13 @@ def sample_once(
     """Scrape once. A failure is a sample with ``error``.
 
     Args:
-        url: the server's address without path.
+        address: the server.
         engine: whose metrics to expect; found by their prefix where None.
         zero_monotonic: the run's zero on ``time.monotonic``; the sample's time is 0 where None.
     """
     t_s = 0.0 if zero_monotonic is None else time.monotonic() - zero_monotonic
     try:
-        answer = request(f"{url}/metrics", headers=headers, timeout_s=timeout_s, limit=METRICS_LIMIT)
+        answer = request(address, "/metrics", headers=headers, timeout_s=timeout_s, limit=METRICS_LIMIT)
     except KvloadError as error:
         return ServerSample(t_s=t_s, error=error.message)
     if not answer.ok:
@@ -95,7 +96,7 @@ class Scraper:
     A scrape that takes longer than the interval makes the next ones fall out, never come late in a burst.
 
     Args:
-        url: the server's address without path.
+        address: the server.
         engine: whose metrics to expect; found by their prefix where None.
         interval_s: seconds between scrapes.
         zero_monotonic: the run's zero on ``time.monotonic``.
@@ -104,7 +105,7 @@ class Scraper:
 
     def __init__(
         self,
-        url: str,
+        address: Address,
         engine: str | None,
         interval_s: float,
         zero_monotonic: float,
@@ -114,7 +115,7 @@ class Scraper:
     ) -> None:
         if interval_s <= 0:
             raise ValueError(f"interval_s must be positive, not {interval_s}")
-        self._url = url
+        self._address = address
         self._engine = engine
         self._interval_s = interval_s
         self._zero = zero_monotonic
@@ -143,7 +144,7 @@ class Scraper:
             step = max(step + 1, math.ceil((time.monotonic() - start) / self._interval_s))
 
     def _scrape(self) -> None:
-        self._sink(sample_once(self._url, self._engine, zero_monotonic=self._zero, headers=self._headers))
+        self._sink(sample_once(self._address, self._engine, zero_monotonic=self._zero, headers=self._headers))
 
 
 def _value(samples: list[Sample], source: Source) -> float | None:

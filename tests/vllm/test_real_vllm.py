@@ -16,6 +16,7 @@ import pytest
 
 from kvload.cli.main import run
 from kvload.errors import UsageError
+from kvload.http import request as http_request
 from kvload.rundir import RunDir
 from kvload.servers.host.machine import look
 from kvload.servers.launcher import LaunchEvent, LaunchRequest, launch, reset_prefix_cache, stop
@@ -24,7 +25,6 @@ from kvload.servers.lifecycle.process import session_members
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import StartFailedError
 from kvload.servers.verification.verify import VerificationFailedError, load_baseline
-from kvload.servers.watch.http import request as http_request
 from kvload.servers.watch.scrape import sample_once
 
 PYTHON = os.environ.get("KVLOAD_VLLM_PYTHON", ".venv-vllm")
@@ -89,7 +89,7 @@ def wanted(model: Path, method: str = "none", **more: Any) -> LaunchRequest:
 
 def complete(entry: ServerEntry, prompt: list[int], tokens: int) -> dict[str, Any]:
     body = {"model": entry.info.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    answer = http_request(f"{entry.url}/v1/completions", body=body, timeout_s=120)
+    answer = http_request(entry.address, "/v1/completions", body=body, timeout_s=120)
     assert answer.ok
     return dict(answer.json())
 
@@ -106,21 +106,21 @@ def test_the_baseline_from_launch_to_stop(model: Path, state: Path) -> None:
     assert any("KV cache of" in event.text for event in events)
     assert any("loading weights" in event.text for event in events)
 
-    before = sample_once(entry.url, "vllm")
+    before = sample_once(entry.address, "vllm")
     usage = complete(entry, list(range(300, 500)), 8)["usage"]
-    after = sample_once(entry.url, "vllm")
+    after = sample_once(entry.address, "vllm")
     assert after.error is None
     assert after.generation_tokens - before.generation_tokens == usage["completion_tokens"] == 8
     assert after.prompt_tokens - before.prompt_tokens == usage["prompt_tokens"] == 200
     assert after.requests - before.requests == 1
 
     complete(entry, list(range(300, 500)), 1)
-    hit = sample_once(entry.url, "vllm").prefix_hits - after.prefix_hits
+    hit = sample_once(entry.address, "vllm").prefix_hits - after.prefix_hits
     assert hit == 128
     assert reset_prefix_cache(entry) == "reset"
-    hits = sample_once(entry.url, "vllm").prefix_hits
+    hits = sample_once(entry.address, "vllm").prefix_hits
     complete(entry, list(range(300, 500)), 1)
-    assert sample_once(entry.url, "vllm").prefix_hits == hits
+    assert sample_once(entry.address, "vllm").prefix_hits == hits
 
     baselines = [load_baseline(path) for path in (state / "baselines").glob("vllm-*.json")]
     assert len(baselines) == 1

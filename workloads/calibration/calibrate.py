@@ -164,7 +164,7 @@ def calibrate(load: Load, *, workers: int = 1) -> Calibration:
         processes = mock_processes(load, workers)
         with MockProcess(MockSettings(ttft_s=load.ttft_s, itl_s=load.itl_s), truth_path, processes) as mock:
             meter = Meter(mock)
-            plan = ReplayPlan(planned=planned, url=mock.url, workers=workers, timeout_s=60.0, drain_s=30.0)
+            plan = ReplayPlan(planned=planned, address=mock.address, workers=workers, timeout_s=60.0, drain_s=30.0)
             manifest = run_replay(plan, run, Hooks(on_start=meter.start, on_end=meter.end))
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt

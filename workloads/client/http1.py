@@ -1,16 +1,15 @@
 """HTTP/1.1 as far as a streaming client needs it: request bytes, response heads, and where a body ends (RFC 9112)."""
 
 import functools
-import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
 from kvload import __version__
+from kvload.address import Address
 from kvload.errors import UsageError
 
 MAX_HEAD_BYTES = 1 << 16
@@ -23,68 +22,8 @@ class WireError(ValueError):
     """Bytes that are not HTTP as RFC 9112 has it."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where requests go.
-
-    Attributes:
-        base_path: path put in front of every request's own (``/gateway`` of ``http://host/gateway``).
-    """
-
-    scheme: Literal["http", "https"]
-    host: str
-    port: int
-    base_path: str
-
-    @classmethod
-    def parse(cls, url: str) -> "Target":
-        """Read an address such as ``http://127.0.0.1:8000`` or ``https://host/gateway/v1``.
-
-        A trailing ``/v1`` is dropped: requests bring their own.
-
-        Raises:
-            UsageError: it is no http or https address, or carries a user name, a query or a fragment.
-        """
-        try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            port = parts.port
-        except ValueError as error:
-            raise UsageError(f"not an address: {error}", where="--url") from error
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise UsageError("not an http or https address", where="--url", hint="write http://HOST:PORT")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise UsageError(
-                "the address must not carry a user name, a query or a fragment",
-                where="--url",
-                hint="give keys with --header or KVLOAD_API_KEY",
-            )
-        scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
-        base_path = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(scheme, parts.hostname, port or (443 if scheme == "https" else 80), base_path)
-
-    @property
-    def authority(self) -> str:
-        """``host:port`` as the Host header wants it."""
-        default = 443 if self.scheme == "https" else 80
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == default else f"{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """The address, normalised."""
-        return f"{self.scheme}://{self.authority}{self.base_path}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """The server is on this machine, as far as the address says."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-
 class RequestHeads:
-    """Makes the head of every request to one target; everything but path, length and id is put together once.
+    """Makes the head of every request to one server; everything but path, length and id is put together once.
 
     Args:
         headers: the user's own headers; they replace ours of the same name.
@@ -93,9 +32,9 @@ class RequestHeads:
         UsageError: a header's name or value cannot be sent as it is.
     """
 
-    def __init__(self, target: Target, headers: Mapping[str, str]) -> None:
+    def __init__(self, address: Address, headers: Mapping[str, str]) -> None:
         fields = {
-            "host": ("Host", target.authority),
+            "host": ("Host", address.authority),
             "user-agent": ("User-Agent", f"kvload/{__version__}"),
             "accept": ("Accept", "text/event-stream"),
             "accept-encoding": ("Accept-Encoding", "identity"),
@@ -108,7 +47,7 @@ class RequestHeads:
             if any(ord(char) < 0x20 or ord(char) == 0x7F for char in value) or not _is_latin(value):
                 raise UsageError(f"the value of the header '{name}' cannot be sent", where="--header")
             fields[name.lower()] = (name, value)
-        self._start = f"POST {target.base_path}"
+        self._start = f"POST {address.prefix}"
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.values())
         self._rest = f" HTTP/1.1\r\n{lines}X-Request-Id: "
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from kvload.address import Address
 from kvload.workloads.client.answer import RawStream
 from kvload.workloads.client.connection import Connection, State
-from kvload.workloads.client.http1 import RequestHeads, Target, WireError
+from kvload.workloads.client.http1 import RequestHeads, WireError
 from kvload.workloads.client.network import real_epoll, real_sleep
 from kvload.workloads.client.pace import Pace
 from kvload.workloads.client.pool import ConnectionPool
@@ -39,11 +40,10 @@ class StreamLoop:
     """Sends requests to one server and hands back each one's bytes and times.
 
     Args:
-        target: the server.
+        address: the server.
         headers: the user's headers, sent with every request.
         timeout_s: a request's limit from its first byte sent to its end; None for none.
         on_end: called with every request once it has ended, whatever way.
-        verify: check certificates (https).
 
     Raises:
         ServerError: the host's name cannot be resolved.
@@ -51,19 +51,18 @@ class StreamLoop:
 
     def __init__(
         self,
-        target: Target,
+        address: Address,
         *,
         on_end: Callable[[RawStream], None],
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
-        verify: bool = True,
     ) -> None:
-        self._heads = RequestHeads(target, headers or {})
+        self._heads = RequestHeads(address, headers or {})
         self._on_end = on_end
         self._timeouts = Timeouts(timeout_s)
         self._epoll = real_epoll()()
         self._flowing: dict[int, _Flow] = {}
-        self._pool = ConnectionPool(target, self._epoll, verify=verify)
+        self._pool = ConnectionPool(address, self._epoll)
         self._sleep = real_sleep()
         self._pace = Pace()
         self._timer = DeadlineTimer()

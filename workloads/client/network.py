@@ -1,15 +1,14 @@
-"""What the streaming client needs of the machine before it sends anything: addresses, certificates, an epoll."""
+"""What the streaming client needs of the machine before it sends anything: addresses, a clock, an epoll."""
 
 import select
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kvload.address import Address
 from kvload.errors import ServerError
-from kvload.workloads.client.http1 import Target
 
 
 def real_epoll() -> Any:
@@ -39,27 +38,17 @@ def machine_id() -> str:
         return socket.gethostname()
 
 
-def resolve(target: Target) -> tuple[int, Any]:
-    """Address family and address of a server.
+def resolve(address: Address) -> tuple[int, Any]:
+    """Address family and socket address of a server.
 
     Raises:
         ServerError: the host's name cannot be resolved.
     """
     try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise ServerError(f"the host's name cannot be resolved: {error}", where=target.url) from error
+        raise ServerError(f"the host's name cannot be resolved: {error}", where=address.url) from error
     # a server on "localhost" mostly listens on 127.0.0.1 only
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    family, _, _, _, address = found[0]
-    return int(family), address
-
-
-def tls_context(verify: bool) -> ssl.SSLContext:
-    """TLS as a client speaks it, with or without a look at the certificate."""
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    family, _, _, _, place = found[0]
+    return int(family), place

@@ -8,9 +8,9 @@ import socket
 from collections import deque
 from typing import Any
 
+from kvload.address import Address
 from kvload.workloads.client.connection import Connection, State
-from kvload.workloads.client.http1 import Target
-from kvload.workloads.client.network import resolve, tls_context
+from kvload.workloads.client.network import resolve
 from kvload.workloads.clock import enable_receive_stamps
 
 _MOST_OPENED_AHEAD = 256
@@ -20,9 +20,8 @@ class ConnectionPool:
     """Opens connections, keeps those that may serve another request, and closes the others.
 
     Args:
-        target: the server.
+        address: the server.
         epoll: where every connection is registered.
-        verify: check certificates (https).
 
     Attributes:
         by_fd: every connection that is not closed, by its descriptor.
@@ -33,10 +32,10 @@ class ConnectionPool:
         ServerError: the host's name cannot be resolved.
     """
 
-    def __init__(self, target: Target, epoll: Any, *, verify: bool) -> None:
-        self._host = target.host
-        self._family, self._address = resolve(target)
-        self._tls = tls_context(verify) if target.scheme == "https" else None
+    def __init__(self, address: Address, epoll: Any) -> None:
+        self._host = address.host
+        self._family, self._address = resolve(address)
+        self._tls = address.tls_context()
         self._epoll = epoll
         self.by_fd: dict[int, Connection] = {}
         self._idle: deque[Connection] = deque()

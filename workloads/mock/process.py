@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kvload.address import Address
 from kvload.errors import ServerError, UsageError
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.server import MockServer
@@ -108,6 +109,7 @@ class MockProcess:
         # A session of its own: Ctrl-C on the terminal is for whoever started the mock, who then ends it.
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
         self.url = self._wait_for_url()
+        self.address = Address.parse(self.url, where="mock")
 
     def _wait_for_url(self, patience_s: float = 60.0) -> str:
         assert self.process.stdout is not None, "stdout is a pipe"  # noqa: S101

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kvload.address import Address
 from kvload.records import RequestRecord
 from kvload.rundir import CHUNK_DTYPE
 from kvload.workloads.client.answer import Answer, RawStream, parse_answer
-from kvload.workloads.client.http1 import Target
 from kvload.workloads.client.loop import StreamLoop
 from kvload.workloads.client.timeouts import NEVER_NS
 from kvload.workloads.run.recording import build_record, unsent_record
@@ -78,7 +78,7 @@ class Dispatcher:
 
     Args:
         planned: the share, by offset.
-        target, headers, verify: see :class:`~kvload.workloads.client.loop.StreamLoop`.
+        address, headers: see :class:`~kvload.workloads.client.loop.StreamLoop`.
         zero_ns: the run's zero on the monotonic clock.
         sink: takes every record with its chunk rows (``CHUNK_DTYPE``), as requests end.
     """
@@ -86,20 +86,17 @@ class Dispatcher:
     def __init__(
         self,
         planned: Iterable[PlannedRequest],
-        target: Target,
+        address: Address,
         *,
         zero_ns: int,
         sink: Sink,
         limits: Limits | None = None,
         headers: Mapping[str, str] | None = None,
         worker: int = 0,
-        verify: bool = True,
     ) -> None:
         self.limits = limits or Limits()
         self.counts = Counts()
-        self.loop = StreamLoop(
-            target, on_end=self._ended, headers=headers, timeout_s=self.limits.timeout_s, verify=verify
-        )
+        self.loop = StreamLoop(address, on_end=self._ended, headers=headers, timeout_s=self.limits.timeout_s)
         self.zero_ns = zero_ns
         self._sink = sink
         self._worker = worker

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from kvload.address import Address
 from kvload.errors import UsageError
 from kvload.private import make_folder, open_file, write_bytes
+from kvload.units import request_limits
 from kvload.workloads.schedule.build import PlannedRequest
 
 _LENGTH = struct.Struct("<I")
@@ -25,23 +27,22 @@ class ReplayPlan:
 
     Attributes:
         planned: the schedule, by offset.
-        url: the server.
+        address: the server.
         headers: sent with every request; never written to disk.
         workers: processes that send.
         timeout_s: a request's limit; None for none.
         drain_s: how long answers may still come in after the last request was sent.
         max_concurrency: most requests in flight (open loop).
         concurrency: closed loop with so many in flight.
-        slo: limits in seconds by metric, for the live figures.
+        slo: limits in seconds by name, for the live figures.
         web_host, web_port: where Locust's web page listens; no page where ``web_port`` is None.
         master_host, master_port: where workers on other machines find the master; None for workers of this machine
             only.
         remote_workers: workers on other machines to wait for, besides ``workers`` here.
-        verify: check the server's certificate (https).
     """
 
     planned: Sequence[PlannedRequest]
-    url: str
+    address: Address
     headers: Mapping[str, str] = field(default_factory=dict)
     workers: int = 1
     timeout_s: float | None = None
@@ -54,7 +55,6 @@ class ReplayPlan:
     master_host: str | None = None
     master_port: int = 5557
     remote_workers: int = 0
-    verify: bool = True
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.remote_workers < 0 or self.workers + self.remote_workers < 1:
@@ -78,7 +78,7 @@ class ReplayPlan:
 class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a :class:`ReplayPlan` that the Locust processes read from ``plan/settings.json``."""
 
-    url: str
+    address: Address
     shards: int
     run_path: str
     timeout_s: float | None
@@ -87,7 +87,6 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None
     slo: dict[str, float]
     span_s: float
-    verify: bool
 
     def share(self, limit: int | None, shard: int) -> int | None:
         """One worker's part of a limit on concurrency."""
@@ -99,16 +98,15 @@ def spool(plan: ReplayPlan, run_path: Path) -> Path:
     folder = run_path / "plan"
     make_folder(folder)
     settings = PlanSettings(
-        url=plan.url,
+        address=plan.address,
         shards=plan.all_workers,
         run_path=str(run_path.resolve()),
         timeout_s=plan.timeout_s,
         drain_s=plan.drain_s,
         max_concurrency=plan.max_concurrency,
         concurrency=plan.concurrency,
-        slo=dict(plan.slo),
+        slo=request_limits(plan.slo),
         span_s=max((request.offset_s for request in plan.planned), default=0.0),
-        verify=plan.verify,
     )
     write_bytes(folder / "settings.json", msgspec.json.encode(settings))
     shares = shard_of(plan.planned, plan.all_workers)

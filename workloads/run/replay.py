@@ -24,6 +24,7 @@ from typing import Any
 from kvload.private import open_file
 from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir
+from kvload.units import request_limits
 from kvload.workloads.run import plan as plans
 from kvload.workloads.run.completion import Outcome, complete
 from kvload.workloads.run.headers import child_environment
@@ -78,7 +79,7 @@ class Replay:
         self.plan = plan
         self.run_dir = run
         self.hooks = hooks
-        self.outcome = Outcome(LiveBoard(plan.slo))
+        self.outcome = Outcome(LiveBoard(request_limits(plan.slo)))
         self._interrupts = 0
         self._stopping = False
         self._cut = False
@@ -161,7 +162,7 @@ class Replay:
                 self._start(worker, (), f"locust-worker-{number}")
 
     def _start(self, arguments: list[str], fds: tuple[int, ...], log_name: str) -> None:
-        command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", self.plan.url, *arguments]
+        command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", self.plan.address.url, *arguments]
         command += ["--loglevel", "INFO", "--config", os.devnull]
         with open_file(self.run_dir.path / f"{log_name}.log", "wb") as log:
             # A session of its own: Ctrl-C on the terminal reaches only us, and we decide what it means.

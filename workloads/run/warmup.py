@@ -3,21 +3,20 @@
 import time
 from collections.abc import Mapping, Sequence
 
+from kvload.address import Address
 from kvload.workloads.client.answer import RawStream, parse_answer
-from kvload.workloads.client.http1 import Target
 from kvload.workloads.client.loop import StreamLoop
 from kvload.workloads.schedule.build import PlannedRequest
 
 
 def warm_up(
     planned: Sequence[PlannedRequest],
-    url: str,
+    address: Address,
     count: int,
     *,
     headers: Mapping[str, str],
     timeout_s: float | None = None,
     at_once: int = 8,
-    verify: bool = True,
 ) -> list[str]:
     """Send ``count`` copies of the schedule's first complete requests, ``at_once`` at a time.
 
@@ -35,7 +34,7 @@ def warm_up(
         if answer.status != "ok":
             problems.append(f"warm-up: {answer.cause}: {answer.error}")
 
-    loop = StreamLoop(Target.parse(url), on_end=ended, headers=headers, timeout_s=timeout_s, verify=verify)
+    loop = StreamLoop(address, on_end=ended, headers=headers, timeout_s=timeout_s)
     try:
         while left or loop.in_flight:
             while left and loop.in_flight < at_once:

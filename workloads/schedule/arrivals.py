@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kvload.errors import TraceError, UsageError
-from kvload.workloads.durations import parse_duration
+from kvload.units import parse_duration, parse_rate
 
 Kind = Literal["trace", "constant", "poisson", "gamma", "once"]
 Floats = npt.NDArray[np.float64]
 
 _OFFSET_DIGITS = 9
-_RAMP = re.compile(r"(?P<start>[0-9.]+)(?:-(?P<end>[0-9.]+))?/(?P<duration>.+)", re.ASCII)
+_RAMP = re.compile(r"(?P<start>[0-9.e]+)(?:-(?P<end>[0-9.e]+))?/(?P<duration>.+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ def parse_ramps(text: str) -> tuple[Ramp, ...]:
         try:
             if not match:
                 raise ValueError
-            start = float(match["start"])
-            end = float(match["end"]) if match["end"] else start
-            duration = parse_duration(match["duration"], flag="--ramp")
+            start = parse_rate(match["start"], where="--ramp", may_be_zero=True)
+            end = parse_rate(match["end"], where="--ramp", may_be_zero=True) if match["end"] else start
+            duration = parse_duration(match["duration"], where="--ramp")
             if duration <= 0:
                 raise ValueError
         except ValueError:

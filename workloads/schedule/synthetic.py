@@ -132,21 +132,6 @@ def interleaved(groups: Sequence[Sequence[Question]], count: int) -> list[Questi
     return [question for row in zip(*groups, strict=True) for question in row][:count]
 
 
-def parse_lengths(text: str, *, flag: str) -> list[int]:
-    """Lengths in tokens from ``512,2k``.
-
-    Raises:
-        UsageError: one of them is not a whole number of 1 or more, or of thousands (``k`` is 1024).
-    """
-    lengths = []
-    for part in text.lower().split(","):
-        digits = part.strip().removesuffix("k")
-        if not digits.isascii() or not digits.isdigit() or int(digits) < 1:
-            raise UsageError(f"'{part}' is not a length in tokens", where=flag, hint="write 512 or 2k")
-        lengths.append(int(digits) * (1024 if part.strip().endswith("k") else 1))
-    return lengths
-
-
 def _arrivals(count: int, spec: ArrivalSpec) -> Floats:
     return np.round(offsets(np.zeros(count), spec), ARRIVAL_DIGITS)
 

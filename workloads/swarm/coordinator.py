@@ -213,4 +213,10 @@ class Coordinator:
         """What the page asks for: the points from that number on, and the run as it stands."""
         points, following = self.history.since(number)
         now = self.point()
-        return {"state": self.state, "server": self.settings.url, "points": points, "next": following, "now": now}
+        return {
+            "state": self.state,
+            "server": self.settings.address.url,
+            "points": points,
+            "next": following,
+            "now": now,
+        }

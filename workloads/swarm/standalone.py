@@ -5,17 +5,17 @@ It makes the same plan, run folder and records; the report is rendered afterward
 
 import json
 import time
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kvload import __version__
-from kvload.errors import ServerError, UsageError
+from kvload.address import Address
+from kvload.errors import KvloadError, ServerError, UsageError
+from kvload.http import request
 from kvload.records import RunManifest, ServerInfo
 from kvload.rundir import RunDir
-from kvload.workloads.client.http1 import Target
-from kvload.workloads.durations import parse_duration, parse_limits
+from kvload.units import parse_duration, parse_limits, request_limits
 from kvload.workloads.run.completion import Outcome, complete
 from kvload.workloads.run.live import LiveBoard
 from kvload.workloads.run.plan import ReplayPlan, remove, spool
@@ -53,13 +53,13 @@ class StandaloneRun:
     def __init__(self, options: Any, headers: Mapping[str, str], workers: int) -> None:
         if not options.host:
             raise UsageError("no server is named", where="--host")
-        target = Target.parse(options.host)
-        model = options.model or _first_model(target.url, headers)
+        address = Address.parse(options.host, where="--host")
+        model = options.model or _first_model(address, headers)
         mode = options.mode
         if mode not in {"auto", "free", "forced"}:
             raise UsageError(f"'{mode}' is none of auto, free and forced", where="--mode")
         seed = int(options.seed)
-        slo = parse_limits(options.slo, flag="--slo")
+        slo = parse_limits(options.slo, where="--slo")
         schedule = load_schedule(
             trace_path(options.trace),
             model=model,
@@ -70,27 +70,27 @@ class StandaloneRun:
         manifest = RunManifest(
             run_id=f"{time.time_ns():x}",
             kvload_version=__version__,
-            server=ServerInfo(url=target.url, model=model),
+            server=ServerInfo(url=address.url, model=model),
             trace=schedule.trace,
             mode=schedule.mode,
             seed=seed,
             arrivals=schedule.arrivals,
             planned=len(schedule.planned),
             slo=slo,
-            timeout_s=parse_duration(options.request_timeout, flag="--request-timeout"),
+            timeout_s=parse_duration(options.request_timeout, where="--request-timeout"),
         )
         path = Path(options.run_dir) if options.run_dir else Path("runs") / time.strftime("%Y%m%d-%H%M%S-locust")
         self.run = RunDir.create(path, manifest)
         self.plan = ReplayPlan(
             planned=schedule.planned,
-            url=target.url,
+            address=address,
             headers=headers,
             workers=workers,
             timeout_s=manifest.timeout_s,
-            drain_s=parse_duration(options.drain, flag="--drain"),
+            drain_s=parse_duration(options.drain, where="--drain"),
             slo=slo,
         )
-        self.outcome = Outcome(LiveBoard(slo))
+        self.outcome = Outcome(LiveBoard(request_limits(slo)))
         self.folder = spool(self.plan, path)
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -104,11 +104,9 @@ class StandaloneRun:
         return f"{manifest.sent} requests sent, {manifest.ended}: kvload report {self.run.path}"
 
 
-def _first_model(url: str, headers: Mapping[str, str]) -> str:
-    # the scheme is http or https: a Target has no other
-    request = urllib.request.Request(f"{url}/v1/models", headers=dict(headers))  # noqa: S310
+def _first_model(address: Address, headers: Mapping[str, str]) -> str:
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            return str(json.loads(answer.read(1 << 20))["data"][0]["id"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise ServerError(f"no model to ask for: {error}", where=f"{url}/v1/models", hint="give --model") from error
+        return str(request(address, "/v1/models", headers=headers).json()["data"][0]["id"])
+    except (KvloadError, KeyError, IndexError, TypeError) as error:
+        where = f"{address.url}/v1/models"
+        raise ServerError(f"no model to ask for: {error}", where=where, hint="give --model") from error

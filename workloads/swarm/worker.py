@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from kvload.records import RequestRecord
 from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
-from kvload.workloads.client.http1 import Target
 from kvload.workloads.run.dispatch import Dispatcher, Limits
 from kvload.workloads.run.live import LiveMeter, LiveReport
 from kvload.workloads.run.plan import PlanSettings, decode_share, plan_folder, shard_path
@@ -88,13 +87,12 @@ class ReplayWorker:
         )
         dispatcher = self._dispatcher = Dispatcher(
             self._planned,
-            Target.parse(settings.url),
+            settings.address,
             zero_ns=zero_ns,
             sink=self._take,
             limits=limits,
             headers=self._headers,
             worker=self._shard,
-            verify=settings.verify,
         )
         self._planned = []
         self._cpu_start_s = time.process_time()

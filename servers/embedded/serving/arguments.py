@@ -1,23 +1,17 @@
 """The embedded engine's command line."""
 
 import argparse
-import re
 from collections.abc import Sequence
 
-_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+from kvload.errors import UsageError
+from kvload.units import parse_bytes
 
 
-def parse_bytes(text: str) -> int:
-    """``536870912``, ``512MiB``, ``2GB`` or ``1.5g`` as bytes.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|b)?b?\s*", text.lower())
-    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 512MiB or 2GB")
-    return size
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:
@@ -39,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--method", default="none", help="KV-cache compression, NAME[:option=value,...]")
-    parser.add_argument("--kv-memory", type=parse_bytes, help="size of the KV cache (default: 512MiB; most of a GPU)")
+    parser.add_argument("--kv-memory", type=_size, help="size of the KV cache (default: 512MiB; most of a GPU)")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     parser.add_argument("--max-model-len", type=_positive, help="longest prompt and answer (default: the model's)")
     parser.add_argument("--max-num-seqs", type=_positive, default=128, help="requests at once (default: %(default)s)")

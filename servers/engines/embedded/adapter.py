@@ -80,7 +80,7 @@ class EmbeddedAdapter(Adapter):
         command += ["--host", request.host, "--port", str(port), "--method", str(method)]
         command += ["--load-format", request.load_format]
         if request.kv_memory is not None:
-            command += ["--kv-memory", str(request.kv_memory)]
+            command += ["--kv-memory", f"{request.kv_memory}B"]
         if request.max_model_len is not None:
             command += ["--max-model-len", str(request.max_model_len)]
         command += request.engine_args

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from kvload.analysis.report import compare_json, compare_terminal, html_compare
 from kvload.errors import PairingError
 from kvload.records import ServerInfo
 from kvload.rundir import RunDir
+from tests.analysis.page_reader import read_page
 from tests.analysis.synthetic import arm, scrapes
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> [red]not markup[/red] =1+1"
@@ -136,36 +136,6 @@ def test_csv_has_a_row_for_every_pair(comparison: Comparison, tmp_path: Path) ->
         assert parts == pytest.approx(float(row["e2e_s"]) - float(row["base_e2e_s"]), abs=1e-9)
     with arms_path.open(newline="") as file:
         assert [row["arm"] for row in csv.DictReader(file)] == ["<method>-0", "<method>-1"]
-
-
-class _Reader(HTMLParser):
-    """Collects tags and attributes, and checks that elements close in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag not in {"meta"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def read_page(text: str) -> _Reader:
-    reader = _Reader()
-    reader.feed(text)
-    assert reader.open == []
-    return reader
 
 
 def test_the_page_runs_nothing_and_loads_nothing(comparison: Comparison) -> None:

@@ -11,7 +11,7 @@ from kvload.analysis.report import html_report
 from kvload.analysis.report.svg import Axis, Chart, axis_for
 from kvload.analysis.run.summary import summarise
 from kvload.records import TraceInfo
-from tests.analysis.comparison.test_compare import read_page
+from tests.analysis.page_reader import read_page
 from tests.analysis.synthetic import arm, mixed, scrapes
 
 

@@ -3,39 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kvload.analysis.records.table import load
 from kvload.analysis.run import slo
-from kvload.errors import UsageError
 from tests.analysis.synthetic import answer, failure, write
-
-
-def test_limits_are_read_with_their_units() -> None:
-    assert slo.parse_slo("ttft=500ms, tpot=50ms,e2e=20s") == pytest.approx({"ttft": 0.5, "tpot": 0.05, "e2e": 20.0})
-    assert slo.parse_slo("p99_ttft=1s") == {"p99_ttft": 1.0}
-    assert slo.parse_goodput(["ttft:200", "e2el:5000"]) == pytest.approx({"ttft": 0.2, "e2e": 5.0})
-
-
-@pytest.mark.parametrize(
-    "text", ["", "ttft", "ttft=", "ttft=fast", "ttft=-1s", "ttft=0", "itl=5ms", "ttft=1h", "p99=1s"]
-)
-def test_what_is_no_limit_is_refused(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        slo.parse_slo(text)
-    assert caught.value.where == "--slo"
-
-
-@given(st.text(max_size=30))
-def test_any_text_is_limits_or_a_usage_error(text: str) -> None:
-    try:
-        limits = slo.parse_slo(text)
-    except UsageError:
-        return
-    assert limits
-    assert all(value > 0 for value in limits.values())
 
 
 def test_failures_miss_and_so_does_what_was_not_measured(tmp_path: Path) -> None:

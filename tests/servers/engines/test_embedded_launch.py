@@ -51,6 +51,6 @@ def test_a_compressed_server_is_verified_against_a_baseline_that_is_kept(model: 
     assert verified["soundness"]["checked"]
     assert verified["soundness"]["lost"] < 0.1
     assert any("no baseline is known" in note for note in notes)
-    assert sample_once(entry.url).pool_tokens == entry.info.pool_tokens
+    assert sample_once(entry.address).pool_tokens == entry.info.pool_tokens
     assert stop(entry).was_running
     assert len(list((state_folder / "baselines").glob("embedded-*.json"))) == 1

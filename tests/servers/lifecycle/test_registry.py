@@ -19,7 +19,6 @@ from kvload.servers.lifecycle import registry
 from kvload.servers.lifecycle.masking import mask_command, mask_env
 from kvload.servers.lifecycle.process import session_members, start_mark
 from kvload.servers.lifecycle.registry import ServerEntry
-from kvload.servers.sizes import format_bytes, parse_bytes
 
 
 def entry_of(name: str, pid: int = 0, mark: str = "") -> ServerEntry:
@@ -162,25 +161,6 @@ def test_secrets_are_masked() -> None:
     ]
     env = {"VLLM_API_KEY": "k", "HF_TOKEN": "h", "HF_HOME": "/h", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "s"}
     assert mask_env(env, without=["HF_HOME"]) == {"HF_TOKEN": "***", "VLLM_API_KEY": "***"}
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("512MiB", 2**29), ("1.5GiB", 3 * 2**29), ("2GB", 2 * 10**9), ("4g", 2**32), ("77", 77)]
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1 2", "1e3", "5 parsecs", "0.0001B"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_bytes(text)
-
-
-def test_sizes_in_words() -> None:
-    assert format_bytes(2**29) == "512 MiB"
-    assert format_bytes(1023 * 2**20) == "1023 MiB"
-    assert format_bytes(1.5 * 2**40) == "1.5 TiB"
 
 
 def test_an_environments_packages_are_read_without_importing_them(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvload.address import Address
 from kvload.errors import ServerError
 from kvload.servers.engines.base import Claim
 from kvload.servers.engines.sglang.adapter import SglangAdapter
@@ -53,7 +54,7 @@ def measured(request: pytest.FixtureRequest, toy: ModuleType) -> dict[str, Score
     found = {}
     for kind in ("sound", "rough", "corrupt"):
         with toy.serve(kind) as url:
-            found[kind] = score(request.param, Target(url, "toy", toy.VOCABULARY, 1024, step_tokens=512))
+            found[kind] = score(request.param, Target(Address.parse(url), "toy", toy.VOCABULARY, 1024, step_tokens=512))
     return found
 
 
@@ -74,7 +75,7 @@ def test_a_sound_cache_has_no_error_a_rough_one_a_small_a_corrupt_one_a_large(me
 
 def test_forced_scores_are_the_models_own(toy: ModuleType) -> None:
     with toy.serve("sound") as url:
-        scores = score("forced", Target(url, "toy", toy.VOCABULARY, 1024))
+        scores = score("forced", Target(Address.parse(url), "toy", toy.VOCABULARY, 1024))
     text = make_text(20240607, 640, toy.VOCABULARY)
     places = answer_places(text)
     expected = [
@@ -106,13 +107,13 @@ def test_texts_of_any_vocabulary(vocabulary: int, tokens: int) -> None:
 
 def test_a_server_that_does_not_force_or_answers_no_numbers_is_told(toy: ModuleType) -> None:
     with toy.serve("sound", forces=False) as url, pytest.raises(ServerError, match="does not force tokens"):
-        score("forced", Target(url, "toy", toy.VOCABULARY, 1024))
+        score("forced", Target(Address.parse(url), "toy", toy.VOCABULARY, 1024))
     with toy.serve("broken") as url, pytest.raises(ServerError, match="no numbers"):
-        score("chunked", Target(url, "toy", toy.VOCABULARY, 1024, step_tokens=512))
+        score("chunked", Target(Address.parse(url), "toy", toy.VOCABULARY, 1024, step_tokens=512))
     with pytest.raises(ServerError, match="too short"):
-        score("forced", Target("http://127.0.0.1:9", "toy", 1000, 100))
+        score("forced", Target(Address.parse("http://127.0.0.1:9"), "toy", 1000, 100))
     with pytest.raises(ServerError, match="beyond a step"):
-        score("chunked", Target("http://127.0.0.1:9", "toy", 1000, 2048, step_tokens=2048))
+        score("chunked", Target(Address.parse("http://127.0.0.1:9"), "toy", 1000, 2048, step_tokens=2048))
 
 
 def test_failing_at_the_check_is_failing_the_check() -> None:

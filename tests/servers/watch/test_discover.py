@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kvload.errors import ServerError, UsageError
+from kvload.address import Address
+from kvload.errors import ServerError
+from kvload.http import request
 from kvload.records import ServerInfo
 from kvload.servers.watch.discover import server_info
-from kvload.servers.watch.http import normalise_url, request
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 Serve = Callable[[dict[str, object]], str]
@@ -55,7 +56,7 @@ def models(**fields: object) -> dict[str, object]:
 def test_vllm(serve: Serve) -> None:
     metrics = (FIXTURES / "vllm_metrics.txt").read_text(encoding="utf-8")
     url = serve({"/v1/models": models(max_model_len=2048), "/metrics": metrics, "/version": {"version": "0.32.0"}})
-    assert server_info(f"{url}/v1/") == ServerInfo(
+    assert server_info(Address.parse(f"{url}/v1/")) == ServerInfo(
         url=url,
         engine="vllm",
         engine_version="0.32.0",
@@ -77,7 +78,7 @@ def test_sglang_whose_settings_hold_a_key_that_is_not_kept(serve: Serve) -> None
         "api_key": "sesame",
     }
     url = serve({"/v1/models": models(), "/metrics": "sglang:num_running_reqs 0\n", "/server_info": said})
-    info = server_info(url)
+    info = server_info(Address.parse(url))
     assert info == ServerInfo(
         url=url,
         engine="sglang",
@@ -95,45 +96,27 @@ def test_the_embedded_engine(serve: Serve) -> None:
     metrics = 'kvload:cache_config_info{kv_cache_size_tokens="87376",enable_prefix_caching="False",method="int8"} 1\n'
     said = {"version": "0.1.0", "method": "int8", "device": "cpu"}
     url = serve({"/v1/models": models(max_model_len=64), "/metrics": metrics, "/version": said})
-    info = server_info(url)
+    info = server_info(Address.parse(url))
     assert (info.engine, info.method, info.pool_tokens, info.prefix_cache) == ("embedded", "int8", 87376, "off")
 
 
 def test_a_stranger_that_only_lists_its_model(serve: Serve) -> None:
     url = serve({"/v1/models": models()})
-    assert server_info(url) == ServerInfo(url=url, model="m")
+    assert server_info(Address.parse(url)) == ServerInfo(url=url, model="m")
 
 
 def test_what_is_no_server(serve: Serve) -> None:
     with pytest.raises(ServerError, match="no OpenAI-compatible server"):
-        server_info(serve({}))
+        server_info(Address.parse(serve({})))
     with pytest.raises(ServerError, match="lists no model"):
-        server_info(serve({"/v1/models": {"data": []}}))
+        server_info(Address.parse(serve({"/v1/models": {"data": []}})))
     with pytest.raises(ServerError, match="wants an API key"):
-        server_info(serve({"/v1/models": 401}))
+        server_info(Address.parse(serve({"/v1/models": 401})))
     with pytest.raises(ServerError, match="no answer"):
-        server_info("http://127.0.0.1:9", timeout_s=1.0)
-
-
-@pytest.mark.parametrize(
-    ("given", "url"),
-    [
-        ("127.0.0.1:8000", "http://127.0.0.1:8000"),
-        ("https://host/prefix/v1/", "https://host/prefix"),
-        ("http://[::1]:80", "http://[::1]:80"),
-    ],
-)
-def test_addresses(given: str, url: str) -> None:
-    assert normalise_url(given) == url
-
-
-@pytest.mark.parametrize("given", ["ftp://x", "http://", "http://x:99999", "http://x:abc"])
-def test_what_is_no_address(given: str) -> None:
-    with pytest.raises(UsageError):
-        normalise_url(given)
+        server_info(Address.parse("http://127.0.0.1:9"), timeout_s=1.0)
 
 
 def test_answers_are_bounded(serve: Serve) -> None:
     url = serve({"/big": "x" * 1000})
     with pytest.raises(ServerError, match="longer than 10 bytes"):
-        request(f"{url}/big", limit=10)
+        request(Address.parse(url), "/big", limit=10)

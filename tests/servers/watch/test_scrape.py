@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvload.address import Address
 from kvload.records import ServerSample
 from kvload.servers.engines.base import adapters
 from kvload.servers.watch.prometheus import Sample, parse
@@ -179,7 +180,7 @@ def test_the_scraper_samples_at_both_ends_and_keeps_failures(url: str) -> None:
             enough.set()
 
     zero = time.monotonic()
-    with Scraper(url, "vllm", 0.05, zero, sink):
+    with Scraper(Address.parse(url), "vllm", 0.05, zero, sink):
         assert len(samples) == 1
         assert enough.wait(20)
     assert [sample.generation_tokens for sample in samples[:2]] == [1, 2]
@@ -192,7 +193,7 @@ def test_the_scraper_samples_at_both_ends_and_keeps_failures(url: str) -> None:
 
 
 def test_a_server_that_is_gone_is_an_error_sample() -> None:
-    sample = sample_once("http://127.0.0.1:9", "vllm", timeout_s=1.0)
+    sample = sample_once(Address.parse("http://127.0.0.1:9"), "vllm", timeout_s=1.0)
     assert sample.error is not None
     assert sample.running is None
 

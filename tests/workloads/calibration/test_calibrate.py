@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvload.address import Address
 from kvload.errors import ServerError
 from kvload.workloads.bench.floor import measure, readers
 from kvload.workloads.calibration.cache import calibrate_once, rounded
@@ -106,7 +107,7 @@ def test_a_load_is_calibrated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_mock_server_in_several_processes(tmp_path: Path) -> None:
     with MockProcess(MockSettings(ttft_s=0.01, itl_s=0.001), tmp_path / "truth", 3) as server:
         used = server.cpu_s()
-        assert warm_up(plan([0.0]), server.url, 60, headers={}, at_once=30) == []
+        assert warm_up(plan([0.0]), server.address, 60, headers={}, at_once=30) == []
         pids = list(used)
     assert len(pids) == 3
     assert len(list(read_truth(tmp_path / "truth"))) == 60
@@ -129,9 +130,9 @@ def test_the_bare_readers_read_everything() -> None:
 def test_warming_up(tmp_path: Path) -> None:
     with MockProcess(MockSettings(ttft_s=0.01, itl_s=0.001), tmp_path / "truth") as server:
         planned = plan([0.0, 1.0, 2.0])
-        assert warm_up(planned, server.url, 5, headers={}) == []
+        assert warm_up(planned, server.address, 5, headers={}) == []
         broken = plan([0.0], prompt="fault:http_500")
-        problems = warm_up(broken, server.url, 2, headers={})
+        problems = warm_up(broken, server.address, 2, headers={})
     assert len(problems) == 2
     assert all("http_500" in problem for problem in problems)
     truth = list(read_truth(tmp_path / "truth"))
@@ -153,10 +154,12 @@ def test_limits_on_concurrency_are_shared_out(tmp_path: Path) -> None:
     from kvload.workloads.run.plan import read_settings, spool
 
     planned = plan([0.0] * 4)
-    folder = spool(ReplayPlan(planned=planned, url="http://h", workers=3, max_concurrency=8), tmp_path)
+    folder = spool(
+        ReplayPlan(planned=planned, address=Address.parse("http://h"), workers=3, max_concurrency=8), tmp_path
+    )
     settings = read_settings(folder)
     assert [settings.share(settings.max_concurrency, shard) for shard in range(3)] == [3, 3, 2]
     assert settings.share(None, 0) is None
     for wrong in ({"max_concurrency": 2}, {"concurrency": 0}, {"concurrency": 4, "max_concurrency": 4}, {"workers": 0}):
         with pytest.raises(UsageError):
-            ReplayPlan(planned=planned, url="http://h", **{"workers": 3, **wrong})  # type: ignore[arg-type]
+            ReplayPlan(planned=planned, address=Address.parse("http://h"), **{"workers": 3, **wrong})  # type: ignore[arg-type]

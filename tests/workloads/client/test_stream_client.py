@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from kvload.address import Address
 from kvload.workloads.client.answer import Answer, parse_answer
-from kvload.workloads.client.http1 import Target
 from kvload.workloads.client.loop import StreamLoop
 from kvload.workloads.mock.behaviour import FAULTS, HARMLESS, MockSettings
 from kvload.workloads.mock.server import MockServer
@@ -41,9 +41,9 @@ CAUSES = {
 class Client:
     """A streaming client that waits for its answers."""
 
-    def __init__(self, url: str, **how: Any) -> None:
+    def __init__(self, url: str, *, insecure: bool = False, **how: Any) -> None:
         self.ended: list[Any] = []
-        self.loop = StreamLoop(Target.parse(url), on_end=self.ended.append, **how)
+        self.loop = StreamLoop(Address.parse(url, insecure=insecure), on_end=self.ended.append, **how)
 
     def start(self, prompt: str = "a", tokens: int = 6, path: str = "/v1/completions") -> None:
         body: dict[str, Any] = {"max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True}}
@@ -281,7 +281,7 @@ def test_https(tmp_path: Path) -> None:
 
     with scripted(serve, serve) as url:
         https = url.replace("http://127.0.0.1", "https://localhost")
-        with client(https, verify=False) as asking:
+        with client(https, insecure=True) as asking:
             answers = [asking.ask(), asking.ask()]
             assert asking.loop.connects == 1
         with client(https) as asking:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvload.address import Address
 from kvload.errors import UsageError
-from kvload.workloads.client.http1 import ChunkScanner, RequestHeads, Target, WireError, dechunk, parse_head
+from kvload.workloads.client.http1 import ChunkScanner, RequestHeads, WireError, dechunk, parse_head
 
 BODIES = st.lists(st.binary(min_size=1, max_size=40) | st.just(b"data: {}\r\n\r\n") | st.just(b"0\r\n\r\n"), max_size=8)
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -118,29 +119,8 @@ def test_heads_that_are_none(head: bytes) -> None:
         parse_head(head)
 
 
-@pytest.mark.parametrize(
-    ("url", "authority", "normal"),
-    [
-        ("127.0.0.1:8000", "127.0.0.1:8000", "http://127.0.0.1:8000"),
-        ("http://host/v1/", "host", "http://host"),
-        ("https://host/gateway/v1", "host", "https://host/gateway"),
-        ("http://[::1]:9", "[::1]:9", "http://[::1]:9"),
-    ],
-)
-def test_targets(url: str, authority: str, normal: str) -> None:
-    target = Target.parse(url)
-    assert (target.authority, target.url) == (authority, normal)
-
-
-@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://user:secret@host", "http://host?x", "http://h:99999"])
-def test_no_targets(url: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        Target.parse(url)
-    assert "secret" not in str(caught.value)
-
-
 def test_request_heads() -> None:
-    heads = RequestHeads(Target.parse("http://h:1/base"), {"Authorization": "Bearer k", "user-agent": "mine"})
+    heads = RequestHeads(Address.parse("http://h:1/base"), {"Authorization": "Bearer k", "user-agent": "mine"})
     text = heads.head("/v1/completions", 7, "r1").decode()
     first, *lines = text.removesuffix("\r\n\r\n").split("\r\n")
     assert first == "POST /base/v1/completions HTTP/1.1"
@@ -155,5 +135,5 @@ def test_request_heads() -> None:
 )
 def test_headers_that_cannot_be_sent(name: str, value: str) -> None:
     with pytest.raises(UsageError) as caught:
-        RequestHeads(Target.parse("h"), {name: value})
+        RequestHeads(Address.parse("h"), {name: value})
     assert value not in str(caught.value)

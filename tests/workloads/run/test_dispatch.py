@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kvload.address import Address
 from kvload.records import RequestRecord
-from kvload.workloads.client.http1 import Target
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.mock.server import MockServer
@@ -58,7 +58,7 @@ class Recorded:
         self.records: dict[int, RequestRecord] = {}
         self.chunks: dict[int, npt.NDArray[np.void]] = {}
         zero = time.monotonic_ns() + 50_000_000
-        self.dispatcher = Dispatcher(planned, Target.parse(url), zero_ns=zero, sink=self._take, limits=limits)
+        self.dispatcher = Dispatcher(planned, Address.parse(url), zero_ns=zero, sink=self._take, limits=limits)
 
     def _take(self, record: RequestRecord, chunks: npt.NDArray[np.void]) -> None:
         assert record.index not in self.records

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvload.cli.main import run
 from kvload.errors import TraceError, UsageError
 from kvload.workloads.schedule.arrivals import ArrivalSpec
-from kvload.workloads.schedule.synthetic import SyntheticSpec, asked, parse_lengths, synthetic
+from kvload.workloads.schedule.synthetic import SyntheticSpec, asked, synthetic
 from kvload.workloads.traces.convert import Conversion, ConversionCounts, common_factor, convert
 from kvload.workloads.traces.describe import describe
 from kvload.workloads.traces.formats import detect_format, read_trace
@@ -131,13 +131,6 @@ def test_made_up_sessions_can_be_read_again(tmp_path: Path) -> None:
     assert all((request.arrival is None) == bool(request.turn) for request in requests)
     with pytest.raises(UsageError):
         SyntheticSpec(requests=3, sessions=4)
-
-
-def test_lengths_as_people_write_them() -> None:
-    assert parse_lengths("512,2k, 64", flag="--context") == [512, 2048, 64]
-    for text in ("", "0", "-1", "2.5k", "k", "x", "²"):
-        with pytest.raises(UsageError):
-            parse_lengths(text, flag="--context")
 
 
 def test_the_shipped_sample_is_what_the_docs_say() -> None:

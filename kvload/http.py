@@ -2,13 +2,12 @@
 
 import http.client
 import json
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from kvload.errors import ServerError, UsageError
+from kvload.address import Address
+from kvload.errors import ServerError
 
 BODY_LIMIT = 64 * 2**20
 """Bytes of an answer that are read at most."""
@@ -40,25 +39,9 @@ class Answer:
             raise ServerError(f"the server answered no JSON: {error}") from error
 
 
-def normalise_url(url: str) -> str:
-    """``http://host:port/prefix`` without a trailing slash or ``/v1``.
-
-    Raises:
-        UsageError: it is no http or https address.
-    """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    try:
-        port_is_sound = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_sound = False
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_sound:
-        raise UsageError(f"'{url}' is not a server's address", hint="as in http://127.0.0.1:8000")
-    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
 def request(
-    url: str,
+    address: Address,
+    path: str,
     *,
     body: Any = None,
     method: str | None = None,
@@ -69,7 +52,8 @@ def request(
     """Send one request and read the whole answer, whatever its status.
 
     Args:
-        url: the whole address.
+        address: the server.
+        path: the endpoint (``/v1/models``), behind the address's prefix.
         body: sent as JSON with POST; GET where None.
         method: another method than these.
         headers: added to the request.
@@ -79,25 +63,23 @@ def request(
     Raises:
         ServerError: nothing answered, or the answer is too long.
     """
-    parts = urlsplit(url)
-    host, path = parts.hostname or "", (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    where = f"{address.url}{path}"
+    tls = address.tls_context()
     connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(
-            host, parts.port, timeout=timeout_s, context=ssl.create_default_context()
-        )
+    if tls is not None:
+        connection = http.client.HTTPSConnection(address.host, address.port, timeout=timeout_s, context=tls)
     else:
-        connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
     try:
         payload = None if body is None else json.dumps(body).encode()
         sent = dict(headers or {}) | ({} if payload is None else {"Content-Type": "application/json"})
-        connection.request(method or ("GET" if payload is None else "POST"), path, payload, sent)
+        connection.request(method or ("GET" if payload is None else "POST"), address.prefix + path, payload, sent)
         response = connection.getresponse()
         data = response.read(limit + 1)
     except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"no answer: {error or type(error).__name__}", where=url) from error
+        raise ServerError(f"no answer: {error or type(error).__name__}", where=where) from error
     finally:
         connection.close()
     if len(data) > limit:
-        raise ServerError(f"the answer is longer than {limit} bytes", where=url)
+        raise ServerError(f"the answer is longer than {limit} bytes", where=where)
     return Answer(response.status, data)
