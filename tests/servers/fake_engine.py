@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--mute", action="store_true", help="no token in any answer")
     parser.add_argument("--die-at-first-request", action="store_true")
     parser.add_argument("--crash", help="file whose text is printed before exit 1")
+    parser.add_argument("--chatty", action="store_true", help="prints its arguments and a key of its environment")
     parser.add_argument("--children", type=int, default=0)
     parser.add_argument("--stubborn", action="store_true", help="neither it nor its children end at SIGTERM")
     parser.add_argument("--bind-after", type=float, default=0.2, help="seconds until it listens, as if it loaded")
@@ -92,6 +93,8 @@ def main() -> None:
     parser.add_argument("--api-key", dest="key")
     Handler.options = parser.parse_args()
     print("STEP loading weights", flush=True)  # noqa: T201
+    if Handler.options.chatty:
+        print(f"args: {sys.argv[1:]} token: {os.environ.get('HF_TOKEN')}", flush=True)  # noqa: T201
     if Handler.options.crash:
         print(Path(Handler.options.crash).read_text(encoding="utf-8"), flush=True)  # noqa: T201
         sys.exit(1)

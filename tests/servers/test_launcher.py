@@ -238,6 +238,16 @@ def test_secrets_are_neither_stored_nor_needed_to_stop(start, state_folder: Path
     assert entry.info.command[-1] == "***"
 
 
+def test_what_an_engine_prints_of_its_keys_is_masked_in_messages(start, tmp_path: Path) -> None:
+    crash = tmp_path / "crash.txt"
+    crash.write_text("ValueError: cannot use key sesame-8421 at https://me:sesame-9000@hub", encoding="utf-8")
+    options = ("--chatty", "--api-key", "sesame-8421", "--crash", str(crash))
+    with pytest.raises(StartFailedError) as caught:
+        start(*options, env={"HF_TOKEN": "sesame-7777"})
+    assert "sesame" not in f"{caught.value} {caught.value.log_end} {caught.value.hint}"
+    assert "cannot use key ***" in str(caught.value)
+
+
 def test_no_prefix_cache_needs_no_reset(start) -> None:
     assert reset_prefix_cache(start()) == "off"
 

@@ -80,7 +80,10 @@ class SglangAdapter(InstalledEngine):
             command += row.arguments
         command += request.engine_args
         off = has_flag(request.engine_args, "--disable-radix-cache")
-        return replace(plan, command=tuple(command), prefix_cache="off" if off else "reset")
+        notes = plan.notes
+        if has_flag(request.engine_args, "--api-key"):
+            notes = (*notes, "SGLang takes its key on the command line alone: other users of this machine can read it")
+        return replace(plan, command=tuple(command), prefix_cache="off" if off else "reset", notes=notes)
 
     def reported(self, said: Said) -> Reported:
         """From its server information."""

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag
+from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag, key_by_environment
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
 from kvload.servers.engines.settings import Setting
 from kvload.servers.engines.vllm.metrics import METRICS
@@ -95,11 +95,12 @@ class VllmAdapter(InstalledEngine):
             # A model's generation_config may set a repetition penalty: "none" would then not be plain greedy decoding,
             # and answers would differ from other engines'. End-of-sequence ids are read from it all the same.
             command += ["--generation-config", "vllm"]
-        command += [*row.arguments, *request.engine_args]
+        arguments, key = key_by_environment(request.engine_args, "VLLM_API_KEY")
+        command += [*row.arguments, *arguments]
         # The endpoint that empties the prefix cache belongs to vLLM's development mode, which strangers must not reach.
         local = request.host in {"127.0.0.1", "localhost", "::1"}
         prefix_cache = "off" if has_flag(request.engine_args, "--no-enable-prefix-caching") else "on"
-        env = {**plan.env, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        env = {**plan.env, **key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if local and prefix_cache == "on":
             env["VLLM_SERVER_DEV_MODE"] = "1"
             prefix_cache = "reset"

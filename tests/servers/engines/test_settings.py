@@ -140,6 +140,21 @@ def test_vllms_command_line() -> None:
     assert plan.prefix_cache == "reset"
 
 
+@pytest.mark.parametrize("given", [("--api-key", "planted"), ("--api-key=planted",)])
+def test_vllm_is_given_its_key_where_no_process_list_shows_it(given: tuple[str, ...]) -> None:
+    request = LaunchRequest(engine_args=("--seed", "3", *given, "--port-offset", "1"))
+    plan = VllmAdapter().plan(request, 1, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
+    assert plan.command[-4:] == ("--seed", "3", "--port-offset", "1")
+    assert plan.env["VLLM_API_KEY"] == "planted"
+
+
+def test_sglang_says_that_its_key_can_be_seen() -> None:
+    request = LaunchRequest(engine_args=("--api-key", "planted"))
+    notes = SglangAdapter().plan(request, 1, SGLANG, LLAMA_8B, GPU_MACHINE).notes
+    assert any("can read it" in note for note in notes)
+    assert not any("planted" in note for note in notes)
+
+
 def test_vllms_cpu_build_gets_a_bounded_cache_and_no_compilation() -> None:
     plan = VllmAdapter().plan(LaunchRequest(), 1, VLLM_CPU, LLAMA_8B, CPU_MACHINE)
     assert "--enforce-eager" in plan.command
