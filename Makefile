@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
 
-.PHONY: setup demo test test-vllm lint format clean bench-engine bench-methods bench-client bench-traces bench-analysis \
+.PHONY: setup demo demo-sweep test test-vllm lint format clean bench-engine bench-methods bench-client bench-traces bench-analysis \
 	memory-table probe-table probe-eval
 
 setup: $(STAMP)
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m kvload.scripts.demo
+
+demo-sweep: setup
+	$(BIN)/python -m kvload.scripts.demo --only sweep
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

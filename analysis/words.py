@@ -1,5 +1,7 @@
 """Figures as readers see them, the same in every renderer."""
 
+from collections.abc import Callable
+
 from kvload.analysis.statistics.estimates import Estimate
 from kvload.records import RunManifest
 
@@ -55,6 +57,15 @@ def interval(value: Estimate) -> str:
     low = "" if value.low is None else number(value.low)
     high = "" if value.high is None else number(value.high)
     return f"{low}…{high}"
+
+
+def between(value: Estimate | None, text: Callable[[float], str]) -> str:
+    """An interval in words: ``3.1 to 4.2``; ``over 3.1`` and ``up to 4.2`` where the data bound it on one side only."""
+    if value is None or (value.low is None and value.high is None):
+        return ""
+    if value.high is None:
+        return f"over {text(value.low)}" if value.low is not None else ""
+    return f"up to {text(value.high)}" if value.low is None else f"{text(value.low)} to {text(value.high)}"
 
 
 def share(value: float | None, digits: int = 1) -> str:

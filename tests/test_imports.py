@@ -69,7 +69,7 @@ FLOORS = {
         {"bench"},
         {"report"},
         {"gates"},
-        {"comparison"},
+        {"comparison", "sweep"},
         {"run"},
         {"quality", "words"},
         {"statistics"},

@@ -6,7 +6,7 @@ from html import escape
 from kvload import __version__
 from kvload.analysis.report.tables import Facts, TableData
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--dim:#60666d;--rule:#dfe2e6;--card:#f6f7f9;--floor:#8a9099;
 --s0:#0b63b0;--s1:#c2410c;--s2:#0f7a5a;--s3:#9b2c8f;--s4:#8a6d00;--s5:#0e7490;--s6:#b91c3c;--s7:#5b5bd6;
 --good:#0f7a3d;--bad:#b91c1c;--warn:#8a6100}
@@ -64,7 +64,7 @@ def page(title: str, body: Iterable[str]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f'<meta name="generator" content="kvload {escape(__version__)}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f"<h1>{escape(title)}</h1>{''.join(body)}</main></body></html>\n"
     )
 

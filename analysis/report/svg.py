@@ -11,6 +11,8 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 20, 10, 40
+_TITLED = 26
+"""Room above a chart whose vertical axis has a title: it stands there, upright."""
 SERIES = 8
 
 Points = Sequence[tuple[float, float]]
@@ -90,12 +92,18 @@ class Chart:
     x: Axis
     y: Axis
     height: int = HEIGHT
+    width: int = WIDTH
     _parts: list[str] = field(default_factory=list)
+
+    @property
+    def top(self) -> int:
+        """The pixel row at which the drawn area begins."""
+        return _TITLED if self.y.title else _TOP
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The pixel of a point."""
-        right, bottom = WIDTH - _RIGHT, self.height - _BOTTOM
-        return _LEFT + self.x.place(x) * (right - _LEFT), bottom - self.y.place(y) * (bottom - _TOP)
+        right, bottom = self.width - _RIGHT, self.height - _BOTTOM
+        return _LEFT + self.x.place(x) * (right - _LEFT), bottom - self.y.place(y) * (bottom - self.top)
 
     def line(self, points: Points, style: str, *, step: bool = False) -> None:
         """A line through points, as a staircase where ``step``."""
@@ -119,6 +127,12 @@ class Chart:
             f"{title}</rect>"
         )
 
+    def marker(self, x: float, y: float, style: str, hint: str = "", *, radius: float = 3.5) -> None:
+        """A round mark at a point, with a hint that shows on hovering."""
+        px, py = self.at(x, y)
+        title = f"<title>{escape(hint)}</title>" if hint else ""
+        self._parts.append(f'<circle class="{style}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">{title}</circle>')
+
     def dots(self, points: Points, style: str) -> None:
         """Many dots in one path."""
         marks = "".join("M{:.0f} {:.0f}h0".format(*self.at(*point)) for point in points)
@@ -135,8 +149,9 @@ class Chart:
         self._parts.append(f'<path class="rule" d="M{a[0]:.1f} {a[1]:.1f}L{b[0]:.1f} {b[1]:.1f}"/>')
         if text:
             # At the foot, where a rising curve leaves room, on the side that has more of it.
-            right = a[0] > WIDTH * 0.7
-            anchor, px = ("end", a[0] - 4) if right else ("start", a[0] + 4)
+            right = x is None or a[0] > self.width * 0.7
+            end = b if x is None else a
+            anchor, px = ("end", end[0] - 4) if right else ("start", a[0] + 4)
             place = f'x="{px:.1f}" y="{a[1] - 5:.1f}" text-anchor="{anchor}"'
             self._parts.append(f'<text class="note" {place}>{escape(text)}</text>')
 
@@ -164,11 +179,18 @@ class Chart:
 
     def render(self, *, y_ticks: bool = True) -> str:
         """The chart as an ``svg`` element."""
-        bottom, right = self.height - _BOTTOM, WIDTH - _RIGHT
+        return (
+            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.title)}">'
+            f"{self.drawing(y_ticks=y_ticks)}</svg>"
+        )
+
+    def drawing(self, *, y_ticks: bool = True) -> str:
+        """What is inside that element: grid, ticks, titles and everything drawn."""
+        bottom, right = self.height - _BOTTOM, self.width - _RIGHT
         grid = []
         for value in self.x.ticks():
             px = self.at(value, self.y.low)[0]
-            grid.append(f'<path class="grid" d="M{px:.1f} {_TOP}V{bottom}"/>')
+            grid.append(f'<path class="grid" d="M{px:.1f} {self.top}V{bottom}"/>')
             grid.append(
                 f'<text x="{px:.1f}" y="{bottom + 15}" text-anchor="middle">{escape(self.x.text(value))}</text>'
             )
@@ -180,7 +202,6 @@ class Chart:
         grid.append(
             f'<text class="title" x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(self.x.title)}</text>'
         )
-        return (
-            f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(self.title)}">'
-            f"{''.join(grid)}{''.join(self._parts)}</svg>"
-        )
+        if self.y.title:
+            grid.append(f'<text class="title" x="4" y="14">{escape(self.y.title)}</text>')
+        return "".join(grid) + "".join(self._parts)

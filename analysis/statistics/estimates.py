@@ -99,10 +99,11 @@ def wilson(successes: int, n: int, *, level: float = LEVEL) -> Estimate:
     """
     if n == 0:
         return undefined("Wilson", level=level)
-    return _wilson(successes / n, n, level)
+    return wilson_effective(successes / n, n, level=level)
 
 
-def _wilson(share: float, n: float, level: float) -> Estimate:
+def wilson_effective(share: float, n: float, *, level: float = LEVEL) -> Estimate:
+    """Wilson's interval of a share that is as certain as one of ``n`` independent observations, whole or not."""
     z = normal_quantile((1 + level) / 2)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
@@ -127,7 +128,7 @@ def clustered_share(which: Bools, clusters: Ints, *, level: float = LEVEL) -> Es
     variance = float(np.square(residuals).sum()) / len(which) ** 2 * groups / max(groups - 1, 1)
     effective = share * (1 - share) / variance if variance > 0 else groups
     effective = min(max(effective, groups), len(which))
-    found = _wilson(share, effective, level)
+    found = wilson_effective(share, effective, level=level)
     return replace(found, method="Wilson, by request", n=groups)
 
 

@@ -151,14 +151,30 @@ def _plan(
     replay: dict[str, Any],
     spec: Any,
 ) -> "ExperimentPlan":
-    import hashlib
-
     import msgspec
 
-    from kvload.address import Address
-    from kvload.errors import TraceError, UsageError
     from kvload.experiment.plan import ExperimentPlan, make_arms
     from kvload.workloads.traces.samples import trace_path
+
+    path = trace_path(trace)
+    return ExperimentPlan(
+        trace=str(path),
+        trace_sha256=trace_digest(path),
+        arms=make_arms(methods, arm_urls(arms), baseline=baseline, with_floor=floor),
+        repeats=repeats,
+        launch=launch,
+        replay={**replay, "arrivals": msgspec.to_builtins(spec)},
+    )
+
+
+def arm_urls(arms: list[str]) -> dict[str, str]:
+    """Names and addresses of ``--arm`` options.
+
+    Raises:
+        UsageError: one is not ``NAME=http://HOST:PORT``.
+    """
+    from kvload.address import Address
+    from kvload.errors import UsageError
 
     urls: dict[str, str] = {}
     for text in arms:
@@ -167,20 +183,24 @@ def _plan(
             # the text may hold a key: it is not repeated
             raise UsageError("an arm is written NAME=http://HOST:PORT", where="--arm")
         urls[name] = Address.parse(url, where=f"--arm {name}").url
-    path = trace_path(trace)
+    return urls
+
+
+def trace_digest(path: Path) -> str:
+    """The SHA-256 of a trace file's content.
+
+    Raises:
+        TraceError: it cannot be read.
+    """
+    import hashlib
+
+    from kvload.errors import TraceError
+
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise TraceError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    return ExperimentPlan(
-        trace=str(path),
-        trace_sha256=digest,
-        arms=make_arms(methods, urls, baseline=baseline, with_floor=floor),
-        repeats=repeats,
-        launch=launch,
-        replay={**replay, "arrivals": msgspec.to_builtins(spec)},
-    )
 
 
 def _bytes(text: str | None) -> int | None:

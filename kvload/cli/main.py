@@ -19,6 +19,7 @@ COMMANDS = {
     "stop": "Stop a server.",
     "replay": "Replay a trace against a server and report what happened.",
     "compare": "Replay one trace under several methods and compare request by request.",
+    "sweep": "Raise the load on several methods and show what each carries within the limits.",
     "capacity": "Find the highest request rate that meets the limits.",
     "report": "Render the report of a run folder again.",
     "quality": "Compare per-sample score files of several arms.",

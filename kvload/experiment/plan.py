@@ -87,22 +87,30 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_arms(
-    methods: list[str], urls: dict[str, str], *, baseline: str | None = None, with_floor: bool = True
+    methods: list[str],
+    urls: dict[str, str],
+    *,
+    baseline: str | None = None,
+    with_floor: bool = True,
+    least: int = 2,
 ) -> tuple[Arm, ...]:
     """The arms of an experiment: each method and each server, the baseline, and the baseline again.
 
     The baseline is the arm named, else the first of ``none`` and ``auto`` among the methods, else the first arm.
 
     Raises:
-        UsageError: fewer than two different arms, a name twice, or a baseline that is not among them.
+        UsageError: fewer than ``least`` arms, a name twice, or a baseline that is not among them.
     """
     names = [*methods, *urls]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"the arm '{name}' is given twice", where="--method/--arm")
-    if len(names) < 2:
+    if len(names) < least:
+        words = "at least one arm is" if least == 1 else f"{least} arms are"
         raise UsageError(
-            "a comparison needs two arms", where="--method/--arm", hint="for example --method none --method kivi-4"
+            f"{words} needed, not {len(names)}",
+            where="--method/--arm",
+            hint="for example --method none --method kivi-4",
         )
     base = baseline or next((name for name in methods if name in {"none", "auto"}), names[0])
     if base not in names:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -69,7 +69,7 @@ def run_all(
         set_aside(folder)
         make_folder(folder.parent)
         arm = plan.arm(run.arm)
-        with _server(arm, plan, watcher, verify=verify) as server:
+        with serving(arm, plan.launch, watcher.on_launch, verify=verify) as server:
             manifest = replay_once(_options(plan, out, arm, run, server, headers or {}), watcher.listener).manifest()
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt
@@ -92,17 +92,26 @@ def completed(plan: ExperimentPlan, out: Path) -> dict[str, tuple[RunDir, ...]]:
 
 
 @contextlib.contextmanager
-def _server(arm: Arm, plan: ExperimentPlan, watcher: Watcher, *, verify: bool) -> Iterator[str | None]:
-    """The name of a server launched for the arm, stopped afterwards; None for an arm with a URL."""
+def serving(
+    arm: Arm, options: Mapping[str, Any], on_event: "Callable[[LaunchEvent], None]", *, verify: bool
+) -> Iterator[str | None]:
+    """The name of a server launched for the arm, stopped afterwards; None for an arm with a URL.
+
+    Args:
+        arm: its method is launched.
+        options: those of ``launch`` that all arms share.
+        on_event: told what the server does until it is ready.
+        verify: check its cache before it is used.
+    """
     if arm.url is not None:
         yield None
         return
     from kvload.servers.launcher import LaunchRequest, launch, stop
 
     request = msgspec.convert(
-        {**plan.launch, "method": arm.method or "none", "name": None, "verify": verify}, LaunchRequest
+        {**options, "method": arm.method or "none", "name": None, "verify": verify}, LaunchRequest
     )
-    entry = launch(request, watcher.on_launch)
+    entry = launch(request, on_event)
     try:
         yield entry.name
     finally:

@@ -1,7 +1,8 @@
 """``make demo``: the main job on this machine, as the very commands a user would type.
 
 Launches the embedded engine, replays the shipped sample trace, prints the report and stops the server; then compares
-three methods on questions with known answers. Whatever happens, the server it started is stopped.
+three methods on questions with known answers. ``--only sweep`` (``make demo-sweep``) raises the load on two methods in
+a cache that is short of room. Whatever happens, the server it started is stopped.
 """
 
 import argparse
@@ -17,6 +18,9 @@ from kvload.errors import ExitStatus
 
 SERVER = "demo"
 QUESTIONS = ["--requests", "36", "--context", "512", "--tasks", "recall,list,recite", "--rate", "4", "--seed", "7"]
+LONG_ANSWERS = ["--requests", "120", "--input-mean", "64", "--input-max", "256", "--output-mean", "160", "--seed", "3"]
+SWEEP = ["--method", "none", "--method", "int8", "--rates", "1,2,4,6,9", "--duration", "8s", "--target", "0.8"]
+SHORT_OF_ROOM = ["--kv-memory", "8MiB", "--max-model-len", "1024", "--mode", "forced", "--limit", "48"]
 METHODS = ["none", "int8", "streamingllm:recent=128"]
 
 
@@ -24,7 +28,7 @@ def main() -> int:
     """Run the demo and return the first failing command's exit code, else 0."""
     parser = argparse.ArgumentParser(prog="python -m kvload.scripts.demo", description=__doc__)
     parser.add_argument("--out", type=Path, help="keep the run folders here (default: a new temporary folder)")
-    parser.add_argument("--only", choices=["replay", "compare"], help="make only this part")
+    parser.add_argument("--only", choices=["replay", "compare", "sweep"], help="make only this part")
     options = parser.parse_args()
     out: Path = options.out or Path(tempfile.mkdtemp(prefix="kvload-demo-"))
     started = time.monotonic()
@@ -33,7 +37,7 @@ def main() -> int:
     parts = [options.only] if options.only else ["replay", "compare"]
     status = 0
     for part in parts:
-        status = status or (_replay(out, environ) if part == "replay" else _compare(out, environ))
+        status = status or {"replay": _replay, "compare": _compare, "sweep": _sweep}[part](out, environ)
     print(f"\nThe demo took {time.monotonic() - started:.0f} s; its run folders are in {out}")
     return status
 
@@ -53,6 +57,14 @@ def _compare(out: Path, environ: dict[str, str]) -> int:
     return _kvload(["traces", "sample", "--probe", *QUESTIONS, "--output", str(trace)], environ) or _kvload(
         ["compare", str(trace), "--engine", "embedded", *arms, "--slo", "ttft=500ms", "--out", str(out / "compare")],
         environ,
+    )
+
+
+def _sweep(out: Path, environ: dict[str, str]) -> int:
+    trace = out / "answers.jsonl"
+    limits = ["--slo", "ttft=2s,tpot=300ms", "--no-verify", "--out", str(out / "sweep")]
+    return _kvload(["traces", "sample", *LONG_ANSWERS, "--output", str(trace)], environ) or _kvload(
+        ["sweep", str(trace), "--engine", "embedded", *SWEEP, *SHORT_OF_ROOM, *limits], environ
     )
 
 

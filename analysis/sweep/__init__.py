@@ -1,0 +1,1 @@
+"""Several methods under rising load: the curve of each, what it carries within the limits, and how that compares."""

@@ -1,0 +1,59 @@
+"""From the runs of a sweep to its points."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kvload.analysis.records.table import load
+from kvload.analysis.run import slo
+from kvload.analysis.run.model import Metric
+from kvload.analysis.run.summary import build_from
+from kvload.analysis.sweep.model import Point
+from kvload.errors import UsageError
+from kvload.rundir import RunDir
+
+SHOWN = (50.0, 99.0)
+"""Percentiles that the points keep."""
+
+
+def point_of(run: RunDir, level: float, *, slo_limits: Mapping[str, float] | None = None) -> Point:
+    """One run as a point of its arm's curve.
+
+    Args:
+        run: a complete run folder.
+        level: the load it was made at.
+        slo_limits: limits in seconds that replace the run's own.
+
+    Raises:
+        UsageError: there are no limits on single requests.
+    """
+    table = load(run)
+    report = build_from(run.manifest(), table, run.scrapes(), slo_limits=slo_limits)
+    met = report.attainment
+    if met is None or not met.limits_s:
+        raise UsageError("a sweep needs limits on single requests", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
+    rates, server = report.throughput, report.server
+    good_tokens = float(np.nansum(table.output_tokens[slo.meets_all(table, met.limits_s)]))
+    return Point(
+        arm=report.manifest.arm or report.manifest.server.method or run.path.name,
+        level=level,
+        repeat=report.manifest.repeat or 0,
+        run=run.path.name,
+        sent=met.sent,
+        met=met.met,
+        kept_pace=rates.achieved_rps / rates.intended_rps if rates.achieved_rps and rates.intended_rps else None,
+        answered_rps=rates.request_rps,
+        output_tokens_per_s=rates.output_tokens_per_s,
+        good_tokens=good_tokens,
+        ttft_s=_percentiles(report.metrics["ttft"]),
+        tpot_s=_percentiles(report.metrics["tpot"]),
+        e2e_s=_percentiles(report.metrics["e2e"]),
+        duration_s=rates.duration_s,
+        cache_usage=server.cache_usage.max if server.cache_usage else None,
+        preemptions=server.preemptions,
+        client_bound=report.trust.client_bound,
+    )
+
+
+def _percentiles(metric: Metric) -> dict[float, float | None]:
+    return {percent: metric.percentiles[percent].estimate for percent in SHOWN}

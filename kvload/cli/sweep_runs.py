@@ -1,0 +1,228 @@
+"""What ``kvload sweep`` and ``kvload capacity`` do with a plan: make its runs, show what they came to."""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvload.errors import ExitStatus, KvloadError, UsageError
+
+if TYPE_CHECKING:
+    from kvload.analysis.sweep.model import Point
+    from kvload.experiment.forecast import Forecast
+    from kvload.experiment.plan import Arm
+    from kvload.experiment.sweep import SweepPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How a sweep is shown: as JSON, by other limits (seconds by metric) or another price than the plan's."""
+
+    as_json: bool = False
+    limits: Mapping[str, float] | None = None
+    price_per_gpu_hour: float | None = None
+
+
+def parse_loads(rates: str | None, concurrency: str | None) -> tuple[Literal["rate", "concurrency"], tuple[float, ...]]:
+    """Axis and levels of ``--rates`` and ``--concurrency``; no levels for a search.
+
+    Raises:
+        UsageError: both are given, or one is not a list of numbers above 0.
+    """
+    if rates is not None and concurrency is not None:
+        raise UsageError("give one of them: a closed loop has no rate", where="--rates, --concurrency")
+    flag, text = ("--concurrency", concurrency) if concurrency is not None else ("--rates", rates or "auto")
+    axis: Literal["rate", "concurrency"] = "rate" if concurrency is None else "concurrency"
+    if text == "auto":
+        return axis, ()
+    try:
+        levels = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise UsageError(f"'{text}' is not a list of numbers", where=flag, hint=f"for example {flag} 1,2,4,8") from None
+    if not all(0 < level < float("inf") for level in levels):
+        raise UsageError("a load is a number above 0", where=flag)
+    if axis == "concurrency" and any(level != int(level) for level in levels):
+        raise UsageError("requests in flight are whole", where=flag)
+    return axis, tuple(levels)
+
+
+def plan_of(
+    trace: str,
+    *,
+    methods: list[str],
+    arms: list[str],
+    baseline: str | None,
+    axis: Literal["rate", "concurrency"],
+    levels: tuple[float, ...],
+    search: Mapping[str, Any],
+    duration: str,
+    launch: dict[str, Any],
+    replay: dict[str, Any],
+    gpus: int | None,
+    **given: Any,
+) -> "SweepPlan":
+    """The plan of what was asked on the command line.
+
+    Raises:
+        UsageError, TraceError: something cannot be used.
+    """
+    from kvload.cli.compare import arm_urls, trace_digest
+    from kvload.experiment.plan import make_arms
+    from kvload.experiment.sweep import SweepPlan
+    from kvload.servers.lifecycle.masking import mask_command
+    from kvload.units import parse_duration
+    from kvload.workloads.traces.formats import read_trace
+    from kvload.workloads.traces.samples import trace_path
+
+    if not replay["slo"]:
+        raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
+    path = trace_path(trace)
+    digest = trace_digest(path)
+    made = make_arms(methods, arm_urls(arms), baseline=baseline, with_floor=False, least=1)
+    return SweepPlan(
+        trace=str(path),
+        trace_sha256=digest,
+        rows=sum(1 for _ in read_trace(path, replay["format"])),
+        arms=made,
+        axis=axis,
+        levels=levels,
+        duration_s=parse_duration(duration, where="--duration"),
+        launch=launch,
+        replay=replay,
+        gpus=gpus or _gpus(made, launch),
+        command=shlex.join(["kvload", *mask_command(sys.argv[1:])]),
+        **search,
+        **given,
+    )
+
+
+def make(
+    plan: "SweepPlan",
+    out: Path | None,
+    headers: Mapping[str, str],
+    shown: Shown,
+    *,
+    verify: bool,
+    dry_run: bool,
+    is_new: bool,
+) -> int:
+    """Make what is missing of a sweep, then show it.
+
+    Raises:
+        UsageError: it cannot be carried out; nothing has run.
+        KeyboardInterrupt: the user stopped it; the folder can be gone on with.
+    """
+    from kvload.cli.replay_display import Display
+    from kvload.experiment import sweep as sweeps
+    from kvload.experiment.forecast import time_text
+    from kvload.experiment.replay import Listener
+
+    sweeps.check(plan)
+    folder = out or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-sweep"
+    if is_new and not dry_run:
+        sweeps.save(plan, folder)
+        shutil.copyfile(plan.trace, sweeps.trace_copy(plan, folder))
+    with Display() as display:
+
+        def on_level(arm: "Arm", level: float, repeat: int, forecast: "Forecast") -> None:
+            unit = "/s" if plan.axis == "rate" else " in flight"
+            again = f", repeat {repeat + 1} of {plan.repeats}" if plan.repeats > 1 else ""
+            display.notice(f"{arm.name} at {level:g}{unit}{again}; about {time_text(forecast.left_s)} left")
+
+        def on_point(point: "Point") -> None:
+            display.notice(f"  {point.met} of {point.sent} within the limits")
+
+        def on_failed(arm: "Arm", error: KvloadError) -> None:
+            display.notice(f"{arm.name} failed, the others go on: {error}")
+
+        def on_launch(event: Any) -> None:
+            if event.kind in {"note", "ready"}:
+                display.notice(f"  {event.text}")
+
+        watcher = sweeps.SweepWatcher(
+            on_level=on_level,
+            on_point=on_point,
+            on_failed=on_failed,
+            on_launch=on_launch,
+            listener=Listener(display.progress, lambda text: display.notice(f"  {text}")),
+        )
+        runner = sweeps.SweepRunner(plan, folder, watcher, headers=headers, verify=verify)
+        _announce(plan, runner.forecast.left_s, folder, display.notice)
+        if dry_run:
+            return ExitStatus.OK
+        try:
+            failed = runner.run()
+        except KeyboardInterrupt:
+            display.notice(f"interrupted: finished runs are kept; go on with kvload sweep --resume {folder}")
+            raise
+    status = show(plan, folder, shown, failed=failed)
+    return ExitStatus.SERVER if failed else status
+
+
+def show(plan: "SweepPlan", folder: Path, shown: Shown, *, failed: Mapping[str, str] | None = None) -> int:
+    """Print a sweep and write its files into its folder."""
+    from kvload.analysis.report import html_sweep, sweep_json, sweep_plot, sweep_terminal
+    from kvload.experiment.sweep import results
+    from kvload.terminal import console
+
+    found = results(plan, folder, failed=failed, slo_limits=shown.limits, price_per_gpu_hour=shown.price_per_gpu_hour)
+    as_dict = sweep_json.as_dict(found)
+    if shown.as_json:
+        json.dump(as_dict, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        sweep_terminal.render(found, console())
+    text = json.dumps(as_dict, indent=2, ensure_ascii=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    sweep_json.write_csv(found, folder / "points.csv")
+    (folder / "sweep.svg").write_text(sweep_plot.picture(found), encoding="utf-8")
+    (folder / "sweep.html").write_text(html_sweep.render(found), encoding="utf-8")
+    print(f"wrote {folder / 'sweep.html'}, sweep.svg, results.json and points.csv", file=sys.stderr)
+    return ExitStatus.OK
+
+
+def _announce(plan: "SweepPlan", left_s: float, folder: Path, say: Any) -> None:
+    from kvload.experiment.forecast import time_text
+
+    unit = "requests/s" if plan.axis == "rate" else "in flight"
+    loads = ", ".join(f"{level:g}" for level in plan.levels) or f"searched from {plan.start:g} on"
+    names = ", ".join(arm.name for arm in plan.arms)
+    cost = ""
+    if plan.gpus:
+        hours = left_s / 3600 * plan.gpus
+        cost = f", {hours:.2g} GPU-hours"
+        if plan.price_per_gpu_hour is not None:
+            cost += f" (${hours * plan.price_per_gpu_hour:.2f})"
+    say(f"{names}; {unit}: {loads}; into {folder}")
+    say(f"about {time_text(left_s)}{cost}, and the time the last answers of each run take")
+
+
+def size(text: str | None) -> int | None:
+    """Bytes of ``--kv-memory``."""
+    from kvload.units import parse_bytes
+
+    return parse_bytes(text, where="--kv-memory") if text else None
+
+
+def timeout_s(text: str) -> float | None:
+    """Seconds of ``--timeout``; None for no limit."""
+    from kvload.units import parse_duration
+
+    return None if text == "none" else parse_duration(text, where="--timeout")
+
+
+def _gpus(arms: "tuple[Arm, ...]", launch: Mapping[str, Any]) -> int | None:
+    """GPUs of a launched server, from its engine's arguments; None where there is none, or servers are others'."""
+    from kvload.servers.engines.base import flag_value
+    from kvload.servers.host.machine import gpus
+
+    if all(arm.method is None for arm in arms) or not gpus():
+        return None
+    words = tuple(launch["engine_args"])
+    tensor = flag_value(words, "--tensor-parallel-size") or flag_value(words, "-tp") or flag_value(words, "--tp-size")
+    return int(tensor) if tensor and tensor.isdigit() else 1

@@ -1,0 +1,447 @@
+"""A sweep: every method is launched and its load raised step by step, to find what it carries within the limits.
+
+One launch serves all levels of a walk. Repeats are walks of their own, with launches of their own and the arms in
+rotated order, so that what drifts with time does not fall on one arm. A walk stops where attainment is gone. Everything
+is kept in one folder and can be gone on with::
+
+    OUT/sweep.json            SweepPlan
+    OUT/trace.jsonl           a copy of the trace
+    OUT/runs/NAME             one run folder for each arm, level and repeat
+    OUT/results.json ...      what was found (written by the command)
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from kvload.address import Address
+from kvload.errors import KvloadError, RunDirError, ServerError, UsageError
+from kvload.experiment.forecast import Forecast
+from kvload.experiment.plan import Arm, is_complete, set_aside
+from kvload.experiment.replay import Listener, ReplayOptions, replay_once
+from kvload.experiment.run import serving
+from kvload.private import make_folder, write_bytes
+from kvload.rundir import RunDir
+
+if TYPE_CHECKING:
+    from kvload.analysis.sweep.model import Point, Sweep
+    from kvload.servers.launcher import LaunchEvent
+
+PLAN_NAME = "sweep.json"
+GONE = 0.1
+"""Below this attainment nothing is left to be seen at higher loads: a walk stops."""
+
+AUTO_LEVELS = 8
+"""Levels a search is expected to take, for the estimate of its time alone."""
+
+REQUESTS_IN_FLIGHT = 16
+"""A closed loop sends at least so many requests for each one in flight: the first of each are an empty server's."""
+
+
+class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that decides the outcome of a sweep.
+
+    Attributes:
+        trace, trace_sha256, rows: the trace's path as given, its content's digest, and how many requests it has.
+        axis: what is raised: the rate (requests a second) or the concurrency (closed loop).
+        levels: the loads in rising order; empty for a search that starts at ``start`` and stops when capacity is known
+            to ``tolerance``, or after ``most`` levels.
+        target: share of sent requests that must meet the limits.
+        duration_s: a rate is kept up for at least so long, where the trace has the requests for it.
+        burstiness: shape of the gamma gaps between arrivals; 1 is Poisson.
+        launch, replay: options that all arms share, as in a comparison's plan.
+        gpus, price_per_gpu_hour: for the cost; None where nothing is to be said about it.
+    """
+
+    trace: str
+    trace_sha256: str
+    rows: int
+    arms: tuple[Arm, ...]
+    axis: Literal["rate", "concurrency"]
+    levels: tuple[float, ...] = ()
+    start: float = 1.0
+    tolerance: float = 0.1
+    most: int = 12
+    repeats: int = 1
+    target: float = 0.9
+    duration_s: float = 60.0
+    burstiness: float = 1.0
+    launch: dict[str, Any]
+    replay: dict[str, Any]
+    gpus: int | None = None
+    price_per_gpu_hour: float | None = None
+    command: str | None = None
+
+    def walks(self) -> list[tuple[Arm, int]]:
+        """Arms and repeats in the order they are walked: every repeat starts one arm later than the one before it."""
+        found = []
+        for repeat in range(self.repeats):
+            turn = repeat % len(self.arms)
+            found += [(arm, repeat) for arm in self.arms[turn:] + self.arms[:turn]]
+        return found
+
+    def requests_at(self, level: float) -> int:
+        """How many requests are sent at a level of load: enough to prove the target, and to keep the load up."""
+        held = level * (self.duration_s if self.axis == "rate" else REQUESTS_IN_FLIGHT)
+        return min(max(needed(self.target), math.ceil(held)), self.replay.get("limit") or self.rows, self.rows)
+
+    def span_s(self, level: float) -> float:
+        """About how long sending takes at a level."""
+        return self.requests_at(level) / level if self.axis == "rate" else self.duration_s
+
+    def launch_s(self, arm: Arm) -> float:
+        """About how long an arm's server takes to start."""
+        from kvload.servers.engines.base import Adapter, known
+
+        return 0.0 if arm.url else (known(self.launch.get("engine") or "auto") or Adapter).start_estimate_s
+
+
+def needed(target: float) -> int:
+    """Requests that must all meet the limits before Wilson's 95 % interval lies above the target.
+
+    >>> needed(0.99), needed(0.9)
+    (381, 35)
+    """
+    z2 = 1.959964**2
+    return math.ceil(z2 * target / (1 - target) - 1e-9) if target < 1 else 1
+
+
+@dataclass(frozen=True)
+class SweepWatcher:
+    """Who is told how a sweep goes on.
+
+    Attributes:
+        on_level: a replay begins: arm, level, repeat, and the forecast of the whole sweep.
+        on_point: what it came to.
+        on_failed: an arm could not be measured on; the others are.
+        on_launch: what an arm's server does until it is ready.
+        listener: what the replay does.
+    """
+
+    on_level: "Callable[[Arm, float, int, Forecast], None]" = lambda _arm, _level, _repeat, _forecast: None
+    on_point: "Callable[[Point], None]" = lambda _point: None
+    on_failed: Callable[[Arm, KvloadError], None] = lambda _arm, _error: None
+    on_launch: "Callable[[LaunchEvent], None]" = lambda _event: None
+    listener: Listener = field(default_factory=Listener)
+
+
+def check(plan: SweepPlan) -> None:
+    """Find what cannot work before anything has run: too few requests, methods or settings the engine refuses.
+
+    Raises:
+        UsageError: the plan cannot be carried out.
+    """
+    least = min(plan.replay.get("limit") or plan.rows, plan.rows)
+    if least < needed(plan.target):
+        raise UsageError(
+            f"{least} requests cannot prove a share of {plan.target:.3g}: it takes {needed(plan.target)} a load",
+            where="--target",
+            hint="use a longer trace, or a lower --target",
+        )
+    launched = [arm for arm in plan.arms if arm.method is not None]
+    if launched:
+        from kvload.servers.launcher import plan_for
+
+        for arm in launched:
+            plan_for(launch_request(plan, arm))
+
+
+def launch_request(plan: SweepPlan, arm: Arm) -> Any:
+    """What an arm's server is launched with."""
+    from kvload.servers.launcher import LaunchRequest
+
+    return msgspec.convert({**plan.launch, "method": arm.method or "none", "name": None}, LaunchRequest)
+
+
+def next_level(plan: SweepPlan, done: "list[Point]", first_walk: "list[float]") -> float | None:
+    """The load to try next in one walk of one arm; None where the walk is over.
+
+    Args:
+        plan: the sweep.
+        done: the walk's points so far.
+        first_walk: the levels of the arm's first walk, which later ones of a search repeat; empty in the first.
+    """
+    from kvload.analysis.run.capacity import Attempt, next_rate
+
+    if not plan.levels and not first_walk:
+        if len(done) >= plan.most:
+            return None
+        attempts = [Attempt(rate_rps=point.level, sent=point.sent, met=point.met) for point in done]
+        found = next_rate(attempts, start_rps=plan.start, target=plan.target, tolerance=plan.tolerance)
+        if found is None:
+            return None
+        if plan.axis == "rate":
+            return float(f"{found:.4g}")
+        whole = float(max(round(found), 1))
+        return None if any(point.level == whole for point in done) else whole
+    tried = {point.level for point in done}
+    if plan.levels and any(point.met < GONE * point.sent for point in done):
+        return None
+    return next((level for level in plan.levels or sorted(first_walk) if level not in tried), None)
+
+
+class SweepRunner:
+    """Makes the runs of a plan that are not there yet.
+
+    Args:
+        plan: the sweep.
+        out: its folder.
+        watcher: who is told.
+        headers: sent with every request; not part of the plan, since they may hold keys.
+        verify: check each launched server's cache before it is used.
+    """
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        out: Path,
+        watcher: SweepWatcher,
+        *,
+        headers: Mapping[str, str] | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.plan = plan
+        self.out = out
+        self.watcher = watcher
+        self.headers = headers or {}
+        self.verify = verify
+        self.failed: dict[str, str] = {}
+        self._points = points_of(out)
+        self.forecast = Forecast(self._expected(plan.walks()))
+
+    def run(self) -> dict[str, str]:
+        """Walk every arm in every repeat; why arms failed, by name.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it; what was measured is kept.
+        """
+        walks = self.plan.walks()
+        for number, (arm, repeat) in enumerate(walks):
+            if arm.name in self.failed or self._next(arm, repeat) is None:
+                continue
+            try:
+                self._walk(arm, repeat, walks[number + 1 :])
+            except ServerError as error:
+                self.failed[arm.name] = error.message
+                self.watcher.on_failed(arm, error)
+        return self.failed
+
+    def _walk(self, arm: Arm, repeat: int, later: "list[tuple[Arm, int]]") -> None:
+        plan = self.plan
+        self.forecast.expect([plan.launch_s(arm), *self._levels_s(arm, repeat), *self._expected(later)])
+        self.forecast.begin()
+        with serving(arm, plan.launch, self.watcher.on_launch, verify=self.verify) as server:
+            self.forecast.end()
+            while (level := self._next(arm, repeat)) is not None:
+                self.forecast.expect([*self._levels_s(arm, repeat), *self._expected(later)])
+                self.forecast.begin(plan.span_s(level))
+                self.watcher.on_level(arm, level, repeat, self.forecast)
+                self._points.append(self._measure(arm, level, repeat, server))
+                self.forecast.end()
+                self.watcher.on_point(self._points[-1])
+
+    def _measure(self, arm: Arm, level: float, repeat: int, server: str | None) -> "Point":
+        from kvload.analysis.sweep.points import point_of
+
+        folder = run_path(self.out, arm, level, repeat)
+        set_aside(folder)
+        make_folder(folder.parent)
+        run = replay_once(self._options(arm, level, repeat, server, folder), self.watcher.listener)
+        manifest = run.manifest()
+        if manifest.ended == "interrupted":
+            raise KeyboardInterrupt
+        if manifest.partial:
+            raise ServerError(f"the run at {level:g} did not come to its end: {manifest.ended}", where=str(folder))
+        return point_of(run, level)
+
+    def _options(self, arm: Arm, level: float, repeat: int, server: str | None, folder: Path) -> ReplayOptions:
+        from kvload.workloads.schedule.arrivals import ArrivalSpec
+
+        plan = self.plan
+        seed = plan.replay.get("seed", 0) + repeat
+        open_loop = plan.axis == "rate"
+        arrivals = (
+            ArrivalSpec(kind="gamma", rate=level, burstiness=plan.burstiness, seed=seed)
+            if open_loop
+            else ArrivalSpec(kind="once")
+        )
+        given = {name: value for name, value in plan.replay.items() if name not in {"limit", "arrivals", "concurrency"}}
+        return ReplayOptions(
+            trace=trace_copy(plan, self.out),
+            server=server,
+            address=None if arm.url is None else Address.parse(arm.url, where=f"--arm {arm.name}"),
+            out=folder,
+            arrivals=arrivals,
+            limit=plan.requests_at(level),
+            concurrency=None if open_loop else int(level),
+            headers=self.headers,
+            arm=arm.name,
+            repeat=repeat,
+            **given,
+        )
+
+    def _next(self, arm: Arm, repeat: int) -> float | None:
+        mine = [point for point in self._points if point.arm == arm.name]
+        first = [] if repeat == 0 or self.plan.levels else [point.level for point in mine if point.repeat == 0]
+        return next_level(self.plan, [point for point in mine if point.repeat == repeat], first)
+
+    def _levels_s(self, arm: Arm, repeat: int) -> list[float]:
+        """Estimates of a walk's levels that are still to be tried."""
+        plan = self.plan
+        mine = [point for point in self._points if point.arm == arm.name]
+        done = {point.level for point in mine if point.repeat == repeat}
+        if plan.levels or repeat:
+            planned = plan.levels or tuple(point.level for point in mine if point.repeat == 0)
+            return [plan.span_s(level) for level in planned if level not in done]
+        if self._next(arm, repeat) is None:
+            return []
+        spans = [plan.span_s(level) for level in done] or [plan.span_s(plan.start)]
+        return [sum(spans) / len(spans)] * max(min(AUTO_LEVELS, plan.most) - len(done), 1)
+
+    def _expected(self, walks: "list[tuple[Arm, int]]") -> list[float]:
+        steps = []
+        for arm, repeat in walks:
+            if arm.name not in self.failed and (levels := self._levels_s(arm, repeat)):
+                steps += [self.plan.launch_s(arm), *levels]
+        return steps
+
+
+def trace_copy(plan: SweepPlan, out: Path) -> Path:
+    """The sweep's own copy of its trace."""
+    return out / ("trace" + "".join(Path(plan.trace).suffixes[-2:]))
+
+
+def run_path(out: Path, arm: Arm, level: float, repeat: int) -> Path:
+    """The folder of one run within a sweep's folder."""
+    slug = re.sub(r"[^A-Za-z0-9.=_-]+", "-", arm.name).strip("-")
+    return out / "runs" / f"{slug}-at-{level:g}-r{repeat}"
+
+
+def save(plan: SweepPlan, out: Path) -> None:
+    """Keep the plan in the sweep's folder.
+
+    Raises:
+        UsageError: the folder holds something else already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UsageError("the folder is not empty", where=f"--out {out}", hint=f"go on with it by --resume {out}")
+    make_folder(out)
+    write_bytes(out / PLAN_NAME, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+
+
+def load(out: Path) -> SweepPlan:
+    """Read the plan of a sweep's folder.
+
+    Raises:
+        RunDirError: there is none, or it does not parse.
+    """
+    path = out / PLAN_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SweepPlan)
+    except OSError as error:
+        raise RunDirError(f"not a sweep's folder: {error.strerror}", where=str(path)) from error
+    except msgspec.MsgspecError as error:
+        raise RunDirError(f"the plan does not parse: {error}", where=str(path)) from error
+
+
+def points_of(out: Path, slo_limits: Mapping[str, float] | None = None) -> "list[Point]":
+    """The points of all complete runs, judged by the plan's limits or others (seconds by metric)."""
+    from kvload.analysis.sweep.points import point_of
+
+    found = []
+    for folder in sorted((out / "runs").glob("*-at-*-r*")) if out.exists() else []:
+        level = re.search(r"-at-([0-9.e+-]+)-r[0-9]+$", folder.name)
+        if level and is_complete(folder):
+            found.append(point_of(RunDir.open(folder), float(level[1]), slo_limits=slo_limits))
+    return found
+
+
+def results(
+    plan: SweepPlan,
+    out: Path,
+    *,
+    failed: Mapping[str, str] | None = None,
+    slo_limits: Mapping[str, float] | None = None,
+    price_per_gpu_hour: float | None = None,
+) -> "Sweep":
+    """What a sweep's folder shows, complete or not.
+
+    Args:
+        plan, out: the sweep and its folder.
+        failed: why arms could not be measured on.
+        slo_limits: limits in seconds that replace the plan's.
+        price_per_gpu_hour: replaces the plan's.
+
+    Raises:
+        RunDirError: no run is complete.
+    """
+    from kvload.analysis.sweep.curve import curves_of
+    from kvload.analysis.sweep.model import Sweep
+
+    points = points_of(out, slo_limits)
+    if not points:
+        raise RunDirError("no run is complete", where=str(out), hint=f"kvload sweep --resume {out}")
+    manifests = {point.arm: RunDir.open(out / "runs" / point.run).manifest() for point in reversed(points)}
+    baseline = next(arm.name for arm in plan.arms if arm.baseline)
+    price = plan.price_per_gpu_hour if price_per_gpu_hour is None else price_per_gpu_hour
+    gpus = plan.gpus or (1 if price is not None else None)
+    curves, dispersion = curves_of(
+        points,
+        [arm.name for arm in plan.arms],
+        axis=plan.axis,
+        baseline=baseline,
+        target=plan.target,
+        servers={arm: manifest.server for arm, manifest in manifests.items()},
+        failed=failed,
+        price_per_hour=price * gpus if price is not None and gpus else None,
+        seed=plan.replay.get("seed", 0),
+    )
+    first = manifests[points[0].arm]
+    starts = [manifest.started_at for manifest in manifests.values() if manifest.started_at is not None]
+    spent_s = sum(point.duration_s or 0.0 for point in points)
+    return Sweep(
+        axis=plan.axis,
+        trace=msgspec.structs.replace(first.trace, path=Path(plan.trace).name),
+        mode=first.mode,
+        limits_s=dict(plan.replay.get("slo", {}) if slo_limits is None else slo_limits),
+        target=plan.target,
+        repeats=plan.repeats,
+        curves=curves,
+        dispersion=dispersion,
+        started_at=min(starts, default=None),
+        command=plan.command,
+        gpus=plan.gpus,
+        gpu_hours=spent_s / 3600 * plan.gpus if plan.gpus else None,
+        price_per_gpu_hour=price,
+        notes=_notes(plan, points, dispersion),
+    )
+
+
+def _notes(plan: SweepPlan, points: "list[Point]", dispersion: float | None) -> tuple[str, ...]:
+    notes = []
+    if dispersion is None:
+        notes.append("each load was run once: what drifts between equal runs is not in the intervals (--repeats 3)")
+    elif dispersion > 1.5:
+        notes.append(
+            f"equal runs differ {dispersion**0.5:.2g} times as much as counting explains; the intervals hold that"
+        )
+    bound = [point for point in points if point.client_bound]
+    if bound:
+        notes.append(
+            f"the client was the limit in {len(bound)} of {len(points)} runs "
+            f"(from {min(point.level for point in bound):g} on): raise --workers"
+        )
+    short = sorted(
+        {point.level for point in points if plan.axis == "rate" and point.sent < point.level * plan.duration_s}
+    )
+    if short:
+        notes.append(
+            f"the trace is too short to keep {short[0]:g}/s up for {plan.duration_s:g} s: "
+            "queues had less time to build up than they would in service"
+        )
+    return tuple(notes)
