@@ -1,13 +1,15 @@
 """The compression methods, one file each: how tokens are written into pages, and which tokens stay."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvload.errors import UsageError
-from kvload.servers.catalogue.methods import METHODS, MethodSpec
+
+if TYPE_CHECKING:
+    from kvload.servers.catalogue.methods import MethodSpec
 
 
-def build_method(spec: MethodSpec, seed: int = 0) -> Any:
+def build_method(spec: "MethodSpec", seed: int = 0) -> Any:
     """The method's dataclass with its options filled in.
 
     Args:
@@ -17,6 +19,9 @@ def build_method(spec: MethodSpec, seed: int = 0) -> Any:
     Raises:
         UsageError: the embedded engine does not offer the method.
     """
+    # Not at the top: the catalogue imports the methods of installed packages, which import this package.
+    from kvload.servers.catalogue.methods import METHODS
+
     row = METHODS.get(spec.name)
     if row is None or not row.implementation:
         raise UsageError(f"the embedded engine has no method '{spec.name}'", hint="kvload methods lists them")

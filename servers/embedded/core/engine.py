@@ -14,6 +14,7 @@ from kvload.servers.embedded.core.metrics import Metrics
 from kvload.servers.embedded.core.runner import Runner, StepResult
 from kvload.servers.embedded.core.scheduler import Chunk, Scheduler
 from kvload.servers.embedded.core.sequence import Delta, FinishReason, SamplingParams, Sequence, Timings
+from kvload.servers.embedded.core.steps import StepSink
 
 if TYPE_CHECKING:
     from kvload.servers.embedded.core.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ class Engine:
         tokenizer: for the answers' text.
         metrics: counts.
         deliver: called from the engine's thread with each step's deltas; must hand them to the API's thread.
+        steps: told of every step that was computed.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Engine:
         tokenizer: "Tokenizer",
         metrics: Metrics,
         deliver: Callable[[Delivery], None],
+        steps: StepSink | None = None,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._deliver = deliver
+        self._steps = steps
         self._eos_ids = runner.model.eos_ids
         self._inbox: queue.SimpleQueue[Sequence | tuple[str, Sequence] | None] = queue.SimpleQueue()
         self._numbers = 0
@@ -118,6 +122,7 @@ class Engine:
             self._end(sequence, FinishReason.ABORT, time.monotonic())
 
     def _step(self, out: Delivery) -> None:
+        began_s, start = time.time(), time.monotonic()
         chunks = self._scheduler.schedule()
         if not chunks:
             stuck = self._scheduler.running or list(self._scheduler.waiting)[:1]
@@ -135,6 +140,8 @@ class Engine:
             for chunk in chunks:
                 self._fail(chunk.sequence, _describe(error), out)
             return
+        if self._steps is not None:
+            self._steps.add(chunks, began_s, time.monotonic() - start, len(self._scheduler.waiting))
         self._scheduler.advance(chunks)
         self._take_in(chunks, results, out)
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvload.errors import UsageError
 from kvload.units import parse_bytes
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kernels", default="auto", help="what stores and attends: torch, or the name of another set (default: auto)"
     )
+    parser.add_argument("--step-log", type=Path, help="file to note every step in: what it computed, and its seconds")
     parser.add_argument("--seed", type=int, default=0, help="of sampling and of random weights (default: %(default)s)")
     return parser
 

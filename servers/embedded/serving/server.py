@@ -26,6 +26,7 @@ from kvload.servers.embedded.core.metrics import Metrics
 from kvload.servers.embedded.core.runner import Runner
 from kvload.servers.embedded.core.sampler import Sampler
 from kvload.servers.embedded.core.scheduler import Scheduler
+from kvload.servers.embedded.core.steps import StepLog
 from kvload.servers.embedded.core.tokenizer import load_tokenizer
 from kvload.servers.embedded.model.model import Model, load_model
 from kvload.servers.embedded.model.threads import default_threads
@@ -75,12 +76,14 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     scheduler = Scheduler(cache, max_sequences=options.max_num_seqs, chunk_tokens=chunk_tokens)
     metrics = build_metrics(name, method, cache, scheduler)
     loop = _event_loop()
+    steps = None if options.step_log is None else StepLog(options.step_log)
     engine = Engine(
         Runner(model, cache, sampler),
         scheduler,
         tokenizer,
         metrics,
         lambda delivery: _hand_over(loop, delivery),
+        steps,
     )
     service = Service(
         engine=engine,
@@ -98,6 +101,8 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         loop.run_until_complete(_run(service, listener, options.host, say))
     finally:
         loop.close()
+        if steps is not None and not engine.alive:
+            steps.close()
     if engine.alive:
         # The thread is inside a long step; an orderly end would wait for it.
         logging.shutdown()
