@@ -106,9 +106,9 @@ def make_arms(
         if names.count(name) > 1:
             raise UsageError(f"the arm '{name}' is given twice", where="--method/--arm")
     if len(names) < least:
-        words = "at least one arm is" if least == 1 else f"{least} arms are"
+        words = "one arm is" if least == 1 else "two arms are"
         raise UsageError(
-            f"{words} needed, not {len(names)}",
+            f"at least {words} needed, not {len(names)}",
             where="--method/--arm",
             hint="for example --method none --method kivi-4",
         )
