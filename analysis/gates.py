@@ -193,25 +193,30 @@ def _change_values(change: ArmComparison) -> dict[str, float | None]:
         "inflation.mean": lengths.ratio_mean.estimate if lengths else None,
         "inflation.median": lengths.ratio_median.estimate if lengths else None,
         "inflation.total": lengths.ratio_total.estimate if lengths else None,
-        "inflation.beyond_floor": lengths.beyond_floor.estimate if lengths and lengths.beyond_floor else None,
+        "inflation.beyond_floor": _excess(change, "lengths"),
         "length.grown": lengths.grown.estimate if lengths else None,
         "length.shrunk": lengths.shrunk.estimate if lengths else None,
         "length.capped": lengths.capped.estimate if lengths else None,
         "attainment.change": met.difference.estimate if met else None,
         "goodput.change": met.goodput.estimate if met else None,
     }
+    values["latency.change"] = _excess(change, "latency")
+    values["quality.beyond_floor"] = _excess(change, "quality")
     for name, found in change.latency.items():
         values[f"{name}.change"] = found.relative.estimate
     return values
 
 
+def _excess(change: ArmComparison, question: str) -> float | None:
+    """The excess over the baseline, its A/A run taken into account."""
+    return change.effects[question].change.estimate if question in change.effects else None
+
+
 def _quality_values(comparison: Comparison, arm: str) -> dict[str, float | None]:
     found = comparison.answers.arms[arm] if comparison.answers else None
-    beyond = found.beyond_floor if found else None
     values: dict[str, float | None] = {
         "quality": found.overall.arm_mean if found else None,
         "quality.change": found.overall.difference.estimate if found else None,
-        "quality.beyond_floor": beyond.estimate if beyond else None,
         "negative.share": None,
     }
     if found and found.negatives:

@@ -99,6 +99,29 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}" if round(value, 1) else "0.0"
 
 
+def change_text(value: Estimate, unit: str = "relative") -> str:
+    """``-14.2 % (95 %: -16.0 % to -12.1 %)``, or in percentage points for ``points``."""
+    form = points if unit == "points" else signed_share
+    text = form(value.estimate)
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} ({level_of(value)}: {form(value.low)} to {form(value.high)})"
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value as it is read."""
+    if p_value is None:
+        return ABSENT
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+
+
+def signed_seconds(value_s: float | None) -> str:
+    """A change of a time, with its sign."""
+    if value_s is None:
+        return ABSENT
+    return ("+" if value_s > ROUNDING_S else "") + seconds(value_s)
+
+
 def score(value: float | None) -> str:
     """A mean score."""
     return ABSENT if value is None else f"{value:.3f}"
@@ -106,7 +129,7 @@ def score(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """A change of a share in percentage points."""
-    return ABSENT if value is None else f"{value * 100:+.1f} pt" if round(value * 100, 1) else "0.0 pt"
+    return ABSENT if value is None else f"{value * 100:+.1f} points" if round(value * 100, 1) else "0.0 points"
 
 
 def ratio(value: float | None) -> str:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kvload.analysis.comparison.samples import MOST, Sample, sample_of
-from kvload.analysis.quality.assess import AGREEMENT, ArmScorer, Quality, ScoreTable, TaskChange, assess, stack
+from kvload.analysis.quality.assess import ArmScorer, Quality, ScoreTable, TaskChange, assess, stack
 from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate, NegativeCount
-from kvload.analysis.records.pairs import LoadedArm, LoadedRun
+from kvload.analysis.quality.texts import TextChange, TextPairs, compare_texts, text_change
+from kvload.analysis.records.pairs import LoadedArm, LoadedRun, Pairs
 from kvload.analysis.records.table import Floats, texts
-from kvload.analysis.statistics import estimates
-from kvload.analysis.statistics.estimates import Estimate
+from kvload.analysis.statistics import estimates, layout
+from kvload.analysis.statistics.layout import RunFigures
 from kvload.records import RequestRecord
 from kvload.rundir import RunDir
 
@@ -23,28 +24,32 @@ class ArmQuality:
     Attributes:
         overall: the change of the mean score over all requests.
         tasks: the same for each task, where there are several.
-        beyond_floor: the arm's mean score less that of the baseline's second run, request by request.
         negatives: negative samples of this arm alone, over all tasks, by theta.
-        by_agreement: some or all scores are agreement with the baseline's answers, since none were expected.
+        figures: each run's mean score less the baseline's, for the layout.
+        texts: how far the answers are the baseline's, to the letter; None where no pair has both texts.
         worst: negative samples of the smallest theta with both answers, those that fell most first.
     """
 
     overall: TaskChange
     tasks: list[TaskChange]
-    beyond_floor: Estimate | None
     negatives: list[NegativeCount]
-    by_agreement: bool
+    figures: RunFigures
+    texts: TextChange | None
     worst: list[Sample] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Quality over all arms, the scores it rests on with the repeat of every row, and each arm's part."""
+    """Quality over all arms, the scores it rests on with the repeat of every row, and each arm's part.
+
+    ``other_texts`` are each arm's differing answers less those of the A/A arm, run by run; empty without an A/A arm.
+    """
 
     quality: Quality
     scores: ScoreTable = field(repr=False)
     repeat: tuple[int, ...] = field(repr=False)
     arms: dict[str, ArmQuality]
+    other_texts: dict[str, RunFigures] = field(repr=False)
 
 
 class AnswerScorer:
@@ -57,22 +62,28 @@ class AnswerScorer:
         self._base = base
         self._arms: list[LoadedArm] = []
         self._scores: dict[str, dict[int, Floats]] = {}
+        self._texts: dict[str, dict[int, TextPairs]] = {}
         self._scorers: dict[int, ArmScorer] = {}
+        self._base_records: dict[int, list[RequestRecord]] = {}
         if base.first.manifest.mode == "free":
             for repeat, run in base.runs.items():
                 kept = [record for record in _records(run) if record.text is not None or record.status != "ok"]
                 if any(record.text is not None for record in kept):
                     self._scorers[repeat] = ArmScorer(kept, base.name)
+                    self._base_records[repeat] = kept
 
-    def add(self, arm: LoadedArm) -> None:
-        """Score one arm in every repeat that it shares with the baseline."""
-        if self._scorers:
-            self._arms.append(arm)
-            self._scores[arm.name] = {
-                repeat: scorer.score(_records(arm.runs[repeat]))
-                for repeat, scorer in self._scorers.items()
-                if repeat in arm.runs
-            }
+    def add(self, arm: LoadedArm, pairs: Pairs) -> None:
+        """Score one arm in every repeat that it shares with the baseline, over the requests that are paired."""
+        if not self._scorers:
+            return
+        self._arms.append(arm)
+        scores, texts_found = self._scores.setdefault(arm.name, {}), self._texts.setdefault(arm.name, {})
+        for repeat, scorer in self._scorers.items():
+            if repeat in arm.runs:
+                paired = set(pairs.request[pairs.repeat == repeat].tolist())
+                kept = [record for record in _records(arm.runs[repeat]) if record.index in paired]
+                scores[repeat] = scorer.score(kept)
+                texts_found[repeat] = compare_texts(self._base_records[repeat], kept)
 
     def result(
         self,
@@ -94,33 +105,25 @@ class AnswerScorer:
         table = stack(tables)
         quality = assess(table, floor=floor, thetas=thetas, gate=gate, rng=rng, level=level)
         repeats = tuple(repeat for repeat, part in zip(common, tables, strict=True) for _ in range(len(part.ids)))
-        arms = {arm.name: self._arm_quality(arm, table, repeats, quality, floor, rng, level) for arm in self._arms}
-        return Answers(quality=quality, scores=table, repeat=repeats, arms=arms)
+        arms = {arm.name: self._arm_quality(arm, table, repeats, quality, level) for arm in self._arms}
+        other_texts = {} if floor is None else _beyond_floor(self._texts, floor)
+        return Answers(quality=quality, scores=table, repeat=repeats, arms=arms, other_texts=other_texts)
 
     def _arm_quality(
-        self,
-        arm: LoadedArm,
-        table: ScoreTable,
-        repeats: tuple[int, ...],
-        quality: Quality,
-        floor: str | None,
-        rng: np.random.Generator,
-        level: float,
+        self, arm: LoadedArm, table: ScoreTable, repeats: tuple[int, ...], quality: Quality, level: float
     ) -> ArmQuality:
         changes = [change for change in quality.changes if change.arm == arm.name]
         overall = next(change for change in changes if change.task is None)
         negatives = [count for count in quality.negatives if count.methods == (arm.name,) and count.task is None]
-        beyond = None
-        if floor is not None and floor != arm.name:
-            scores, again = table.arms[arm.name], table.arms[floor]
-            both = ~np.isnan(scores) & ~np.isnan(again) & ~np.isnan(table.base)
-            beyond = estimates.paired_difference(scores[both], again[both], table.unit[both], rng=rng, level=level)
+        change = table.arms[arm.name] - table.base
+        rows = np.flatnonzero(~np.isnan(change) & table.scored)
+        found = [pairs for pairs in self._texts[arm.name].values() if len(pairs.request)]
         return ArmQuality(
             overall=overall,
             tasks=[change for change in changes if change.task is not None],
-            beyond_floor=beyond,
             negatives=negatives,
-            by_agreement=AGREEMENT in overall.scorer,
+            figures=layout.mean_change(change[rows], np.array(repeats)[rows], table.unit[rows], bounded=True),
+            texts=text_change(found, level=level) if found else None,
             worst=self._worst(arm, table, repeats, negatives),
         )
 
@@ -142,6 +145,26 @@ class AnswerScorer:
                 sample = sample_of(repeat, one[index], two[index])
                 samples.append(replace(sample, base_score=float(table.base[row]), other_score=float(scores[row])))
         return samples
+
+
+def _beyond_floor(found: dict[str, dict[int, TextPairs]], floor: str) -> dict[str, RunFigures]:
+    """How many more answers differ from the baseline's than those of its second run do, by request."""
+    figures = {}
+    for name, runs in found.items():
+        change, repeat, request = [], [], []
+        for number, pairs in runs.items():
+            again = found[floor].get(number)
+            if name == floor or again is None:
+                continue
+            _, mine, theirs = np.intersect1d(pairs.request, again.request, assume_unique=True, return_indices=True)
+            change.append(again.identical[theirs].astype(np.float64) - pairs.identical[mine])
+            repeat.append(np.full(len(mine), number, np.int64))
+            request.append(pairs.request[mine])
+        if change:
+            figures[name] = layout.mean_change(
+                np.concatenate(change), np.concatenate(repeat), np.concatenate(request), bounded=True
+            )
+    return figures
 
 
 def _records(run: LoadedRun) -> Iterator[RequestRecord]:

@@ -45,7 +45,7 @@ class ArmSummary:
         output_tokens: mean length of an answer.
         cap_hits: share of answers cut off at ``max_tokens``.
         attainment, attainment_by_metric: shares of sent requests; None without limits.
-        goodput_rps: requests per second that meet the limits, over the summed durations.
+        goodput_rps: requests per second that meet the limits, over the summed arrival windows.
         attainment_over_scale: for plots.
         timeline: of the first repeat.
     """
@@ -116,6 +116,8 @@ def summarise(
     good = slo.meets_all(table, limits_s)
     durations = [run.throughput.duration_s for run in runs]
     duration_s = sum(d for d in durations if d) if None not in durations else None
+    windows = [slo.goodput_window_s(run.table, run.manifest) for run in arm.runs.values()]
+    window_s = sum(w for w in windows if w) if None not in windows else None
     tokens = table.output_tokens[ok]
     counted = ~np.isnan(tokens)
     return ArmSummary(
@@ -140,7 +142,7 @@ def summarise(
             name: estimates.clustered_share(slo.meets(table, name, limit)[sent], table.index[sent], level=level)
             for name, limit in limits_s.items()
         },
-        goodput_rps=count_true(good) / duration_s if duration_s and limits_s else None,
+        goodput_rps=count_true(good) / window_s if window_s and limits_s else None,
         attainment_over_scale=slo.attainment_over_scale(table, limits_s, SLO_SCALES) if limits_s else [],
         timeline=timeline_of(arm.first.table, arm.first.samples),
     )

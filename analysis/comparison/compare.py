@@ -1,29 +1,35 @@
 """Arms against the baseline, request by request, with the baseline's second run as the noise floor."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from kvload.analysis.comparison import arms as arms_module
-from kvload.analysis.comparison.answers import AnswerScorer, ArmQuality
+from kvload.analysis.comparison import figures
+from kvload.analysis.comparison.answers import Answers, AnswerScorer
 from kvload.analysis.comparison.arms import ArmSummary
+from kvload.analysis.comparison.decision import MARGIN, attainment_margin, quality_margin
 from kvload.analysis.comparison.decompose import decompose
 from kvload.analysis.comparison.lengths import compare_lengths
-from kvload.analysis.comparison.model import ArmComparison, Comparison, LatencyChange, SloChange
+from kvload.analysis.comparison.model import ArmComparison, Comparison, LatencyChange, Resolution, SloChange
+from kvload.analysis.comparison.room import cache_room
 from kvload.analysis.comparison.samples import worst_samples
 from kvload.analysis.comparison.verdict import judge
 from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate
-from kvload.analysis.records import latency
-from kvload.analysis.records.pairs import ArmRuns, LoadedArm, Pairs, align, check_arms, load_arm, pair
-from kvload.analysis.records.table import Floats, count_true
+from kvload.analysis.records.pairs import ArmRuns, LoadedArm, Pairs, check_arms, load_arm, pair
+from kvload.analysis.records.table import count_true
 from kvload.analysis.run import slo
-from kvload.analysis.run.summary import run_duration_s
-from kvload.analysis.statistics import estimates, significance
+from kvload.analysis.statistics import estimates, layout, significance
 from kvload.analysis.statistics.estimates import Estimate
+from kvload.analysis.statistics.layout import Effect, RunFigures
 from kvload.errors import PairingError
 from kvload.units import request_limits
 
-LATENCIES = ("ttft", "tpot", "e2e")
+TELLS = 0.05
+"""A machine on which a change of latency of this size cannot be told is called drifting."""
+
+_LONGEST_LAUNCH_S = 600.0
 
 
 def compare(
@@ -68,6 +74,17 @@ def _in_order(arms: Iterable[ArmRuns]) -> list[ArmRuns]:
     return sorted(arms, key=lambda arm: (not arm.baseline, not arm.floor))
 
 
+@dataclass(frozen=True)
+class _Arm:
+    """What is kept of one arm until all are there."""
+
+    loaded: LoadedArm
+    summary: ArmSummary
+    pairs: Pairs
+    figures: dict[str, RunFigures]
+    rng: np.random.Generator
+
+
 def compare_loaded(
     arms: Iterable[LoadedArm],
     *,
@@ -83,164 +100,181 @@ def compare_loaded(
     base = next(coming)
     given = dict(base.first.manifest.slo if slo_limits is None else slo_limits)
     limits = request_limits(given)
-    summaries = [arms_module.summarise(base, limits, rng=np.random.default_rng([seed, 0]), level=level)]
-    comparisons: list[ArmComparison] = []
-    all_pairs: dict[str, Pairs] = {}
-    floor: Pairs | None = None
+    base_summary = arms_module.summarise(base, limits, rng=np.random.default_rng([seed, 0]), level=level)
+    others: list[_Arm] = []
+    floor: str | None = None
     scorer = AnswerScorer(base)
     for number, loaded in enumerate(coming, 1):
+        if loaded.floor and floor is not None:
+            raise PairingError(f"two arms are marked as the floor; the second is '{loaded.name}'")
+        floor = loaded.name if loaded.floor else floor
         rng = np.random.default_rng([seed, number])
-        summaries.append(arms_module.summarise(loaded, limits, rng=rng, level=level))
+        summary = arms_module.summarise(loaded, limits, rng=rng, level=level)
         pairs = pair(base, loaded, allow_sampling=allow_sampling)
-        comparisons.append(_compare_pair(base, loaded, pairs, floor, limits, rng, level))
-        all_pairs[loaded.name] = pairs
-        scorer.add(loaded)
-        if loaded.floor:
-            if floor is not None:
-                raise PairingError(f"two arms are marked as the floor; the second is '{loaded.name}'")
-            floor = pairs
+        scorer.add(loaded, pairs)
+        others.append(_Arm(loaded, summary, pairs, _figures(base, loaded, pairs, limits), rng))
+    answers = scorer.result(
+        floor=floor, rng=np.random.default_rng([seed, len(others) + 1]), gate=gate, thetas=thetas, level=level
+    )
+    effects = _effects(base_summary, others, floor, answers, base, level)
+    comparisons = [_compare_arm(base, base_summary, arm, effects, limits, level) for arm in others]
+    summaries = [base_summary, *(arm.summary for arm in others)]
     found = Comparison(
         trace=base.first.manifest.trace,
         mode=base.first.manifest.mode,
         repeats=len(base.runs),
         level=level,
+        closed_loop=slo.is_closed_loop(base.first.manifest),
         limits_s=limits,
         arms=summaries,
         comparisons=comparisons,
         verdicts={},
-        answers=scorer.result(
-            floor=floor.other_name if floor else None,
-            rng=np.random.default_rng([seed, len(summaries)]),
-            gate=gate,
-            thetas=thetas,
-            level=level,
-        ),
+        resolution=_resolution(effects.get("latency", {}), floor, [base, *(arm.loaded for arm in others)]),
+        answers=answers,
         notes=_notes(summaries, floor),
-        pairs=all_pairs,
+        pairs={arm.loaded.name: arm.pairs for arm in others},
     )
-    floors = found.floor
-    for summary, comparison in zip(summaries[1:], comparisons, strict=True):
-        if not comparison.floor:
-            found.verdicts[comparison.name] = judge(
-                base=summaries[0],
-                arm=summary,
-                change=comparison,
-                floor=floors,
-                mode=found.mode,
-                quality=_quality(found, comparison.name),
-                noise=_quality(found, floors.name) if floors else None,
-            )
+    for arm in others:
+        if not arm.loaded.floor:
+            found.verdicts[arm.loaded.name] = judge(found, arm.loaded.name)
     return found
 
 
-def _quality(comparison: Comparison, arm: str) -> ArmQuality | None:
-    return comparison.answers.arms[arm] if comparison.answers else None
+def _figures(base: LoadedArm, other: LoadedArm, pairs: Pairs, limits: Mapping[str, float]) -> dict[str, RunFigures]:
+    found = figures.latency_figures(pairs)
+    if limits:
+        found |= figures.service_figures(base, other, pairs, limits)
+    if pairs.mode == "free":
+        found["lengths"] = figures.length_figures(pairs)
+    return found
 
 
-def _compare_pair(
+def _effects(
+    base_summary: ArmSummary,
+    others: Sequence[_Arm],
+    floor: str | None,
+    answers: Answers | None,
     base: LoadedArm,
-    other: LoadedArm,
-    pairs: Pairs,
-    floor: Pairs | None,
+    level: float,
+) -> dict[str, dict[str, Effect]]:
+    """Every question's effects by arm, in the units that are shown."""
+    log_margin = float(np.log1p(MARGIN))
+    found: dict[str, dict[str, Effect]] = {}
+
+    def add(question: str, margin: float, *, need_floor: bool, is_log: bool = False) -> None:
+        measured = {arm.loaded.name: arm.figures[question] for arm in others if question in arm.figures}
+        made = layout.effects(measured, floor=floor, margin=margin, need_floor=need_floor, level=level)
+        found[question] = {name: layout.as_relative(effect) if is_log else effect for name, effect in made.items()}
+
+    for question in ("latency", *figures.LATENCIES):
+        add(question, log_margin, need_floor=True, is_log=True)
+    add("lengths", log_margin, need_floor=False, is_log=True)
+    share = base_summary.attainment.estimate if base_summary.attainment else None
+    add("attainment", attainment_margin(share), need_floor=True)
+    add("goodput", MARGIN, need_floor=True)
+    # In an open loop good requests are counted over a window that the schedule sets: the share says it all.
+    found["service"] = found["goodput" if slo.is_closed_loop(base.first.manifest) else "attainment"]
+    if answers is not None:
+        scores = {name: arm.figures for name, arm in answers.arms.items()}
+        base_score = next((arm.overall.base_mean for arm in answers.arms.values()), None)
+        found["quality"] = layout.effects(scores, floor=floor, margin=quality_margin(base_score), level=level)
+        # The A/A arm is what the others are held against here, so that it is no arm of this layout.
+        found["answers"] = layout.effects(answers.other_texts, floor=None, margin=MARGIN, level=level)
+    return found
+
+
+def _compare_arm(
+    base: LoadedArm,
+    base_summary: ArmSummary,
+    arm: _Arm,
+    effects: Mapping[str, Mapping[str, Effect]],
     limits: Mapping[str, float],
-    rng: np.random.Generator,
     level: float,
 ) -> ArmComparison:
-    lengths = compare_lengths(pairs, floor, rng=rng, level=level)
+    name, pairs = arm.loaded.name, arm.pairs
+    mine = {question: found[name] for question, found in effects.items() if name in found}
+    lengths = compare_lengths(pairs, rng=arm.rng, level=level)
     return ArmComparison(
-        name=other.name,
-        floor=other.floor,
+        name=name,
+        floor=arm.loaded.floor,
         population=pairs.population,
-        latency={name: _latency_change(name, pairs, floor, rng, level) for name in LATENCIES},
+        effects=mine,
+        latency={metric: _latency_change(metric, pairs, mine, arm.rng, level) for metric in figures.LATENCIES},
         lengths=lengths,
-        decomposition=decompose(pairs, rng=rng, level=level),
-        slo=_slo_change(base, other, pairs, floor, limits, rng, level) if limits else None,
-        worst=worst_samples(pairs, base, other) if lengths else [],
+        decomposition=decompose(pairs, rng=arm.rng, level=level),
+        slo=_slo_change(pairs, mine, limits, level) if limits else None,
+        room=cache_room(base_summary, arm.summary, base, arm.loaded),
+        worst=worst_samples(pairs, base, arm.loaded) if lengths else [],
         notes=list(pairs.notes),
     )
 
 
-def _change_s(name: str, pairs: Pairs) -> tuple[Floats, Floats]:
-    """The change of a latency and its value under the baseline; NaN where either request lacks it."""
-    before, after = latency.METRICS[name](pairs.base), latency.METRICS[name](pairs.other)
-    change = np.where(pairs.answered, after - before, np.nan)
-    return change, np.where(np.isnan(change), np.nan, before)
+def _change(effects: Mapping[str, Effect], question: str, level: float) -> Estimate:
+    return effects[question].change if question in effects else estimates.undefined("none", level=level)
 
 
 def _latency_change(
-    name: str, pairs: Pairs, floor: Pairs | None, rng: np.random.Generator, level: float
+    metric: str, pairs: Pairs, effects: Mapping[str, Effect], rng: np.random.Generator, level: float
 ) -> LatencyChange:
-    change, before = _change_s(name, pairs)
-    known = ~np.isnan(change)
-    request = pairs.request[known]
+    before, after, rows = figures.known_latency(metric, pairs)
+    request = pairs.request[rows]
     return LatencyChange(
-        n=count_true(known),
-        difference_s=estimates.clustered_mean(change[known], request, rng=rng, level=level),
-        relative=estimates.clustered_ratio(change[known], before[known], request, rng=rng, level=level),
-        beyond_floor=None if floor is None else _beyond_floor(name, change, before, pairs, floor, rng, level),
-        test=significance.wilcoxon(change[known], request),
+        n=len(rows),
+        difference_s=estimates.clustered_mean(after - before, request, rng=rng, level=level),
+        relative=_change(effects, metric, level),
+        test=significance.wilcoxon(after - before, request),
     )
 
 
-def _beyond_floor(
-    name: str, change: Floats, before: Floats, pairs: Pairs, floor: Pairs, rng: np.random.Generator, level: float
-) -> Estimate:
-    rows, rows_floor = align(pairs, floor)
-    beyond = change[rows] - _change_s(name, floor)[0][rows_floor]
-    known = ~np.isnan(beyond)
-    return estimates.clustered_ratio(
-        beyond[known], before[rows][known], pairs.request[rows][known], rng=rng, level=level
-    )
-
-
-def _slo_change(
-    base: LoadedArm,
-    other: LoadedArm,
-    pairs: Pairs,
-    floor: Pairs | None,
-    limits: Mapping[str, float],
-    rng: np.random.Generator,
-    level: float,
-) -> SloChange:
-    sent = pairs.base.sent & pairs.other.sent
-    before, after = slo.meets_all(pairs.base, limits)[sent], slo.meets_all(pairs.other, limits)[sent]
-    request = pairs.request[sent]
-    good = after.astype(np.float64), before.astype(np.float64)
-    durations = [_duration_s(arm, pairs.population.repeats) for arm in (base, other)]
-    if durations[0] and durations[1] and before.any():
-        ratio = estimates.clustered_ratio(good[0], good[1], request, rng=rng, level=level).scaled(
-            durations[0] / durations[1]
-        )
-        goodput = ratio.shifted(-1.0)
-    else:
-        goodput = estimates.undefined("BCa bootstrap", n=len(before), level=level)
+def _slo_change(pairs: Pairs, effects: Mapping[str, Effect], limits: Mapping[str, float], level: float) -> SloChange:
+    before, after, rows = figures.met_limits(pairs, limits)
     return SloChange(
-        difference=estimates.paired_difference(good[0], good[1], request, rng=rng, level=level),
-        beyond_floor=None if floor is None else _slo_beyond_floor(pairs, floor, limits, rng, level),
-        test=significance.mcnemar(before, after, request),
+        n=len(rows),
+        base_share=float(before.mean()) if len(rows) else None,
+        share=float(after.mean()) if len(rows) else None,
+        difference=_change(effects, "attainment", level),
+        test=significance.mcnemar(before, after, pairs.request[rows]),
         lost=count_true(before & ~after),
         won=count_true(after & ~before),
-        goodput=goodput,
+        goodput=_change(effects, "goodput", level),
     )
 
 
-def _slo_beyond_floor(
-    pairs: Pairs, floor: Pairs, limits: Mapping[str, float], rng: np.random.Generator, level: float
-) -> Estimate:
-    rows, rows_floor = align(pairs, floor)
-    sent = pairs.other.sent[rows] & floor.other.sent[rows_floor]
-    passed = slo.meets_all(pairs.other, limits)[rows][sent], slo.meets_all(floor.other, limits)[rows_floor][sent]
-    after, again = (values.astype(np.float64) for values in passed)
-    return estimates.paired_difference(after, again, pairs.request[rows][sent], rng=rng, level=level)
+def _resolution(latency: Mapping[str, Effect], floor: str | None, arms: Sequence[LoadedArm]) -> Resolution | None:
+    """What the A/A pair says about this machine."""
+    judged = {name: effect for name, effect in latency.items() if name != floor and effect.run_half is not None}
+    if not judged:
+        return None
+    widest = max(judged.values(), key=lambda effect: effect.run_half or 0.0)
+    smallest = float(np.expm1(widest.run_half or 0.0))
+    repeats = layout.repeats_to_tell(float(np.log1p(TELLS)), widest, groups=1 + len(judged))
+    once_s = _experiment_s(arms) / widest.repeats
+    return Resolution(
+        noise=widest.noise or 0.0,
+        smallest=smallest,
+        wanted=TELLS,
+        repeats=repeats,
+        time_s=once_s * repeats if repeats and once_s else None,
+        drifts=smallest > TELLS,
+    )
 
 
-def _duration_s(arm: LoadedArm, repeats: Sequence[int]) -> float | None:
-    durations = [run_duration_s(run.table, run.manifest) for repeat, run in arm.runs.items() if repeat in repeats]
-    known = [duration for duration in durations if duration is not None]
-    return sum(known) if len(known) == len(durations) else None
+def _experiment_s(arms: Sequence[LoadedArm]) -> float:
+    """About how long all runs took, with the launches between them."""
+    spans = sorted(
+        (run.manifest.started_at, slo.run_duration_s(run.table, run.manifest) or 0.0)
+        for arm in arms
+        for run in arm.runs.values()
+        if run.manifest.started_at is not None
+    )
+    total, end = 0.0, None
+    for start, length in spans:
+        total += length + (0.0 if end is None else min(max(start - end, 0.0), _LONGEST_LAUNCH_S))
+        end = start + length
+    return total
 
 
-def _notes(summaries: Sequence[ArmSummary], floor: Pairs | None) -> list[str]:
+def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:
     notes = []
     if floor is None:
         notes.append("no noise floor was measured: the baseline ran once, so nothing shows how much equal arms differ")

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvload.analysis.records import latency
+from kvload.analysis.records.outcome import has_length
 from kvload.analysis.records.pairs import Pairs
-from kvload.analysis.records.table import Bools, Floats, Ints
+from kvload.analysis.records.table import Bools, Floats, Ints, RecordTable
 from kvload.analysis.statistics import estimates
 from kvload.analysis.statistics.estimates import Estimate
 
@@ -70,18 +71,52 @@ class Decomposition:
     eaten: Estimate | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimesAtBaseLength:
+    """What requests take, and what they would take under the arm had their answers the baseline's lengths.
+
+    Attributes:
+        rows: positions of the pairs.
+        base_s, other_s: TTFT and time per token for the baseline's tokens, seconds.
+    """
+
+    rows: Ints
+    base_s: Floats
+    other_s: Floats
+
+
+def times_at_base_length(pairs: Pairs) -> TimesAtBaseLength:
+    """Times without the part that is length, over all pairs in which both answers began.
+
+    An answer that was cut counts as well: how fast its tokens came is known, whatever its length would have been.
+    """
+    began = has_length(pairs.base) & has_length(pairs.other) & _timed(pairs)
+    rows = np.flatnonzero(began)
+    base, other = pairs.base.take(rows), pairs.other.take(rows)
+    speed = _speed_s(base, other)
+    first = latency.ttft_s(other) - latency.ttft_s(base)
+    before = latency.e2e_s(base)
+    return TimesAtBaseLength(rows=rows, base_s=before, other_s=np.maximum(before + first + speed, 0.0))
+
+
+def _speed_s(base: RecordTable, other: RecordTable) -> Floats:
+    """``(TPOT_other - TPOT_base) x tokens of the baseline``, seconds."""
+    tokens = latency.decode_tokens(base)
+    speeds = latency.tpot_s(base), latency.tpot_s(other)
+    before = np.where(np.isnan(speeds[0]), speeds[1], speeds[0])
+    after = np.where(np.isnan(speeds[1]), speeds[0], speeds[1])
+    # Two answers of one chunk each have no speed at all.
+    speed: Floats = np.nan_to_num(after - before) * np.maximum(tokens, 0)
+    return speed
+
+
 def parts_of(pairs: Pairs) -> Parts:
     """Decompose every pair that has all times."""
     base, other = pairs.base, pairs.other
     rows = np.flatnonzero(pairs.answered & _timed(pairs))
     base, other = base.take(rows), other.take(rows)
     decode = base.t_last_s - base.t_first_s, other.t_last_s - other.t_first_s
-    tokens = latency.decode_tokens(base)
-    speeds = latency.tpot_s(base), latency.tpot_s(other)
-    before = np.where(np.isnan(speeds[0]), speeds[1], speeds[0])
-    after = np.where(np.isnan(speeds[1]), speeds[0], speeds[1])
-    # Two answers of one chunk each have no speed at all.
-    speed = np.nan_to_num(after - before) * np.maximum(tokens, 0)
+    speed = _speed_s(base, other)
     change = decode[1] - decode[0]
     first = latency.ttft_s(other) - latency.ttft_s(base)
     queued: Bools = ~np.isnan(base.queue_s) & ~np.isnan(other.queue_s)

@@ -1,16 +1,22 @@
 """What compression does to the length of answers.
 
 For request i, ``D = (L_base - L_other) / L_base`` (negative: the answer grew) and the inflation ratio
-``L_other / L_base``. An answer cut off at ``max_tokens`` is censored: its true length is unknown, so beside the naive
-figures stand the cap-hit rates and Kaplan-Meier curves. No sample is left out of the distribution of D.
+``L_other / L_base``. An answer cut off at ``max_tokens``, by its own time limit or by the run's end is censored: its
+true length is unknown. No sample is left out of the distribution of D.
+
+What is judged is the mean of ``log(L_other / L_base)``, which is 0 between equal arms however noisy they are (the mean
+ratio is not). Of a censored pair it takes what is certain and no more: the arm alone cut at more tokens than the
+baseline's counts as that much longer, at fewer as no change, since either may be true; both cut is a tie (the scores of
+Gehan 1965, for pairs). Both directions are treated alike, so that it stays 0 between equal arms, and under censoring it
+understates a change.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kvload.analysis.records.outcome import cap_hit
-from kvload.analysis.records.pairs import Pairs, align
+from kvload.analysis.records.outcome import cap_hit, censored, cut_by_time, has_length
+from kvload.analysis.records.pairs import Pairs
 from kvload.analysis.records.table import Bools, Floats, Ints, count_true
 from kvload.analysis.statistics import estimates, significance
 from kvload.analysis.statistics.estimates import Estimate
@@ -21,6 +27,9 @@ LOWEST_BIN = -2.0
 """D below this lies in the histogram's open first bin; D never exceeds 1."""
 
 TAIL = 0.5
+CUT_SHARE = 0.05
+"""Where more pairs than this have a cut answer, lengths are never called the same."""
+
 ECDF_POINTS = 400
 SCATTER_POINTS = 1500
 _CURVE_POINTS = 400
@@ -37,28 +46,34 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthChange:
-    """How the lengths of the answers changed, over pairs in which both requests were answered.
+    """How the lengths of the answers changed, over pairs with a length on both sides.
 
     Attributes:
-        n: pairs with a length on both sides, not forced, and a baseline longer than 0.
-        forced: answered pairs left out because their length was forced.
-        empty_base: pairs left out because the baseline's answer is empty.
+        n: pairs with a length on both sides (to the end, or until cut), not forced, and a baseline longer than 0.
+        forced: pairs left out because their length was forced.
+        empty_base: pairs left out of D and the ratios because the baseline's answer is empty.
+        unstarted: pairs in which a request gave no answer at all (failed, refused, timed out before its first token).
         difference_mean, difference_median: of D.
         ratio_mean, ratio_median: of the inflation ratio per request. The mean ratio of two equally noisy runs lies
-            above 1, so it is to be read beside the floor's.
+            above 1.
         ratio_total: all tokens of the arm over all tokens of the baseline.
-        shrunk, grown: shares with ``D >= 50 %`` and ``D <= -50 %``.
-        test: Wilcoxon's signed-rank test on the difference in tokens.
-        cap_base, cap_other: shares of answered requests cut off at ``max_tokens``.
+        shrunk, grown: shares surely with ``D >= 50 %`` and ``D <= -50 %``.
+        test: Wilcoxon's signed-rank test on the difference in tokens, in which censored pairs count as above.
+        cap_base, cap_other: shares of answers cut off at ``max_tokens``.
         capped: share of pairs with a cut answer on either side, whose D is naive.
+        cut_by_time: pairs with an answer cut by its time limit or by the run's end.
+        both_cut: pairs with both answers cut, which say nothing.
+        informative: distinct requests with a pair that is not cut on both sides.
+        enough_tokens: a ``max_tokens`` that about 5 % of the answers would still reach, if the others end as fast as
+            those that did; None where none did, or none is cut.
         curve_base, curve_other: Kaplan-Meier curves; ``naive_*`` treat cut answers as complete.
-        beyond_floor: mean inflation ratio less that of the A/A pair, request by request; None without a floor.
         histogram, ecdf, scatter: for plots; the ECDF as (D, share up to it), the scatter as (base, other, cut off).
     """
 
     n: int
     forced: int
     empty_base: int
+    unstarted: int
     difference_mean: Estimate
     difference_median: Estimate
     ratio_mean: Estimate
@@ -70,20 +85,27 @@ class LengthChange:
     cap_base: Estimate
     cap_other: Estimate
     capped: Estimate
+    cut_by_time: int
+    both_cut: int
+    informative: int
+    enough_tokens: int | None
     curve_base: SurvivalCurve = field(repr=False)
     curve_other: SurvivalCurve = field(repr=False)
     naive_base: SurvivalCurve = field(repr=False)
     naive_other: SurvivalCurve = field(repr=False)
-    beyond_floor: Estimate | None
     histogram: Histogram = field(repr=False)
     ecdf: list[tuple[float, float]] = field(repr=False)
     scatter: list[tuple[int, int, bool]] = field(repr=False)
 
 
+def measured(pairs: Pairs) -> Bools:
+    """Pairs with a length on both sides that was the model's to choose."""
+    return has_length(pairs.base) & has_length(pairs.other) & ~forced(pairs)
+
+
 def usable(pairs: Pairs) -> Bools:
-    """Pairs of which D is defined: both answered and counted, the baseline's answer not empty."""
-    counted: Bools = ~np.isnan(pairs.base.output_tokens) & ~np.isnan(pairs.other.output_tokens)
-    return pairs.answered & counted & (pairs.base.output_tokens > 0) & ~forced(pairs)
+    """Pairs of which D is defined: measured, the baseline's answer not empty."""
+    return measured(pairs) & (pairs.base.output_tokens > 0)
 
 
 def difference(pairs: Pairs) -> Floats:
@@ -94,14 +116,24 @@ def difference(pairs: Pairs) -> Floats:
     return found
 
 
-def compare_lengths(
-    pairs: Pairs, floor: Pairs | None = None, *, rng: np.random.Generator, level: float = estimates.LEVEL
-) -> LengthChange | None:
+def certain_log_ratio(base: Floats, other: Floats, base_cut: Bools, other_cut: Bools) -> Floats:
+    """``log(other / base)`` as far as it is certain; 0 where nothing is.
+
+    Args:
+        base, other: tokens of both answers; an empty answer counts as half a token.
+        base_cut, other_cut: which are only known from below.
+    """
+    ratio = np.log(np.maximum(other, 0.5) / np.maximum(base, 0.5))
+    ratio = np.where(other_cut & ~base_cut, np.maximum(ratio, 0.0), ratio)
+    ratio = np.where(base_cut & ~other_cut, np.minimum(ratio, 0.0), ratio)
+    return np.where(base_cut & other_cut, 0.0, ratio)
+
+
+def compare_lengths(pairs: Pairs, *, rng: np.random.Generator, level: float = estimates.LEVEL) -> LengthChange | None:
     """Compare the lengths of two arms.
 
     Args:
         pairs: the arm against the baseline.
-        floor: the baseline's second measurement against the baseline.
         rng: source of the bootstrap.
         level: confidence level.
 
@@ -115,7 +147,10 @@ def compare_lengths(
     request = pairs.request[rows]
     ratio = other / base
     change = 1 - ratio
-    cut = cap_hit(pairs.base) | cap_hit(pairs.other)
+    base_cut, other_cut = censored(pairs.base), censored(pairs.other)
+    cut = base_cut | other_cut
+    both = measured(pairs)
+    curves = [_curve(length, which[rows], level) for length, which in ((base, base_cut), (other, other_cut))]
 
     def share(which: Bools, clusters: Ints = request) -> Estimate:
         return estimates.clustered_share(which, clusters, level=level)
@@ -123,31 +158,52 @@ def compare_lengths(
     def middle(values: Floats) -> Estimate:
         return median_of(values, request, level=level)
 
-    both = pairs.answered
     return LengthChange(
         n=len(base),
         forced=count_true(pairs.answered & forced(pairs)),
         empty_base=count_true(pairs.base.cause.equals("empty")),
+        unstarted=count_true(~both & ~forced(pairs)),
         difference_mean=estimates.clustered_mean(change, request, rng=rng, level=level),
         difference_median=middle(change),
         ratio_mean=estimates.clustered_mean(ratio, request, rng=rng, level=level),
         ratio_median=middle(ratio),
         ratio_total=estimates.clustered_ratio(other, base, request, rng=rng, level=level),
-        shrunk=share(change >= TAIL),
-        grown=share(change <= -TAIL),
-        test=significance.wilcoxon(other - base, request),
+        shrunk=share((change >= TAIL) & ~other_cut[rows]),
+        grown=share((change <= -TAIL) & ~base_cut[rows]),
+        test=significance.wilcoxon(_certain_difference(base, other, base_cut[rows], other_cut[rows]), request),
         cap_base=share(cap_hit(pairs.base)[both], pairs.request[both]),
         cap_other=share(cap_hit(pairs.other)[both], pairs.request[both]),
         capped=share(cut[rows]),
-        curve_base=_curve(base, cap_hit(pairs.base)[rows], level),
-        curve_other=_curve(other, cap_hit(pairs.other)[rows], level),
-        naive_base=_curve(base, np.zeros(len(base), np.bool_), level),
-        naive_other=_curve(other, np.zeros(len(other), np.bool_), level),
-        beyond_floor=_beyond_floor(pairs, floor, rng, level),
+        cut_by_time=count_true((cut_by_time(pairs.base) | cut_by_time(pairs.other)) & rows),
+        both_cut=count_true(base_cut & other_cut & rows),
+        informative=len(np.unique(pairs.request[rows & ~(base_cut & other_cut)])),
+        enough_tokens=_enough_tokens(curves, [base, other]),
+        curve_base=_thin(curves[0]),
+        curve_other=_thin(curves[1]),
+        naive_base=_thin(_curve(base, np.zeros(len(base), np.bool_), level)),
+        naive_other=_thin(_curve(other, np.zeros(len(other), np.bool_), level)),
         histogram=_histogram(change),
         ecdf=_ecdf(change),
         scatter=_scatter(base, other, cut[rows]),
     )
+
+
+def _certain_difference(base: Floats, other: Floats, base_cut: Bools, other_cut: Bools) -> Floats:
+    difference_ = np.where(other_cut & ~base_cut, np.maximum(other - base, 0.0), other - base)
+    difference_ = np.where(base_cut & ~other_cut, np.minimum(difference_, 0.0), difference_)
+    return np.where(base_cut & other_cut, 0.0, difference_)
+
+
+def _enough_tokens(curves: list[SurvivalCurve], lengths: list[Floats]) -> int | None:
+    """The cut curves carried on with a constant rate of ending, that of all tokens seen."""
+    wanted = []
+    for curve, tokens in zip(curves, lengths, strict=True):
+        ended, left = curve.n - curve.censored, curve.longer[-1] if curve.longer else 0.0
+        if ended == 0:
+            return None
+        if curve.censored and left > CUT_SHARE:
+            wanted.append(curve.lengths[-1] + float(np.log(left / CUT_SHARE)) * float(tokens.sum()) / ended)
+    return int(np.ceil(max(wanted))) if wanted else None
 
 
 def forced(pairs: Pairs) -> Bools:
@@ -167,29 +223,16 @@ def median_of(values: Floats, clusters: Ints, *, level: float = estimates.LEVEL)
     )
 
 
-def _beyond_floor(pairs: Pairs, floor: Pairs | None, rng: np.random.Generator, level: float) -> Estimate | None:
-    if floor is None:
-        return None
-    rows, rows_floor = align(pairs, floor)
-    inflation, noise = 1 - difference(pairs)[rows], 1 - difference(floor)[rows_floor]
-    kept = ~np.isnan(inflation) & ~np.isnan(noise)
-    return estimates.paired_difference(inflation[kept], noise[kept], pairs.request[rows][kept], rng=rng, level=level)
+def _curve(lengths: Floats, cut: Bools, level: float) -> SurvivalCurve:
+    return significance.kaplan_meier(lengths, cut, level=level)
 
 
-def _curve(lengths: Floats, censored: Bools, level: float) -> SurvivalCurve:
-    curve = significance.kaplan_meier(lengths, censored, level=level)
+def _thin(curve: SurvivalCurve) -> SurvivalCurve:
     if len(curve.lengths) <= _CURVE_POINTS:
         return curve
     keep = np.unique(np.linspace(0, len(curve.lengths) - 1, _CURVE_POINTS).astype(int))
     thin = {name: np.array(getattr(curve, name))[keep].tolist() for name in ("lengths", "longer", "low", "high")}
-    return SurvivalCurve(
-        **thin,
-        median=curve.median,
-        restricted_mean=curve.restricted_mean,
-        horizon=curve.horizon,
-        n=curve.n,
-        censored=curve.censored,
-    )
+    return replace(curve, **thin)
 
 
 def _histogram(change: Floats) -> Histogram:

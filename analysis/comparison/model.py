@@ -1,16 +1,22 @@
 """The result of a comparison: one object, which every renderer only formats."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from kvload.analysis.comparison.answers import Answers
 from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.decompose import Decomposition
 from kvload.analysis.comparison.lengths import LengthChange
+from kvload.analysis.comparison.room import CacheRoom
 from kvload.analysis.comparison.samples import Sample
 from kvload.analysis.records.pairs import Pairs, Population
 from kvload.analysis.statistics.estimates import Estimate
+from kvload.analysis.statistics.layout import Effect
 from kvload.analysis.statistics.significance import TestResult
 from kvload.records import TraceInfo
+
+Topic = Literal["latency", "service", "lengths", "quality", "answers", "cache room"]
+Outcome = Literal["better", "worse", "same", "differs", "undecided", "unmeasured"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +25,14 @@ class LatencyChange:
 
     Attributes:
         n: pairs.
-        difference_s: mean of arm less baseline.
-        relative: change of the mean, relative to the baseline's.
-        beyond_floor: the same less that of the A/A pair, relative to the baseline's mean; None without a floor.
-        test: Wilcoxon's signed-rank test.
+        difference_s: mean of arm less baseline, its interval over requests.
+        relative: change of the mean, relative to the baseline's, its interval from runs.
+        test: Wilcoxon's signed-rank test over requests.
     """
 
     n: int
     difference_s: Estimate
     relative: Estimate
-    beyond_floor: Estimate | None
     test: TestResult
 
 
@@ -37,15 +41,18 @@ class SloChange:
     """The change in meeting the limits, over all pairs that were sent.
 
     Attributes:
-        difference: of attainment.
-        beyond_floor: the same less that of the A/A pair; None without a floor.
+        n: pairs.
+        base_share, share: of requests that met the limits, over these pairs.
+        difference: of attainment, its interval from runs.
         test: McNemar's.
         lost, won: pairs that met the limits under the baseline only, and under the arm only.
-        goodput: relative change of good requests per second, the durations taken as given.
+        goodput: relative change of good requests per second over the arrival window, its interval from runs.
     """
 
+    n: int
+    base_share: float | None
+    share: float | None
     difference: Estimate
-    beyond_floor: Estimate | None
     test: TestResult
     lost: int
     won: int
@@ -56,16 +63,24 @@ class SloChange:
 class ArmComparison:
     """One arm against the baseline.
 
-    ``lengths`` is None where they were forced. ``floor`` marks the A/A pair.
+    Attributes:
+        floor: this is the A/A pair.
+        effects: what is judged, by topic (``latency``, ``service``, ``lengths``, ``quality``) and, as information,
+            ``ttft``, ``tpot``, ``e2e``, ``attainment`` and ``goodput``; missing where it was not measured.
+        lengths: None where they were forced.
+        slo: None without limits.
+        room: what the cache holds.
     """
 
     name: str
     floor: bool
     population: Population
+    effects: dict[str, Effect]
     latency: dict[str, LatencyChange]
     lengths: LengthChange | None
     decomposition: Decomposition
     slo: SloChange | None
+    room: CacheRoom
     worst: list[Sample] = field(repr=False)
     notes: list[str]
 
@@ -75,25 +90,72 @@ class Finding:
     """What can be said about one topic.
 
     Attributes:
-        topic: ``capacity``, ``latency``, ``lengths`` or ``quality``.
-        outcome: ``better``, ``worse``, ``same`` (surely within the margin), ``undecided`` or ``unmeasured``.
-        text: the same in words and figures.
-        needed: where undecided, about how many more requests would decide; None where no number would.
+        topic: what it is about.
+        outcome: ``better`` or ``worse`` (found, after correction for the number of arms); ``same`` (surely within the
+            margin); ``differs`` (found, and neither good nor bad: texts); ``undecided`` (measured, but not well enough
+            to tell); ``unmeasured`` (nothing to judge by).
+        lead: the finding in one plain sentence without a full stop.
+        detail: the figures it rests on, a sentence each: first what the verdict needs to be true (interval, adjusted p,
+            family, runs), then what belongs to it.
+        advice: where undecided or unmeasured, what would decide; None where nothing would.
+        effect: the change that was judged; None where there is none.
+        unit: of ``effect``: ``relative`` or ``points`` (of a share or a score).
+        margin: changes within it count as none, in the same unit; None where nothing was judged.
     """
 
-    topic: str
-    outcome: str
-    text: str
-    needed: int | None = None
+    topic: Topic
+    outcome: Outcome
+    lead: str
+    detail: tuple[str, ...] = ()
+    advice: str | None = None
+    effect: Effect | None = None
+    unit: Literal["relative", "points"] = "relative"
+    margin: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The findings about one arm, and their sum in a sentence."""
+    """The findings about one arm, in the order they are read, and their sum in a sentence."""
 
     arm: str
     headline: str
     findings: list[Finding]
+
+    def finding(self, topic: Topic) -> Finding | None:
+        """What was found about a topic, if it was looked at."""
+        return next((found for found in self.findings if found.topic == topic), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """How small a change of latency this experiment can tell.
+
+    Attributes:
+        noise: how far two runs of the same server differed (relative; root mean square over repeats).
+        smallest: a change below this cannot be told (half the widest interval of the arms).
+        repeats: repeats of each arm in all with which ``wanted`` could be told; None where no reasonable number.
+        wanted: the change that ``repeats`` is planned for.
+        time_s: about how long an experiment of that many repeats takes on this machine; None where not known.
+        drifts: the noise is so large that it must be said before anything else.
+    """
+
+    noise: float
+    smallest: float
+    wanted: float
+    repeats: int | None
+    time_s: float | None
+    drifts: bool
+
+    def sentence(self) -> str:
+        """What a reader must know before any verdict."""
+        text = (
+            f"two runs of the same server differed by {self.noise * 100:.3g} %: differences of latency under"
+            f" {self.smallest * 100:.2g} % cannot be told here"
+        )
+        if self.repeats is None:
+            return text + "; a quieter machine is needed"
+        time = "" if self.time_s is None else f", about {max(self.time_s / 60, 1):.0f} min"
+        return text + f"; --repeats {self.repeats}{time}, could tell {self.wanted * 100:.2g} %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +164,12 @@ class Comparison:
 
     Attributes:
         trace, mode, repeats: what was replayed.
+        closed_loop: the server sets the pace, not the schedule.
         limits_s: limits of every request, by metric.
         arms: every arm by itself, the baseline first.
         comparisons: every other arm against the baseline, the floor first where there is one.
         verdicts: by arm, without baseline and floor.
+        resolution: what the A/A pair says about the machine; None without one.
         answers: the quality of the answers; None where none were kept, or lengths were forced.
         notes: what holds for all of them.
         pairs: the pairs themselves, by arm, for files with one row a pair.
@@ -115,10 +179,12 @@ class Comparison:
     mode: str
     repeats: int
     level: float
+    closed_loop: bool
     limits_s: dict[str, float]
     arms: list[ArmSummary]
     comparisons: list[ArmComparison]
     verdicts: dict[str, Verdict]
+    resolution: Resolution | None
     answers: Answers | None
     notes: list[str]
     pairs: dict[str, Pairs] = field(repr=False)
@@ -132,3 +198,9 @@ class Comparison:
     def floor(self) -> ArmComparison | None:
         """The A/A pair, if it was measured."""
         return next((comparison for comparison in self.comparisons if comparison.floor), None)
+
+    @property
+    def judged_nothing(self) -> bool:
+        """Whether no arm has a single finding that was measured."""
+        outcomes = [found.outcome for verdict in self.verdicts.values() for found in verdict.findings]
+        return bool(outcomes) and all(outcome == "unmeasured" for outcome in outcomes)

@@ -1,18 +1,19 @@
 """What a method does to the answers' quality: scores per request, their change, negative samples.
 
 Every request is scored under the baseline and under each method, against the trace's expected answer by the trace's
-scorer. Where nothing is expected the score is the agreement with the baseline's answer, whose own score is then 1.
+scorer. Where nothing is expected there is the agreement with the baseline's answer, whose own is then 1. That says how
+far texts differ (:mod:`kvload.analysis.quality.texts`) and is no score: changes and negative samples leave it out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from kvload.analysis.quality import scorers
 from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate, NegativeCount, first_of_each, negative_samples
-from kvload.analysis.records.table import Floats, Ints
+from kvload.analysis.records.table import Bools, Floats, Ints
 from kvload.analysis.statistics.estimates import LEVEL, Estimate, paired_difference
 from kvload.errors import UsageError
 from kvload.records import RequestRecord
@@ -46,6 +47,11 @@ class ScoreTable:
     duplicates: int = 0
     missing: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> Bools:
+        """Rows with a right answer to be held against, shape (rows,)."""
+        return np.array([name != AGREEMENT for name in self.scorer], np.bool_)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +203,9 @@ def assess(
     if floor is not None and floor not in table.arms:
         raise UsageError(f"no such arm: '{floor}'", where="--floor", hint=f"there are: {', '.join(table.arms)}")
     methods = {name: scores for name, scores in table.arms.items() if name != floor}
+    table = replace(table, base=np.where(table.scored, table.base, np.nan))
     tasks = np.asarray(table.tasks, dtype=object)
-    named = sorted(set(table.tasks))
+    named = sorted({task for task, scored in zip(table.tasks, table.scored, strict=True) if scored})
     changes = []
     for arm, scores in table.arms.items():
         for task in (None, *(named if len(named) > 1 else [])):

@@ -1,5 +1,7 @@
 """How answers ended."""
 
+import numpy as np
+
 from kvload.analysis.records.table import Bools, RecordTable
 
 
@@ -12,3 +14,21 @@ def cap_hit(table: RecordTable) -> Bools:
     natural = table.finish_reason.equals("stop")
     hit: Bools = table.ok & (table.finish_reason.equals("length") | (reached & ~natural))
     return hit
+
+
+def cut_by_time(table: RecordTable) -> Bools:
+    """Answers that had begun when the request's own limit passed or the run ended: as long as seen, or longer."""
+    begun = np.nan_to_num(table.output_tokens) > 0
+    cut: Bools = table.has_status("timeout", "censored") & begun
+    return cut
+
+
+def censored(table: RecordTable) -> Bools:
+    """Answers whose true length is only known from below."""
+    return cap_hit(table) | cut_by_time(table)
+
+
+def has_length(table: RecordTable) -> Bools:
+    """Answers whose tokens were counted, to their end or until they were cut."""
+    known: Bools = (table.ok | cut_by_time(table)) & ~np.isnan(table.output_tokens)
+    return known

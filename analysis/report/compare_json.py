@@ -12,7 +12,7 @@ from kvload.analysis.comparison.decompose import parts_of
 from kvload.analysis.comparison.lengths import difference
 from kvload.analysis.comparison.model import Comparison
 from kvload.analysis.records import latency
-from kvload.analysis.records.outcome import cap_hit
+from kvload.analysis.records.outcome import censored
 from kvload.analysis.records.pairs import Pairs
 from kvload.analysis.records.table import STATUSES, Floats
 from kvload.analysis.report.plain import plain
@@ -23,7 +23,10 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     """All figures, curves and samples of a comparison; missing figures are null. Times are in seconds."""
     whole = {
         name: plain(getattr(comparison, name))
-        for name in ("trace", "mode", "repeats", "level", "arms", "comparisons", "verdicts", "notes")
+        for name in (
+            *("trace", "mode", "repeats", "level", "closed_loop", "arms", "comparisons", "verdicts", "resolution"),
+            "notes",
+        )
     }
     answers = comparison.answers
     whole["quality"] = {**plain(answers.quality), "arms": plain(answers.arms)} if answers else None
@@ -78,7 +81,7 @@ def pair_rows(name: str, pairs: Pairs, limits_s: dict[str, float]) -> Iterator[t
         _whole(base.output_tokens),
         _whole(other.output_tokens),
         _cells(difference(pairs)),
-        *(cap_hit(table).astype(int).tolist() for table in (base, other)),
+        *(censored(table).astype(int).tolist() for table in (base, other)),
         *(_cells(latency.METRICS[m](table)) for m in ("ttft", "tpot", "e2e") for table in (base, other)),
         *(_cells(values) for values in in_parts.values()),
         *([int(v) if v != "" else "" for v in values] for values in good),

@@ -3,7 +3,6 @@
 from kvload.analysis import words
 from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.model import ArmComparison, Comparison
-from kvload.analysis.comparison.verdict import p_text, signed_seconds
 from kvload.analysis.quality.negatives import NegativeCount
 from kvload.analysis.report.tables import Row, TableData
 from kvload.analysis.statistics.estimates import Estimate
@@ -49,7 +48,7 @@ def tables_of(comparison: Comparison) -> list[TableData]:
 def quality_table(comparison: Comparison) -> TableData | None:
     """Mean scores, and negative samples beside their mirror and the A/A pair's."""
     answers = comparison.answers
-    if answers is None:
+    if answers is None or not any(found.overall.n for found in answers.arms.values()):
         return None
     thetas = sorted({count.theta for count in answers.quality.negatives})
     rows = []
@@ -69,7 +68,7 @@ def quality_table(comparison: Comparison) -> TableData | None:
                     ),
                     details=(
                         *("", "", "", ""),
-                        words.change_range(change.difference).replace("%", "pt"),
+                        words.change_range(change.difference).replace("%", "points"),
                         *("" for _ in thetas),
                     ),
                 )
@@ -128,25 +127,30 @@ def latency_table(comparison: Comparison) -> TableData:
     rows = []
     for change in comparison.comparisons:
         values = [change.latency[name].relative for name in ("ttft", "tpot", "e2e")]
-        beyond = change.latency["e2e"].beyond_floor
+        effect = change.effects.get("latency")
         rows.append(
             Row(
                 cells=(
                     label(comparison, change.name),
                     f"{change.latency['e2e'].n:,}",
                     *(words.signed_share(value.estimate) for value in values),
-                    words.signed_share(beyond.estimate) if beyond else words.ABSENT,
-                    p_text(change.latency["e2e"].test.p_value).removeprefix("= "),
+                    words.signed_share(effect.change.estimate) if effect else words.ABSENT,
+                    words.p_text(effect.adjusted_p if effect else None).removeprefix("= "),
                 ),
-                details=("", "", *map(words.change_range, values), words.change_range(beyond), ""),
+                details=(
+                    *("", ""),
+                    *map(words.change_range, values),
+                    words.change_range(effect.change if effect else None),
+                    "",
+                ),
             )
         )
-    value = comparison.comparisons[0].latency["e2e"].relative
     return TableData(
         title=f"Change of mean latency against {comparison.baseline.name}, request by request",
-        columns=("arm", "pairs", "TTFT", "TPOT", "E2E", "E2E beyond A/A", "Wilcoxon p"),
+        columns=("arm", "pairs", "TTFT", "TPOT", "E2E", "at equal lengths", "adjusted p"),
         rows=rows,
-        caption=f"below each figure its {words.level_of(value)} interval ({value.method}, whole requests resampled)",
+        caption=f"below each figure its {comparison.level * 100:g} % interval from the noise between runs, where that"
+        " is known; at equal lengths: TTFT and time per token for the baseline's answers, which is what is judged",
     )
 
 
@@ -159,9 +163,9 @@ def decomposition_table(comparison: Comparison) -> TableData:
             Row(
                 cells=(
                     label(comparison, change.name),
-                    signed_seconds(change.decomposition.total.estimate),
+                    words.signed_seconds(change.decomposition.total.estimate),
                     *(
-                        signed_seconds(parts[name].estimate) if name in parts else words.ABSENT
+                        words.signed_seconds(parts[name].estimate) if name in parts else words.ABSENT
                         for name in ("queueing", "prefill", "speed", "length")
                     ),
                     _eaten(change.decomposition.eaten),
@@ -190,7 +194,7 @@ def length_table(comparison: Comparison) -> TableData:
         lengths = change.lengths
         if lengths is None:
             continue
-        beyond = lengths.beyond_floor
+        effect = change.effects.get("lengths")
         shares = (lengths.grown, lengths.shrunk)
         rows.append(
             Row(
@@ -198,17 +202,17 @@ def length_table(comparison: Comparison) -> TableData:
                     label(comparison, change.name),
                     f"{lengths.n:,}",
                     words.ratio(lengths.ratio_mean.estimate),
-                    words.signed_share(beyond.estimate) if beyond else words.ABSENT,
+                    words.signed_share(effect.change.estimate) if effect else words.ABSENT,
                     words.signed_share(lengths.difference_mean.estimate),
                     words.signed_share(lengths.difference_median.estimate),
                     *(words.share(value.estimate) for value in shares),
-                    p_text(lengths.test.p_value).removeprefix("= "),
+                    words.p_text(lengths.test.p_value).removeprefix("= "),
                 ),
                 details=(
                     "",
                     "",
                     f"{words.ratio(lengths.ratio_mean.low)}…{words.ratio(lengths.ratio_mean.high)}",
-                    words.change_range(beyond),
+                    words.change_range(effect.change if effect else None),
                     words.change_range(lengths.difference_mean),
                     words.change_range(lengths.difference_median),
                     *map(words.share_range, shares),
@@ -219,11 +223,12 @@ def length_table(comparison: Comparison) -> TableData:
     return TableData(
         title="Answer lengths, request by request",
         columns=(
-            *("arm", "pairs", "mean ratio", "beyond A/A", "mean D", "median D"),
+            *("arm", "pairs", "mean ratio", "geometric mean", "mean D", "median D"),
             *("D ≤ -50 %", "D ≥ +50 %", "Wilcoxon p"),
         ),
         rows=rows,
-        caption="D = (base - arm) / base tokens: negative, the answer grew; ratio = arm / base",
+        caption="D = (base - arm) / base tokens: negative, the answer grew; ratio = arm / base. The geometric mean of"
+        " the ratios is what is judged; the mean ratio of two equal runs lies above 1",
     )
 
 
@@ -271,14 +276,14 @@ def slo_table(comparison: Comparison) -> TableData:
                     words.points(met.difference.estimate) if met else "",
                     f"{met.lost:,}" if met else "",
                     f"{met.won:,}" if met else "",
-                    p_text(met.test.p_value).removeprefix("= ") if met else "",
+                    words.p_text(met.test.p_value).removeprefix("= ") if met else "",
                     f"{words.number(arm.goodput_rps)}/s",
                     words.signed_share(met.goodput.estimate) if met else "",
                 ),
                 details=(
                     "",
                     words.share_range(share),
-                    words.change_range(met.difference).replace("%", "pt") if met else "",
+                    words.change_range(met.difference).replace("%", "points") if met else "",
                     *("", "", "", ""),
                     words.change_range(met.goodput) if met else "",
                 ),

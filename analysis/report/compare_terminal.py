@@ -9,13 +9,23 @@ from kvload.analysis.report.compare_tables import notes_of, tables_of, what_was_
 from kvload.analysis.report.rich_layout import foreign, heading, lines, table
 from kvload.terminal import plain
 
-_STYLES = {"better": "green", "worse": "red", "same": "cyan", "undecided": "yellow", "unmeasured": "dim"}
+_STYLES = {
+    "better": "green",
+    "worse": "red",
+    "same": "cyan",
+    "differs": "magenta",
+    "undecided": "yellow",
+    "unmeasured": "dim",
+}
 
 
 def render(comparison: Comparison, console: Console) -> None:
     """Print a comparison."""
     heading(console, "What was compared")
     lines(console, what_was_compared(comparison))
+    if comparison.resolution is not None and comparison.resolution.drifts:
+        console.print()
+        console.print(Text(f"  {comparison.resolution.sentence()}", style="bold yellow"))
     heading(console, "Verdicts")
     _verdicts(comparison, console)
     for data in tables_of(comparison):
@@ -38,5 +48,9 @@ def _verdicts(comparison: Comparison, console: Console) -> None:
         grid.add_column(overflow="fold")
         for finding in verdict.findings:
             outcome = Text(finding.outcome, style=_STYLES[finding.outcome])
-            grid.add_row(Text(f"    {finding.topic}"), outcome, foreign(finding.text))
+            grid.add_row(Text(f"    {finding.topic}"), outcome, foreign(finding.lead))
+            for sentence in finding.detail:
+                grid.add_row("", "", foreign(sentence, "dim"))
+            if finding.advice:
+                grid.add_row("", "", foreign(f"→ {finding.advice}"))
         console.print(grid)

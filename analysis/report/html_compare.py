@@ -4,7 +4,7 @@ from html import escape
 
 from kvload.analysis import words
 from kvload.analysis.comparison.lengths import LengthChange
-from kvload.analysis.comparison.model import ArmComparison, Comparison, Verdict
+from kvload.analysis.comparison.model import ArmComparison, Comparison, Finding, Verdict
 from kvload.analysis.comparison.samples import Sample
 from kvload.analysis.report import html_page, plots
 from kvload.analysis.report.compare_tables import label, notes_of, tables_of, what_was_compared
@@ -23,6 +23,7 @@ def render(comparison: Comparison) -> str:
     tables = tables_of(comparison)
     body = [
         html_page.paragraphs(what_was_compared(comparison)),
+        _drift(comparison),
         html_page.section("Verdicts", *(_verdict_card(verdict) for verdict in comparison.verdicts.values())),
         html_page.section("Latency", key, html_page.charts(_latency_charts(comparison, styles))),
         html_page.section(
@@ -43,10 +44,20 @@ def render(comparison: Comparison) -> str:
 def _verdict_card(verdict: Verdict) -> str:
     findings = "".join(
         f'<div class="finding"><span class="dim">{escape(finding.topic)}</span>'
-        f'<b class="{finding.outcome}">{escape(finding.outcome)}</b><span>{escape(finding.text)}</span></div>'
+        f'<b class="{finding.outcome}">{escape(finding.outcome)}</b><span>{_said(finding)}</span></div>'
         for finding in verdict.findings
     )
     return f'<div class="card"><h3>{escape(verdict.arm)}</h3><p>{escape(verdict.headline)}</p>{findings}</div>'
+
+
+def _said(finding: Finding) -> str:
+    details = "".join(f'<small class="dim">{escape(sentence)}</small>' for sentence in finding.detail)
+    return escape(finding.lead) + details + (f"<small>→ {escape(finding.advice)}</small>" if finding.advice else "")
+
+
+def _drift(comparison: Comparison) -> str:
+    found = comparison.resolution
+    return html_page.paragraphs([found.sentence()], "unknown") if found is not None and found.drifts else ""
 
 
 def _latency_charts(comparison: Comparison, styles: dict[str, str]) -> list[str]:

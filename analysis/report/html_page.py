@@ -46,8 +46,9 @@ caption{caption-side:bottom;text-align:left;color:var(--dim);font-size:.85rem;pa
 .card{background:var(--card);border-radius:8px;padding:.7rem 1rem;margin:.7rem 0}.card h3{margin-top:0}
 .tag{display:inline-block;min-width:6.5em;font-weight:600}
 .better,.good{color:var(--good)}.worse,.bad{color:var(--bad)}.undecided,.unknown{color:var(--warn)}
-.same{color:var(--s0)}.unmeasured{color:var(--dim)}
+.same{color:var(--s0)}.differs{color:var(--s3)}.unmeasured{color:var(--dim)}
 .finding{display:grid;grid-template-columns:5.5em 7em 1fr;gap:.2rem .8rem;margin:.4rem 0;font-size:.93rem}
+.finding small{display:block}
 details{margin:.4rem 0;border-bottom:1px solid var(--rule);padding-bottom:.4rem}summary{cursor:pointer;font-size:.93rem}
 .answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:1rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.83rem;background:var(--bg);border:1px solid var(--rule);

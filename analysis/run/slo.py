@@ -13,6 +13,7 @@ from kvload.analysis.records import latency
 from kvload.analysis.records.table import Bools, Floats, RecordTable, count_true
 from kvload.analysis.statistics import estimates
 from kvload.analysis.statistics.estimates import Estimate
+from kvload.records import RunManifest
 from kvload.units import percentile_of, request_limits
 
 
@@ -36,7 +37,7 @@ class Attainment:
         met: requests that meet all limits.
         share: ``met / sent`` with Wilson's interval.
         by_metric: the same for each limit alone.
-        goodput_rps: requests per second that meet all limits.
+        goodput_rps: requests per second of the arrival window that meet all limits.
         goodput_tokens_per_s: output tokens per second in those requests.
         percentiles: limits on the run's percentiles, judged apart.
     """
@@ -80,14 +81,14 @@ def _cannot_have(table: RecordTable, metric: str) -> Bools:
 
 
 def attainment(
-    table: RecordTable, limits_s: Mapping[str, float], duration_s: float | None, *, level: float = estimates.LEVEL
+    table: RecordTable, limits_s: Mapping[str, float], window_s: float | None, *, level: float = estimates.LEVEL
 ) -> Attainment:
     """Judge a run by limits.
 
     Args:
         table: the run's records.
         limits_s: limits in seconds by name, as :func:`kvload.units.parse_limits` returns them.
-        duration_s: the run's length, for goodput.
+        window_s: what goodput is counted over, as :func:`goodput_window_s` gives it.
         level: confidence level.
     """
     each = request_limits(limits_s)
@@ -104,8 +105,8 @@ def attainment(
             name: estimates.wilson(count_true(meets(table, name, limit)), sent, level=level)
             for name, limit in each.items()
         },
-        goodput_rps=met / duration_s if duration_s else None,
-        goodput_tokens_per_s=tokens / duration_s if duration_s else None,
+        goodput_rps=met / window_s if window_s else None,
+        goodput_tokens_per_s=tokens / window_s if window_s else None,
         percentiles=[_percentile_limit(table, name, limit) for name, limit in limits_s.items() if name not in each],
     )
 
@@ -125,6 +126,31 @@ def _percentile_limit(table: RecordTable, name: str, limit_s: float) -> Percenti
 def finite(values: Floats) -> Floats:
     """The values that are not missing."""
     return values[~np.isnan(values)]
+
+
+def run_duration_s(table: RecordTable, manifest: RunManifest) -> float | None:
+    """From the run's zero to the end of its last request."""
+    if manifest.duration_s is not None:
+        return manifest.duration_s
+    ends = finite(table.t_end_s)
+    return float(ends.max()) if len(ends) else None
+
+
+def is_closed_loop(manifest: RunManifest) -> bool:
+    """Whether requests wait for others to end, so that the server sets the pace and not the schedule."""
+    return manifest.max_concurrency is not None or bool(manifest.arrivals.get("concurrency"))
+
+
+def goodput_window_s(table: RecordTable, manifest: RunManifest) -> float | None:
+    """The time that good requests are counted over: the arrival window, so that the last answers' drain has no part.
+
+    From the first to the last scheduled arrival, and one mean gap more, as n arrivals take n gaps. In a closed loop,
+    whose pace the server sets, the run's duration.
+    """
+    scheduled = table.t_sched_s[table.sent]
+    if is_closed_loop(manifest) or len(scheduled) < 2 or scheduled.max() <= scheduled.min():
+        return run_duration_s(table, manifest)
+    return float(scheduled.max() - scheduled.min()) * len(scheduled) / (len(scheduled) - 1)
 
 
 def attainment_over_scale(

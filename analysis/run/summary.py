@@ -51,6 +51,7 @@ def build_from(
     limits = dict(manifest.slo if slo_limits is None else slo_limits)
     gaps = latency.token_gaps(table, np.flatnonzero(table.ok))
     throughput = throughput_of(table, manifest)
+    window_s = slo.goodput_window_s(table, manifest)
     metrics = {
         name: _metric(name, slo.finite(values(table)[table.sent if name == "lag" else table.ok]), rng, level)
         for name, values in latency.METRICS.items()
@@ -62,7 +63,7 @@ def build_from(
         metrics=metrics,
         throughput=throughput,
         lengths=_lengths(table, gaps, rng, level),
-        attainment=slo.attainment(table, limits, throughput.duration_s, level=level) if limits else None,
+        attainment=slo.attainment(table, limits, window_s, level=level) if limits else None,
         attainment_over_scale=slo.attainment_over_scale(table, limits, SLO_SCALES) if limits else [],
         trust=trust.judge(table, manifest),
         server=server_side.summarise(samples, table),
@@ -146,17 +147,9 @@ def _counts(table: RecordTable, manifest: RunManifest) -> Counts:
     )
 
 
-def run_duration_s(table: RecordTable, manifest: RunManifest) -> float | None:
-    """From the run's zero to the end of its last request."""
-    if manifest.duration_s is not None:
-        return manifest.duration_s
-    ends = slo.finite(table.t_end_s)
-    return float(ends.max()) if len(ends) else None
-
-
 def throughput_of(table: RecordTable, manifest: RunManifest) -> Throughput:
     """Rates over a run."""
-    duration_s = run_duration_s(table, manifest)
+    duration_s = slo.run_duration_s(table, manifest)
     ok = table.ok
     prompt = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)[ok]
     inputs, outputs = int(np.nansum(prompt)), int(np.nansum(table.output_tokens[ok]))

@@ -33,7 +33,7 @@ def compare(
     floor_run: Annotated[
         Path | None, typer.Option(help="With run folders: the baseline's second run.", show_default=False)
     ] = None,
-    repeats: Annotated[int, typer.Option(help="How often each arm is run, in rotated order.", min=1)] = 1,
+    repeats: Annotated[int, typer.Option(help="How often each arm is run, in rotated order.", min=1)] = 3,
     engine: Annotated[str, typer.Option(help="auto, embedded, vllm or sglang.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Model to launch; kvload's probe model if left out.")] = None,
     load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",

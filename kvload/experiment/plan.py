@@ -57,17 +57,26 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
     replay: dict[str, Any]
 
     def runs(self) -> list[PlannedRun]:
-        """All runs in the order they are made: every repeat starts one arm later than the one before it.
+        """All runs in the order they are made.
 
-        Over as many repeats as there are arms each arm stands once in every position, so that what drifts with time
-        (a machine that warms up, a neighbour that wakes) does not fall on one arm.
+        What drifts with time (a machine that warms up, a neighbour that wakes) must not fall on one arm. With a floor,
+        every repeat begins with one of the baseline's two runs and ends with the other, in turn, and the arms between
+        them begin one later in every repeat: a steady drift cancels out of arm less baseline, and shows in full in the
+        A/A pair. Without one, all arms begin one later in every repeat.
         """
         planned = []
         for repeat in range(self.repeats):
-            turn = repeat % len(self.arms)
-            for arm in self.arms[turn:] + self.arms[:turn]:
+            for arm in self._order(repeat):
                 planned.append(PlannedRun(arm=arm.name, repeat=repeat, folder=f"r{repeat}-{_slug(arm.name)}"))
         return planned
+
+    def _order(self, repeat: int) -> tuple[Arm, ...]:
+        ends = tuple(arm for arm in self.arms if arm.baseline or arm.floor)
+        if len(ends) != 2:
+            return _turned(self.arms, repeat)
+        between = _turned(tuple(arm for arm in self.arms if arm not in ends), repeat)
+        first, last = ends if repeat % 2 == 0 else ends[::-1]
+        return (first, *between, last)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -121,6 +130,11 @@ def make_arms(
     if with_floor:
         arms.insert(1, msgspec.structs.replace(arms[0], name=base + FLOOR_SUFFIX, baseline=False, floor=True))
     return tuple(arms)
+
+
+def _turned(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:
+    turn = by % len(arms) if arms else 0
+    return arms[turn:] + arms[:turn]
 
 
 def save(plan: ExperimentPlan, out: Path) -> None:

@@ -50,7 +50,15 @@ def main() -> int:
     sample += ["--tasks", options.tasks, "--seed", str(options.seed)]
     compare = ["compare", str(trace), "--engine", options.engine, "--kv-memory", options.kv_memory]
     compare += [word for method in options.methods.split() for word in ("--method", method)]
-    compare += ["--concurrency", str(options.concurrency), "--no-verify", "--out", str(out / "compare")]
+    compare += [
+        "--concurrency",
+        str(options.concurrency),
+        "--repeats",
+        "1",
+        "--no-verify",
+        "--out",
+        str(out / "compare"),
+    ]
     for command in ([*sample, "--output", str(trace)], compare):
         done = subprocess.run([sys.executable, "-m", "kvload", *command], check=False, stdout=sys.stderr)
         if done.returncode:

@@ -33,7 +33,8 @@ def test_a_known_difference_is_found_and_an_equal_arm_is_not(
     kvload: Kvload, trace: Path, arms: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "experiment"
-    done = kvload("compare", trace, *arms, "--max-tokens", "8", "--slo", "ttft=120ms", "--out", out)
+    options = ["--max-tokens", "8", "--slo", "ttft=120ms", "--repeats", "2"]
+    done = kvload("compare", trace, *arms, *options, "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "comparison.json").read_text())
     by_name = {change["name"]: change for change in found["comparisons"]}
@@ -43,7 +44,7 @@ def test_a_known_difference_is_found_and_an_equal_arm_is_not(
     assert found["figures"]["slow"]["attainment"] == 0.0
     with (out / "pairs.csv").open(newline="") as file:
         pairs = [row for row in csv.DictReader(file) if row["arm"] == "slow"]
-    assert len(pairs) == 40
+    assert len(pairs) == 80
     parts = ("queueing_s", "prefill_s", "speed_s", "length_s")
     for row in pairs:
         change = float(row["e2e_s"]) - float(row["base_e2e_s"])
@@ -57,7 +58,8 @@ def test_a_folder_and_its_runs_can_be_compared_again(
     kvload: Kvload, trace: Path, arms: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "experiment"
-    first = kvload("compare", trace, *arms, "--max-tokens", "8", "--no-floor", "--out", out)
+    options = ["--max-tokens", "8", "--no-floor", "--repeats", "1"]
+    first = kvload("compare", trace, *arms, *options, "--out", out)
     assert first.returncode == 0, first.stderr
     again = kvload("compare", out)
     assert again.returncode == 0, again.stderr

@@ -3,6 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def test_servers_by_url_are_arms_too() -> None:
 @pytest.mark.parametrize(
     ("methods", "baseline", "message"),
     [
-        (["none"], None, "two arms"),
+        (["none"], None, "2 arms are needed"),
         (["int8", "int8"], None, "twice"),
         (["none", "int8"], "kivi", "not one of the arms"),
     ],
@@ -53,13 +55,29 @@ def test_wrong_arms_are_refused(methods: list[str], baseline: str | None, messag
 
 @given(count=st.integers(2, 6), cycles=st.integers(1, 3))
 def test_every_arm_stands_in_every_position_equally_often(count: int, cycles: int) -> None:
-    experiment = plan([f"m{i}" for i in range(count)], repeats=cycles * (count + 1))
+    arms = make_arms([f"m{i}" for i in range(count)], {}, with_floor=False)
+    experiment = msgspec.structs.replace(plan(["a", "b"]), arms=arms, repeats=cycles * count)
     runs = experiment.runs()
-    arms = len(experiment.arms)
-    positions = Counter((run.arm, place % arms) for place, run in enumerate(runs))
-    assert len(runs) == arms * experiment.repeats
+    positions = Counter((run.arm, place % count) for place, run in enumerate(runs))
+    assert len(runs) == count * experiment.repeats
     assert set(positions.values()) == {cycles}
     assert len({run.folder for run in runs}) == len(runs)
+
+
+@given(methods=st.integers(1, 5), repeats=st.integers(1, 6))
+def test_every_repeat_lies_between_the_baselines_two_runs(methods: int, repeats: int) -> None:
+    experiment = plan(["none", *(f"m{i}" for i in range(methods))], repeats=repeats)
+    runs = experiment.runs()
+    size = methods + 2
+    for repeat in range(repeats):
+        names = [run.arm for run in runs[repeat * size : (repeat + 1) * size]]
+        ends = ["none", "none (again)"]
+        assert [names[0], names[-1]] == (ends if repeat % 2 == 0 else ends[::-1])
+        assert sorted(names[1:-1]) == sorted(f"m{i}" for i in range(methods))
+    # A drift that grows steadily adds as much to every arm's mean as to that of the baseline's runs.
+    if repeats % (2 * methods) == 0:
+        mean = {arm.name: np.mean([p for p, run in enumerate(runs) if run.arm == arm.name]) for arm in experiment.arms}
+        assert {round(float(value), 6) for value in mean.values()} == {(len(runs) - 1) / 2}
 
 
 def test_the_estimate_counts_launches_only_where_there_are_any() -> None:

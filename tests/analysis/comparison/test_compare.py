@@ -62,14 +62,17 @@ def test_baseline_and_floor_come_first_and_have_no_verdict(comparison: Compariso
     assert [found.name for found in comparison.arms[:2]] == ["none", "none (again)"]
     assert list(comparison.verdicts) == ["<method>-0", "<method>-1"]
     assert comparison.floor is not None
-    assert comparison.floor.latency["e2e"].beyond_floor is None
-    assert all(change.lengths and change.lengths.beyond_floor for change in comparison.comparisons if not change.floor)
+    assert comparison.resolution is not None
+    assert all({"latency", "lengths", "service"} <= set(change.effects) for change in comparison.comparisons)
 
 
-def test_intervals_count_requests_not_repeats(comparison: Comparison) -> None:
+def test_intervals_over_requests_count_requests_and_verdicts_count_runs(comparison: Comparison) -> None:
     change = comparison.comparisons[1]
     assert change.population.paired == 240
-    assert change.latency["e2e"].relative.n == 120
+    assert change.latency["e2e"].relative.n == 2
+    assert change.effects["latency"].requests == 120
+    assert change.effects["latency"].df == (4 - 1) * (2 - 1) + 1
+    assert change.effects["latency"].family == 2
     assert change.lengths is not None
     assert change.lengths.ratio_mean.n == 120
 
@@ -84,9 +87,9 @@ def test_without_a_floor_it_says_so(tmp_path: Path) -> None:
     found = compare(arms)
     assert found.floor is None
     assert found.notes[0].startswith("no noise floor was measured")
-    lengths = found.comparisons[0].lengths
-    assert lengths is not None
-    assert lengths.beyond_floor is None
+    assert found.resolution is None
+    outcomes = {finding.topic: finding.outcome for finding in found.verdicts["<method>-0"].findings}
+    assert outcomes["latency"] == outcomes["service"] == "undecided"
 
 
 def test_forced_runs_have_no_lengths_and_say_why(tmp_path: Path) -> None:

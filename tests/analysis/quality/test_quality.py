@@ -80,12 +80,14 @@ def test_assessment_of_repeats() -> None:
     found = assess(table, floor="aa", thetas=[0.1], rng=np.random.default_rng(0))
     overall = {change.arm: change for change in found.changes if change.task is None}
     assert (overall["aa"].difference.estimate, overall["h2o"].difference.estimate) == (0, -1)
-    assert overall["h2o"].n == 8
+    # the chat has no right answer: agreement is no score
+    assert overall["h2o"].n == 6
     # repeats of one request are one unit
-    assert overall["h2o"].difference.n == 4
+    assert overall["h2o"].difference.n == 3
+    assert {change.task for change in found.changes} == {None, "recall", "list"}
     (count,) = [each for each in found.negatives if each.task is None]
-    assert (count.methods, count.negative, count.mirror, count.floor_negative) == (("h2o",), 8, 0, 0)
-    assert count.against_mirror.n == 4
+    assert (count.methods, count.negative, count.mirror, count.floor_negative) == (("h2o",), 6, 0, 0)
+    assert count.against_mirror.n == 3
     assert found.negative_ids(table)["r0"] == {"theta": {"h2o": 0.1}, "baseline": 1.0}
     with pytest.raises(UsageError, match="no such arm: 'zz'"):
         assess(table, floor="zz", rng=np.random.default_rng(0))

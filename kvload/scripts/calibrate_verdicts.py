@@ -1,0 +1,357 @@
+"""``make calibrate-verdicts``: how often verdicts are false where nothing differs, and how often changes are found.
+
+Runs are simulated, not measured: every run has a speed of its own (the drift), every request a length, a time to first
+token and a time per token, and a share of the answers diverges by chance. What the runs give goes through the very
+functions that ``kvload compare`` judges by. The table is printed in Markdown.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kvload.analysis.comparison.decision import MARGIN, attainment_margin, decide, quality_margin
+from kvload.analysis.comparison.lengths import CUT_SHARE, certain_log_ratio
+from kvload.analysis.records.table import Bools, Floats
+from kvload.analysis.statistics import layout, significance
+from kvload.analysis.statistics.layout import RunFigures
+
+TOPICS = ("latency", "service", "lengths", "quality")
+FLOOR = "again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is simulated.
+
+    Attributes:
+        requests, repeats, methods: of each run, of each arm, beside the baseline and its A/A arm.
+        drift: standard deviation of a run's speed, relative.
+        diverging: share of answers whose length and score are another in every run.
+        faster: how much less time the first method takes; the others equal the baseline.
+        longer: how much longer the first method's answers are.
+        cut: share of the baseline's answers that ``max_tokens`` cuts off.
+    """
+
+    requests: int = 1000
+    repeats: int = 3
+    methods: int = 1
+    drift: float = 0.01
+    diverging: float = 0.1
+    faster: float = 0.0
+    longer: float = 0.0
+    cut: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    tokens: Floats
+    is_cut: Bools
+    ttft_s: Floats
+    tpot_s: Floats
+    score: Floats
+
+
+def _runs(setting: Setting, rng: np.random.Generator) -> list[list[_Run]]:
+    """Runs by arm (baseline, A/A, methods) and repeat."""
+    n = setting.requests
+    typical = rng.lognormal(5.0, 0.6, n)
+    first = rng.gamma(4.0, 0.025, n)
+    right = rng.random(n) < 0.7
+    cap = float(np.quantile(typical, 1 - setting.cut)) if setting.cut else np.inf
+    arms = []
+    for arm in range(setting.methods + 2):
+        is_first = arm == 2
+        runs = []
+        for _ in range(setting.repeats):
+            speed = np.exp(rng.normal(0.0, setting.drift)) * ((1 - setting.faster) if is_first else 1.0)
+            other = rng.random(n) < setting.diverging
+            length: Floats = typical * (1 + setting.longer if is_first else 1.0)
+            length = np.rint(np.where(other, length * rng.lognormal(0.0, 0.5, n), length))
+            runs.append(
+                _Run(
+                    tokens=np.minimum(np.maximum(length, 1.0), cap),
+                    is_cut=length >= cap,
+                    ttft_s=first * speed * rng.lognormal(0.0, 0.05, n),
+                    tpot_s=0.01 * speed * rng.lognormal(0.0, 0.05, n),
+                    score=np.where(other, rng.random(n) < 0.7, right).astype(np.float64),
+                )
+            )
+        arms.append(runs)
+    return arms
+
+
+def _figures(base: list[_Run], other: list[_Run]) -> dict[str, RunFigures]:
+    """What :mod:`kvload.analysis.comparison.figures` takes from run folders, from simulated runs."""
+    n = len(base[0].tokens)
+    repeat, request = np.repeat(np.arange(len(base)), n), np.tile(np.arange(n), len(base))
+
+    def joined(value: Callable[[_Run, _Run], Floats]) -> Floats:
+        return np.concatenate([value(b, o) for b, o in zip(base, other, strict=True)])
+
+    ratio = joined(lambda b, o: certain_log_ratio(b.tokens, o.tokens, b.is_cut, o.is_cut))
+    met = joined(lambda b, o: _met(o) - _met(b))
+    before, after = joined(lambda b, _: _met(b)), joined(lambda _, o: _met(o))
+    length_test = significance.wilcoxon(ratio, request).p_value
+    share_test = significance.mcnemar(before > 0, after > 0, request).p_value
+    return {
+        "latency": layout.log_ratio(
+            joined(lambda b, o: o.ttft_s + o.tpot_s * b.tokens),
+            joined(lambda b, _: b.ttft_s + b.tpot_s * b.tokens),
+            repeat,
+            request,
+        ),
+        "service": replace(layout.mean_change(met, repeat, request, bounded=True), test_p=share_test),
+        "lengths": replace(layout.mean_change(ratio, repeat, request), test_p=length_test),
+        "quality": layout.mean_change(joined(lambda b, o: o.score - b.score), repeat, request, bounded=True),
+    }
+
+
+def _met(run: _Run) -> Floats:
+    return ((run.ttft_s < 0.15) & (run.tpot_s < 0.011)).astype(np.float64)
+
+
+def outcomes(setting: Setting, rng: np.random.Generator, topics: tuple[str, ...] = TOPICS) -> dict[str, list[str]]:
+    """One simulated comparison: what each topic says of each method, the first method first."""
+    runs = _runs(setting, rng)
+    names = [FLOOR, *(f"method {number}" for number in range(setting.methods))]
+    figures = {name: _figures(runs[0], arm) for name, arm in zip(names, runs[1:], strict=True)}
+    share = float(np.mean([_met(run) for run in runs[0]]))
+    score = float(np.mean([run.score for run in runs[0]]))
+    margins = {"service": attainment_margin(share), "quality": quality_margin(score)}
+    cuts = [[run.is_cut for run in arm] for arm in runs]
+    found = {}
+    for topic in topics:
+        effects = layout.effects(
+            {name: each[topic] for name, each in figures.items()}, floor=FLOOR, need_floor=topic in TOPICS[:2]
+        )
+        made = []
+        for number, name in enumerate(names[1:], 2):
+            outcome: str = decide(effects.get(name), margin=margins.get(topic, float(np.log1p(MARGIN))))
+            cut = float(np.mean([a | b for a, b in zip(cuts[0], cuts[number], strict=True)]))
+            if topic == "lengths" and outcome == "same" and cut > CUT_SHARE:
+                outcome = "undecided"
+            made.append(outcome)
+        found[topic] = made
+    return found
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of the simulated comparisons.
+
+    Attributes:
+        any_false: by topic, at least one of the arms that equal the baseline was called better or worse.
+        lower, higher, same: by topic, what was said of the first method.
+    """
+
+    any_false: dict[str, float]
+    lower: dict[str, float]
+    higher: dict[str, float]
+    same: dict[str, float]
+
+
+def rates(setting: Setting, *, simulations: int, seed: int = 0, topics: tuple[str, ...] = TOPICS) -> Rates:
+    """Simulate many comparisons of one setting.
+
+    Args:
+        setting: what is simulated.
+        simulations: how many comparisons.
+        seed: decides all of them.
+        topics: what is judged.
+    """
+    is_changed = bool(setting.faster or setting.longer)
+    tally: dict[str, dict[str, int]] = {
+        topic: dict.fromkeys(("false", "lower", "higher", "same"), 0) for topic in topics
+    }
+    for number in range(simulations):
+        found = outcomes(setting, np.random.default_rng([seed, number]), topics)
+        for topic, made in found.items():
+            equal = made[1:] if is_changed else made
+            tally[topic]["false"] += any(outcome in {"lower", "higher"} for outcome in equal)
+            if made[0] in tally[topic]:
+                tally[topic][made[0]] += 1
+    share = {
+        key: {topic: tally[topic][key] / simulations for topic in topics}
+        for key in ("false", "lower", "higher", "same")
+    }
+    return Rates(any_false=share["false"], lower=share["lower"], higher=share["higher"], same=share["same"])
+
+
+def decided_after_plan(
+    *, change: float, noise: float, repeats: int, arms: int, simulations: int, seed: int = 0
+) -> tuple[int | None, float]:
+    """Whether the repeats that are said to decide do decide.
+
+    Args:
+        change: the true effect of the method, which the first experiment happened to see exactly.
+        noise: standard deviation of a run.
+        repeats: of the first experiment.
+        arms: in all, the baseline and its A/A run among them.
+        simulations: experiments of the planned size.
+        seed: decides them.
+
+    Returns:
+        the repeats that were said to be missing, and the share of experiments of that size that find the change.
+    """
+    se = noise * np.sqrt(1.5 / repeats)
+    groups = arms - 1
+    df = (arms - 1) * (repeats - 1) + 1
+    needed = layout.repeats_for(change, float(se * np.sqrt(repeats)), arms, groups, repeats, 0.95, None)
+    if needed is None or layout.power(change, float(se), df) >= layout.POWER:
+        return None, 1.0
+    rng = np.random.default_rng(seed)
+    runs = rng.normal(0.0, noise, (simulations, arms, needed))
+    runs[:, 2] += change
+    found = layout.two_way(runs, [0, 0, *range(1, arms - 1)])
+    half = layout.t_quantile(0.975, found.df) * found.sd * found.factor[0]
+    return needed - repeats, float(np.mean(np.abs(found.estimate[:, 0]) > half))
+
+
+def queue_false_alarms(
+    *, load: float, drift: float, requests: int, repeats: int, simulations: int, seed: int = 0
+) -> float:
+    """False latency verdicts where requests queue: first come first served by 8 places, one trace for all runs.
+
+    Args:
+        load: share of the places that are busy on average.
+        drift: standard deviation of a run's speed.
+        requests: in the trace, with Poisson arrivals.
+        repeats: of each of 3 arms: baseline, A/A, an equal method.
+        simulations: how many comparisons.
+        seed: decides them.
+    """
+    false = 0
+    numbers = np.arange(requests)
+    repeat, request = np.repeat(np.arange(repeats), requests), np.tile(numbers, repeats)
+    for number in range(simulations):
+        rng = np.random.default_rng([seed, number])
+        service_s = rng.lognormal(0.0, 0.6, requests)
+        arrivals_s = np.cumsum(rng.exponential(service_s.mean() / 8 / load, requests))
+        made = [
+            np.concatenate(
+                [_queued(arrivals_s, service_s * np.exp(rng.normal(0.0, drift)), rng) for _ in range(repeats)]
+            )
+            for _ in range(3)
+        ]
+        arms = {
+            name: layout.log_ratio(times, made[0], repeat, request) for name, times in zip("ab", made[1:], strict=True)
+        }
+        found = decide(layout.effects(arms, floor="a", need_floor=True)["b"], margin=float(np.log1p(MARGIN)))
+        false += found in {"lower", "higher"}
+    return false / simulations
+
+
+def _queued(arrivals_s: Floats, service_s: Floats, rng: np.random.Generator) -> Floats:
+    """Waiting and service of every request, with 1 % of jitter on its service."""
+    import heapq
+
+    free = [0.0] * 8
+    jitter = rng.lognormal(0.0, 0.01, len(service_s))
+    times = np.empty(len(service_s))
+    for place, (arrival, service) in enumerate(zip(arrivals_s.tolist(), (service_s * jitter).tolist(), strict=True)):
+        start = max(arrival, free[0])
+        heapq.heapreplace(free, start + service)
+        times[place] = start + service - arrival
+    return times
+
+
+def main() -> int:
+    """Print the calibration table; returns 0 where every row holds its bound, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m kvload.scripts.calibrate_verdicts", description=__doc__)
+    parser.add_argument("--simulations", type=int, default=1000, help="comparisons simulated for each row")
+    parser.add_argument("--quick", action="store_true", help="a tenth of them, to see that it works")
+    options = parser.parse_args()
+    number = options.simulations // 10 if options.quick else options.simulations
+    started = time.monotonic()
+    holds = True
+    for title, header, rows in _tables(number):
+        print(f"\n## {title}\n\n| {' | '.join(header)} | holds |\n|{'---|' * (len(header) + 1)}", flush=True)
+        for cells, good in rows:
+            holds &= good
+            print(f"| {' | '.join(cells)} | {'yes' if good else '**no**'} |", flush=True)
+    print(f"\n{number} simulations a row; {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return 0 if holds else 1
+
+
+Row = tuple[list[str], bool]
+
+
+def _tables(number: int) -> Iterator[tuple[str, list[str], Iterator[Row]]]:
+    slack = 2 * float(np.sqrt(0.05 * 0.95 / number))
+    yield (
+        f"Equal arms: any false verdict in a family, % (bound: 7, and {slack * 100:.1f} points of chance)",
+        ["methods", "repeats", "drift", "diverging", *TOPICS],
+        _equal(number, slack),
+    )
+    yield "True changes, 1000 requests", ["what", "methods", "repeats", "drift", "found, %"], _changed(number)
+    yield "Answers 20 % longer, cut off by max_tokens", ["cut", "longer, %", "same, %"], _cut(number)
+    yield (
+        "Repeats that are said to decide: how often they do, % (planned for 80)",
+        ["change / noise of a run", "repeats", "more", "decided, %"],
+        _planned(number),
+    )
+    yield (
+        "Requests that queue, 3 repeats, 600 requests: false latency verdicts, %",
+        ["load", "drift", "false, %"],
+        _queue(number, slack),
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.1f}"
+
+
+def _equal(number: int, slack: float) -> Iterator[Row]:
+    for methods in (1, 12):
+        for repeats in (1, 2, 3, 5):
+            for drift in (0.0, 0.005, 0.01, 0.02):
+                for diverging in (0.0, 0.1):
+                    setting = Setting(methods=methods, repeats=repeats, drift=drift, diverging=diverging)
+                    found = rates(setting, simulations=number).any_false
+                    cells = [str(methods), str(repeats), f"{drift:.1%}", f"{diverging:.0%}"]
+                    yield [*cells, *map(_percent, found.values())], all(v <= 0.07 + slack for v in found.values())
+
+
+def _changed(number: int) -> Iterator[Row]:
+    for methods in (1, 2, 12):
+        for repeats, drift in ((2, 0.01), (3, 0.005), (3, 0.01), (3, 0.02), (5, 0.01)):
+            setting = Setting(methods=methods, repeats=repeats, drift=drift, faster=0.05)
+            found = rates(setting, simulations=number, topics=("latency",)).lower["latency"]
+            must = repeats >= 3 and drift <= 0.01
+            yield ["5 % faster", str(methods), str(repeats), f"{drift:.1%}", _percent(found)], found >= 0.95 or not must
+    for longer in (-0.05, 0.05, -0.1):
+        for repeats in (1, 2, 3):
+            made = rates(Setting(longer=longer, repeats=repeats), simulations=number, topics=("lengths",))
+            found = (made.lower if longer < 0 else made.higher)["lengths"]
+            cells = [f"answers {longer:+.0%}", "1", str(repeats), "1.0%", _percent(found)]
+            yield cells, found >= 0.95 or repeats == 1
+
+
+def _cut(number: int) -> Iterator[Row]:
+    for cut in (0.0, 0.1, 0.25, 0.4, 0.8, 0.95):
+        made = rates(Setting(longer=0.2, cut=cut), simulations=number, topics=("lengths",))
+        good = made.same["lengths"] == 0
+        yield [f"{cut:.0%}", _percent(made.higher["lengths"]), _percent(made.same["lengths"])], good
+
+
+def _planned(number: int) -> Iterator[Row]:
+    for change, repeats in ((1.0, 2), (1.0, 3), (0.7, 3), (0.5, 3), (1.5, 2)):
+        more, share = decided_after_plan(
+            change=change * 0.01, noise=0.01, repeats=repeats, arms=4, simulations=10 * number
+        )
+        yield [f"{change:g}", str(repeats), "none" if more is None else str(more), _percent(share)], share >= 0.77
+
+
+def _queue(number: int, slack: float) -> Iterator[Row]:
+    for load in (0.5, 0.9):
+        for drift in (0.0, 0.005, 0.02):
+            found = queue_false_alarms(load=load, drift=drift, requests=600, repeats=3, simulations=min(number, 500))
+            yield [f"{load:g}", f"{drift:.1%}", _percent(found)], found <= 0.07 + slack
+
+
+if __name__ == "__main__":
+    sys.exit(main())
