@@ -30,11 +30,13 @@ class Expected:
         place: ``module:Class.function``.
         parameters: its first ones, in order.
         releases: where it is needed; all where empty.
+        device: ``cpu`` or ``cuda`` where only that one's vLLM needs it.
     """
 
     place: str
     parameters: tuple[str, ...]
     releases: tuple[tuple[int, int], ...] = ()
+    device: str | None = None
 
 
 EXPECTED = (
@@ -81,7 +83,9 @@ def check(row: "Row") -> tuple[int, int]:
         ContractError: says what is different, and which releases are known.
     """
     import vllm
+    from vllm.platforms import current_platform
 
+    device = "cpu" if current_platform.is_cpu() else "cuda"
     release = release_of(vllm.__version__)
     if release not in KNOWN:
         raise ContractError(
@@ -89,7 +93,7 @@ def check(row: "Row") -> tuple[int, int]:
             "Use one of those, or start vLLM without the method"
         )
     for expected in (*EXPECTED, *row.expects):
-        if not expected.releases or release in expected.releases:
+        if (not expected.releases or release in expected.releases) and expected.device in {None, device}:
             check_function(expected, vllm.__version__)
     return release
 

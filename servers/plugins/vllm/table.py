@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from kvload.servers.plugins.vllm.contract import ContractError, Expected
+from kvload.servers.plugins.vllm.eviction.policy import POLICIES
+from kvload.servers.plugins.vllm.eviction.wraps import EXPECTED as EVICTION_EXPECTED
 from kvload.servers.plugins.vllm.selection import Selection
 
 
@@ -35,7 +37,21 @@ class Row:
     block_tokens: tuple[int, ...] = (16,)
 
 
-_ROWS: tuple[Row, ...] = ()
+_EVICTION_WRAPS = (
+    "kvload.servers.plugins.vllm.eviction.wraps:prompt_lengths",
+    "kvload.servers.plugins.vllm.eviction.wraps:chunks_end_with_the_prompt",
+)
+
+_ROWS: tuple[Row, ...] = tuple(
+    Row(
+        method,
+        gpu="kvload.servers.plugins.vllm.eviction.gpu.EvictionBackend",
+        cpu="kvload.servers.plugins.vllm.eviction.cpu.EvictionBackend",
+        wraps=_EVICTION_WRAPS,
+        expects=EVICTION_EXPECTED,
+    )
+    for method in POLICIES
+)
 
 ROWS: Mapping[str, Row] = MappingProxyType({row.method: row for row in _ROWS})
 """Method to its row."""
