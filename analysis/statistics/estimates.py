@@ -6,7 +6,8 @@ Every function returns an :class:`Estimate` that names its method, its n and its
 ============================ ===========================================================================================
 Wilson                       score interval of a share (Wilson 1927)
 BCa bootstrap                bias-corrected and accelerated bootstrap (Efron 1987) of means, ratios of sums and paired
-                             differences, whole clusters resampled, acceleration from the closed-form jackknife
+                             differences, whole clusters resampled, acceleration from the closed-form jackknife; below
+                             100 clusters with Student's quantiles and n - 1 (Hesterberg 2015); none below 20
 ABC bootstrap                its analytic limit (DiCiccio and Efron 1992), for more than 1,024 clusters
 binomial order statistics    distribution-free interval of a quantile
 Woodruff, by request         quantile of values that come in clusters (Woodruff 1952)
@@ -24,6 +25,10 @@ from kvload.analysis.records.table import Bools, Floats, Ints
 
 LEVEL = 0.95
 RESAMPLES = 2000
+FEWEST = 20
+"""Fewer values than this have no interval for their mean: a bootstrap of them covers far less than it says."""
+
+_CORRECTED_BELOW = 100
 _RESAMPLE_UP_TO = 1024
 _BLOCK = 1 << 21
 
@@ -214,21 +219,35 @@ def ratio_of_sums(
     estimate = float(numerators.sum()) / total
     influence = (numerators - estimate * denominators) / (total / n)
     spread = float(np.sqrt(np.square(influence).sum()))
-    if n == 1:
-        return Estimate(estimate=estimate, method="none: one value", n=n, level=level)
+    if n < FEWEST:
+        return Estimate(estimate=estimate, method=f"none: fewer than {FEWEST} values", n=n, level=level)
     if spread <= 1e-12 * max(abs(estimate), 1e-300) * np.sqrt(n):
         return Estimate(
             estimate=estimate, low=estimate, high=estimate, method="BCa bootstrap (all equal)", n=n, level=level
         )
     # The jackknife's acceleration of a mean in closed form; a ratio has it up to terms of order 1/n.
     acceleration = float((influence**3).sum()) / (6 * spread**3)
-    tails = np.array([normal_quantile((1 - level) / 2), normal_quantile((1 + level) / 2)])
+    tails = _tails(n, level)
     if n > _RESAMPLE_UP_TO:
         shifted = acceleration + tails
         low, high = estimate + spread / n * shifted / (1 - acceleration * shifted) ** 2
         return Estimate(estimate=estimate, low=float(low), high=float(high), method="ABC bootstrap", n=n, level=level)
     replicates = _resampled_ratio(numerators, denominators, rng, resamples)
     return _bca(replicates, estimate, acceleration, tails, n, level)
+
+
+def _tails(n: int, level: float) -> Floats:
+    """Standard normal deviates of the interval's ends.
+
+    Few values' spread is underestimated by a bootstrap, which divides by n and takes it as known: below 100, Student's
+    quantiles with n - 1 degrees of freedom, widened by sqrt(n / (n - 1)).
+    """
+    if n >= _CORRECTED_BELOW:
+        return np.array([normal_quantile((1 - level) / 2), normal_quantile((1 + level) / 2)])
+    from scipy.special import stdtrit
+
+    upper = float(stdtrit(n - 1, (1 + level) / 2)) * float(np.sqrt(n / (n - 1)))
+    return np.array([-upper, upper])
 
 
 def _resampled_ratio(numerators: Floats, denominators: Floats, rng: np.random.Generator, resamples: int) -> Floats:

@@ -14,6 +14,9 @@ from kvload.servers.host.model_facts import ModelFacts
 
 ENTRY = "vllm.entrypoints.cli.main"
 CPU_KV_BYTES = 512 * 2**20
+METRICS_FLAG = "--enable-per-request-metrics"
+PER_REQUEST_METRICS = (0, 26)
+"""From this release on, where asked to, the usage chunk tells a request's own time in the queue."""
 
 PROGRESS = (
     (re.compile(r"Resolved architecture: (\w+)"), "reading the model's configuration ({0})"),
@@ -95,6 +98,10 @@ class VllmAdapter(InstalledEngine):
             # A model's generation_config may set a repetition penalty: "none" would then not be plain greedy decoding,
             # and answers would differ from other engines'. End-of-sequence ids are read from it all the same.
             command += ["--generation-config", "vllm"]
+        own = has_flag(request.engine_args, METRICS_FLAG, "--disable-log-stats")
+        if build.release >= PER_REQUEST_METRICS and not own:
+            # Each answer then says how long it waited, so that waiting is not taken for prefill.
+            command.append(METRICS_FLAG)
         arguments, key = key_by_environment(request.engine_args, "VLLM_API_KEY")
         command += [*row.arguments, *arguments]
         # The endpoint that empties the prefix cache belongs to vLLM's development mode, which strangers must not reach.

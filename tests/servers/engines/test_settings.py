@@ -124,6 +124,13 @@ def test_unknown_methods_name_the_known_and_raw_passes_through() -> None:
     assert not plain.compresses
 
 
+@pytest.mark.parametrize(("release", "is_asked"), [((), False), ((0, 25, 1), False), ((0, 26, 0), True)])
+def test_a_vllm_that_can_tell_each_requests_queue_time_is_asked_to(release: tuple[int, ...], is_asked: bool) -> None:
+    build = replace(VLLM_GPU, release=release)
+    plan = VllmAdapter().plan(LaunchRequest(), 8123, build, LLAMA_8B, GPU_MACHINE)
+    assert ("--enable-per-request-metrics" in plan.command) is is_asked
+
+
 def test_vllms_command_line() -> None:
     request = LaunchRequest(
         method="fp8-e4m3", load_format="dummy", max_model_len=4096, kv_memory=2**30, engine_args=("--seed", "3")
@@ -133,7 +140,7 @@ def test_vllms_command_line() -> None:
         *("/v/python", "-m", "vllm.entrypoints.cli.main", "serve", "/models/m", "--served-model-name", "m"),
         *("--host", "127.0.0.1", "--port", "8123", "--load-format", "dummy", "--kv-cache-dtype", "fp8_e4m3"),
         *("--max-model-len", "4096", "--kv-cache-memory-bytes", str(2**30)),
-        *("--generation-config", "vllm", "--seed", "3"),
+        *("--generation-config", "vllm", "--enable-per-request-metrics", "--seed", "3"),
     )
     assert plan.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert plan.env["HF_HUB_OFFLINE"] == "1"
