@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from kvload.analysis.quality import scorers
@@ -268,16 +269,34 @@ def _scorer(base: RequestRecord) -> str:
 
 
 def _score(record: RequestRecord | None, base: RequestRecord) -> float:
-    if record is None or record.status != "ok" or record.text is None:
+    """The score of one answer; NaN where there is no answer, or none to compare it with, which is never "the same"."""
+    if record is None or record.status != "ok":
         return float("nan")
     if base.expected is None:
-        if base.status != "ok" or base.text is None:
+        one, two = _said(record), _said(base)
+        if base.status != "ok" or not any(one) or not any(two):
             return float("nan")
-        return 1.0 if record is base else scorers.agreement(record.text, base.text)
+        return 1.0 if record is base else scorers.agreement(one[0], two[0], beside=one[1:], baseline_beside=two[1:])
+    if record.text is None:
+        return float("nan")
     try:
-        return scorers.score(_scorer(base), record.text, base.expected)
+        return scorers.score(_scorer(base), record.text, base.expected, is_cut=record.finish_reason == "length")
     except UsageError as error:
         raise UsageError(error.message, where=f"request '{base.request_id}'", hint=error.hint) from error
+
+
+def _said(record: RequestRecord) -> tuple[str, str, str]:
+    """What an answer said: its text, its reasoning, and the tools it called, by name and arguments."""
+    calls = [f"{call.get('name')}({_arguments(call.get('arguments') or '')})" for call in record.tool_calls or ()]
+    return record.text or "", record.reasoning or "", "\n".join(calls)
+
+
+def _arguments(text: str) -> str:
+    """A call's arguments whatever their white space and the order of their names."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(text), order="deterministic").decode()
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeError, RecursionError, OverflowError):
+        return text
 
 
 def _missing(base_name: str, base: Floats, arms: Mapping[str, Floats]) -> dict[str, int]:

@@ -238,3 +238,32 @@ def test_tables_of_other_arms_do_not_stack() -> None:
     table = score_arms(BASE, {"a": BASE})
     with pytest.raises(ValueError, match="different arms"):
         stack([table, replace(table, arms={"b": table.base})])
+
+
+def test_an_answer_without_text_is_not_scored() -> None:
+    """Two answers that say nothing do not agree, and a tool call is an answer."""
+
+    def answer(**fields: Any) -> RequestRecord:
+        return msgspec.structs.replace(BASE[0], expected=None, scorer=None, **fields)
+
+    def scores(base: RequestRecord, arm: RequestRecord) -> float:
+        return float(score_arms([base], {"arm": [arm]}).arms["arm"][0])
+
+    call = [{"name": "weather", "arguments": '{"city": "Oslo", "days": 2}'}]
+    assert np.isnan(scores(answer(text=None), answer(text=None)))
+    assert np.isnan(scores(answer(text=""), answer(text="")))
+    assert np.isnan(scores(answer(text="x"), answer(text="")))
+    assert scores(answer(text="", tool_calls=call), answer(text="", tool_calls=call)) == 1
+    respaced = [{"name": "weather", "arguments": '{"days":2,"city":"Oslo"}'}]
+    assert scores(answer(text="", tool_calls=call), answer(text="", tool_calls=respaced)) == 1
+    other = [{"name": "weather", "arguments": '{"city": "Rome", "days": 2}'}]
+    assert 0 < scores(answer(text="", tool_calls=call), answer(text="", tool_calls=other)) < 1
+    assert scores(answer(text="x", reasoning="a b"), answer(text="x", reasoning="c d")) == pytest.approx(1 / 3)
+
+
+def test_a_cut_answer_is_not_scored_by_whatever_number_came_last() -> None:
+    asked = msgspec.structs.replace(
+        BASE[0], expected="18", scorer="numeric", text="so 9 * 2 = 18", finish_reason="stop"
+    )
+    cut = msgspec.structs.replace(asked, finish_reason="length")
+    assert float(score_arms([asked], {"arm": [cut]}).arms["arm"][0]) == 0

@@ -1,0 +1,234 @@
+"""Which number or letter an answer settles on: answers as models write them, in several languages."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvload.analysis.quality.scorers import SCORERS, score
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("The answer is 18 (9 eggs at $2 each).", "18", 1),
+        ("18km", "18", 1),
+        ("20kg", "20", 1),
+        ("It is the 18th", "18", 1),
+        ("18x", "18", 1),
+        ("So 18/1", "18", 1),
+        ("1/3", "2/3", 0),
+        ("2/6", "1/3", 1),
+        ("共42个", "42", 1),
+        ("70{,}000", "70000", 1),
+        ("#### 18\nsome 5", "18", 1),
+        ("\\boxed{18}", "18", 1),
+        ("\\boxed{\\frac{1}{3}}", "1/3", 1),
+        ("$\\dfrac{1}{3}$", "1/3", 1),
+        ("**18**", "18", 1),
+        ("$18.00", "18", 1),
+        ("$70,000", "70000", 1),
+        ("-5", "5", 0),
+        ("10-5=5", "5", 1),
+        ("version 2b, so 7", "7", 1),
+        ("1e3", "1000", 1),
+        ("3.5", "35", 0),
+        ("2 1/2", "2.5", 1),
+        ("2½", "2.5", 1),
+        ("٣٥", "35", 1),
+        ("The answer is 9*2 = 18 dollars.", "18", 1),
+        ("The answer is 18 = 9*2", "18", 1),
+        ("GPT-4 says 7 and GPT-4", "7", 1),
+        ("3 \\times 10^4", "30000", 1),
+        ("1,00,000", "100000", 1),
+        ("1,2,3", "3", 1),
+        ("Rs.500", "500", 1),
+        ("The answer is 12. Wait, the answer is 18. That is 3 more", "18", 1),
+        ("答案是42，共3步", "42", 1),
+        ("50%", "50", 1),
+        ("-$5", "-5", 1),
+        ("reasoning ... #### 18", "#### 18", 1),
+        ("Answer: **$18** per day for 3 days", "18", 1),
+        ("2.5.1", "1", 0),
+        ("#### Step 3: compute\nthe answer is 18", "18", 1),
+        ("The answer to the question of 5 ducks is 18.", "18", 1),
+        ("The answer is not 5 but 18", "18", 1),
+        ("The final answer is \\(\\boxed{42}\\).", "42", 1),
+        ("x = 5", "5", 1),
+        ("She earns $18 every day.", "18", 1),
+        ("First 3, then 5. The total is 8 apples (3+5).", "8", 1),
+        ("答案：20kg", "20", 1),
+        ("一共42个苹果", "42", 1),
+        ("42個", "42", 1),
+        ("0.5", "1/2", 1),
+        ("1/2", "0.5", 1),
+        ("½", "0.5", 1),
+        ("It's 5, not 6", "6", 1),
+        ("3.14159", "3.14159", 1),
+        ("3.1416", "3.14159", 0),
+        ("1,234.5", "1234.5", 1),
+        ("+5", "5", 1),
+        ("5%", "5", 1),
+        ("The answer is 5:30", "5", 1),
+        ("12/25/2024", "2024", 0),
+        ("The answer is -7.", "-7", 1),
+        ("−7", "-7", 1),
+        ("#### 1,234", "1234", 1),
+        ("####-5", "-5", 1),
+        ("#### \n18", "18", 1),
+        ("The answer is eighteen", "18", 0),
+        ("$1.5 million", "1.5", 1),
+        ("1.0", "1", 1),
+        ("He has 5.", "5", 1),
+        ("18.0%", "18", 1),
+        ("Answer: 1/3 cup", "1/3", 1),
+        ("1/3", "0.333333333", 1),
+        ("5m/s", "5", 1),
+        ("20 kg/m3", "20", 1),
+        ("20 m^2", "20", 1),
+        ("20 m²", "20", 1),
+        ("The answer is 20 m².", "20", 1),
+        ("100 km2", "100", 1),
+        ("CO2: 5", "5", 1),
+        ("18 eggs/day", "18", 1),
+        ("Réponse : 42", "42", 1),
+        ("Antwort: 42", "42", 1),
+        ("Ответ: 42", "42", 1),
+        ("答えは42です。", "42", 1),
+        ("정답은 42입니다", "42", 1),
+        ("4️⃣", "4", 1),
+        ("1e400", "5", 0),
+        ("٤٢", "42", 1),
+        ("४२", "42", 1),
+        ("So, 3 * 6 = <<3*6=18>>18 dollars.\n#### 18", "18", 1),
+        ("<<3*6=18>>18", "18", 1),
+    ],
+)
+def test_numeric(answer: str, expected: str, wanted: float) -> None:
+    assert score("numeric", answer, expected) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("I'm confident it is B", "B", 1),
+        ("\\boxed{C}", "C", 1),
+        ("$\\boxed{\\text{C}}$", "C", 1),
+        ("答案是C", "C", 1),
+        ("答案：C。", "C", 1),
+        ("选C", "C", 1),
+        ("B", "B", 1),
+        ("The answer is (C).", "C", 1),
+        ("A) is wrong. The answer is D", "D", 1),
+        ("A good idea. (B) fits.", "B", 1),
+        ("I do not know", "A", 0),
+        ("I do not know", "I", 0),
+        ("answer: b", "B", 1),
+        ("The answer is a good one", "A", 0),
+        ("B) Paris is the capital", "B", 1),
+        ("**B**", "B", 1),
+        ("A is incorrect, B is correct", "B", 1),
+        ("A) is wrong. B) fits", "B", 1),
+        ("The correct answer is option D.", "D", 1),
+        ("The answer is A because", "A", 1),
+        ("The answer is not B but C", "C", 1),
+        ("Answer: (B) or maybe the answer is C", "C", 1),
+        ("I think B", "B", 1),
+        ("I would pick C.", "C", 1),
+        ("Final answer: **D**", "D", 1),
+        ("B.", "B", 1),
+        ("The answer is I think B", "B", 1),
+        ("C because it is", "C", 1),
+        ("Ａ", "A", 1),
+        ("정답은 B입니다", "B", 1),
+        ("正解はBです", "B", 1),
+        ("La respuesta correcta es la B", "B", 1),
+        ("Option B is correct", "B", 1),
+        ("The best choice would be B", "B", 1),
+        ("(A) Paris\n(B) Rome\nThe answer is (B)", "B", 1),
+        ("My answer is: B) Paris", "B", 1),
+        ("Vitamin C is important. The answer: D", "D", 1),
+        ("A. Paris", "(A)", 1),
+        ("the correct option is c.", "C", 1),
+        ("It's B", "B", 1),
+        ("I", "A", 0),
+        ("A", "B", 0),
+        ("The correct answer is: C. Because A is wrong.", "C", 1),
+        ("Answer: B\n\nExplanation: A is wrong because", "B", 1),
+        ("Let's see. A: no. B: no. C: yes. So C.", "C", 1),
+        ("The answer cannot be A. It must be D.", "D", 1),
+        ("Both A and B are wrong, so C", "C", 1),
+        ("<think>maybe A</think>\nB", "B", 1),
+        ("The answer is: \n\nB", "B", 1),
+        ('The answer is "B".', "B", 1),
+        ("Answer: [[B]]", "B", 1),
+        ("ANSWER: B", "B", 1),
+        ("The best answer is A: Paris", "A", 1),
+        ("So the final answer is $\\mathbf{(B)}$", "B", 1),
+        ("I'd say (C)", "C", 1),
+        ("I am going with D", "D", 1),
+        ("the answer is (b)", "B", 1),
+        ("I'm not sure, but the answer is E", "E", 1),
+        ("Option A seems plausible, but B is the correct answer.", "B", 1),
+        ("选择B", "B", 1),
+        ("应该选D。", "D", 1),
+        ("答案是：(C)", "C", 1),
+        ("C项正确", "C", 1),
+        ("The answer is I.", "I", 1),
+        ("I", "I", 1),
+        ("", "A", 0),
+        ("None of these", "A", 0),
+        ("The answer is A or B", "A", 1),
+        ("Answer - B", "B", 1),
+        ("**Answer:** B", "B", 1),
+        ("The answer is **B. Rome**", "B", 1),
+        ("Answer: B. I am confident", "B", 1),
+        ("D", "d", 1),
+        ("A, C", "A", 1),
+    ],
+)
+def test_choice(answer: str, expected: str, wanted: float) -> None:
+    assert score("choice", answer, expected) == wanted
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u202f", "\u2009"])
+def test_thousands_set_off_by_spaces_that_do_not_break(space: str) -> None:
+    assert score("numeric", f"1{space}234{space}567", "1234567") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "expected"),
+    [("numeric", "First there are 18", "18"), ("choice", "Let us look at (B)", "B")],
+)
+def test_a_cut_answer_counts_only_where_it_is_declared(name: str, answer: str, expected: str) -> None:
+    assert score(name, answer, expected) == 1
+    assert score(name, answer, expected, is_cut=True) == 0
+    declared = f"The answer is {expected}. To be sure, let us check 7"
+    assert score(name, declared, expected, is_cut=True) == 1
+
+
+@given(
+    st.integers(-(10**9), 10**9),
+    st.sampled_from(["{}", "The answer is {}.", "#### {}", "\\boxed{{{}}}", "{}kg", "共{}个"]),
+)
+def test_any_whole_number_is_found_in_any_frame(number: int, frame: str) -> None:
+    assert score("numeric", frame.format(number), str(number)) == 1
+    assert score("numeric", frame.format(f"{number:,}"), str(number)) == 1
+    assert score("numeric", frame.format(number), str(number + 1)) == 0
+
+
+@given(
+    st.sampled_from("ABCDEFGHIJ"),
+    st.sampled_from("ABCDEFGHIJ"),
+    st.sampled_from(
+        ["{}", "({})", "The answer is {}.", "答案是{}", "\\boxed{{{}}}", "So the correct option is **{}**."]
+    ),
+)
+def test_a_letter_is_that_letter_and_no_other(letter: str, other: str, frame: str) -> None:
+    assert score("choice", frame.format(letter), other) == float(letter == other)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@given(text=st.text(max_size=60))
+def test_any_text_is_scored(name: str, text: str) -> None:
+    expected = {"numeric": "1", "choice": "A", "regex": "a"}.get(name, "a word")
+    assert 0 <= score(name, text, expected) <= 1
