@@ -71,7 +71,8 @@ class ScoredAccount(PageAccount):
                 ends = sequence.length >= entry.prompt_tokens and sequence.length > self.kept_tokens
                 slots = self.kept_tokens if ends else slots + entry.new_tokens
             else:
-                slots = slots + 1 if self.most_slots is None else min(slots + 1, self.most_slots)
+                slots += entry.new_tokens
+                slots = slots if self.most_slots is None else min(slots, self.most_slots)
             self.tables.dropped[row] = sequence.length - slots
             held = int(self.tables.counts[row])
             needed = -(-slots // self.page_tokens)

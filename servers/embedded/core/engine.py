@@ -43,7 +43,7 @@ class Engine:
     def __init__(
         self,
         runner: Runner,
-        scheduler: Scheduler,
+        scheduler: Scheduler[Sequence],
         tokenizer: "Tokenizer",
         metrics: Metrics,
         deliver: Callable[[Delivery], None],
@@ -145,7 +145,7 @@ class Engine:
         self._scheduler.advance(chunks)
         self._take_in(chunks, results, out)
 
-    def _take_in(self, chunks: Rows[Chunk], results: Rows[StepResult], out: Delivery) -> None:
+    def _take_in(self, chunks: Rows[Chunk[Sequence]], results: Rows[StepResult], out: Delivery) -> None:
         now = time.monotonic()
         gaps: list[float] = []
         ttfts: list[float] = []

@@ -8,7 +8,7 @@ import torch
 from kvload.servers.embedded.cache.api import KVCache, StepEntry
 from kvload.servers.embedded.core.sampler import Sampled, Sampler, describe
 from kvload.servers.embedded.core.scheduler import Chunk
-from kvload.servers.embedded.core.sequence import TokenLogprob
+from kvload.servers.embedded.core.sequence import Sequence, TokenLogprob
 from kvload.servers.embedded.model.model import Model
 
 LOGPROB_ROWS = 64
@@ -33,7 +33,7 @@ class Runner:
         self._device = model.geometry.device
 
     @torch.inference_mode()
-    def run(self, chunks: Rows[Chunk]) -> list[StepResult]:
+    def run(self, chunks: Rows[Chunk[Sequence]]) -> list[StepResult]:
         """Compute a step's chunks; pages must be reserved.
 
         Returns:
@@ -64,7 +64,9 @@ class Runner:
         self.cache.commit(plan)
         return self._results(chunks, spans, logits)
 
-    def _results(self, chunks: Rows[Chunk], spans: Rows[tuple[int, int]], logits: torch.Tensor) -> list[StepResult]:
+    def _results(
+        self, chunks: Rows[Chunk[Sequence]], spans: Rows[tuple[int, int]], logits: torch.Tensor
+    ) -> list[StepResult]:
         prompts = [
             self._prompt_logprobs(chunk, logits[first:last]) if wants_prompt_logprobs(chunk) else ()
             for chunk, (first, last) in zip(chunks, spans, strict=True)
@@ -77,7 +79,7 @@ class Runner:
         tokens = dict(zip(sampling, sampled, strict=True))
         return [StepResult(tokens.get(i), prompts[i]) for i in range(len(chunks))]
 
-    def _prompt_logprobs(self, chunk: Chunk, logits: torch.Tensor) -> tuple[TokenLogprob, ...]:
+    def _prompt_logprobs(self, chunk: Chunk[Sequence], logits: torch.Tensor) -> tuple[TokenLogprob, ...]:
         """Log probabilities of the tokens that follow the chunk's, as far as they belong to the prompt."""
         sequence = chunk.sequence
         targets = sequence.tokens[chunk.start + 1 : min(chunk.start + chunk.count + 1, sequence.prompt_length)]
@@ -89,6 +91,6 @@ class Runner:
         return tuple(found)
 
 
-def wants_prompt_logprobs(chunk: Chunk) -> bool:
+def wants_prompt_logprobs(chunk: Chunk[Sequence]) -> bool:
     """Whether a chunk has to say how likely its prompt tokens are (one recomputed for its answer need not again)."""
     return chunk.sequence.params.prompt_logprobs is not None and chunk.sequence.generated == 0

@@ -2,12 +2,31 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from kvload.servers.embedded.core.sequence import Sequence
 
-PROMPT_LOGPROB_CHUNK = 256
-"""Prompt tokens a step computes of a request that wants prompt log probabilities: each needs a row of logits."""
+class Schedulable(Protocol):
+    """What the scheduler asks of a request; see :class:`.sequence.Sequence`."""
+
+    number: int
+    computed: int
+    cache: Any
+    prefill_length: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the answer so far."""
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that are known but not in the cache: 1 while decoding, more during the prefill."""
+
+    @property
+    def chunk_limit(self) -> int | None:
+        """Most tokens of it that one step computes, where it has a limit of its own."""
+
+    def give_way(self) -> None:
+        """Note that its pages were taken."""
 
 
 class Pages(Protocol):
@@ -26,21 +45,24 @@ class Pages(Protocol):
         """Take the pages that so many more tokens need; False (and nothing taken) if there are none."""
 
 
+S = TypeVar("S", bound=Schedulable)
+
+
 @dataclass(frozen=True)
-class Chunk:
+class Chunk(Generic[S]):
     """One sequence's part of a step: its tokens ``start .. start + count``."""
 
-    sequence: Sequence
+    sequence: S
     start: int
     count: int
 
     @property
     def completes(self) -> bool:
         """Whether the chunk reaches the last known token, so that the next one can be sampled."""
-        return self.start + self.count == len(self.sequence.tokens)
+        return self.start + self.count == self.sequence.length
 
 
-class Scheduler:
+class Scheduler(Generic[S]):
     """First come, first served; the newest gives way.
 
     Every step takes, in this order: one token of each decoding sequence, the next chunk of prompts already begun, then
@@ -60,15 +82,15 @@ class Scheduler:
         self.cache = cache
         self.max_sequences = max_sequences
         self.chunk_tokens = chunk_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.waiting: deque[S] = deque()
+        self.running: list[S] = []
         self.preemptions = 0
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: S) -> None:
         """Queue a new request."""
         self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: S) -> None:
         """Forget a request that is finished, cancelled or failed, and free its pages. Twice is harmless."""
         if sequence in self.running:
             self.running.remove(sequence)
@@ -76,12 +98,12 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._release(sequence)
 
-    def schedule(self) -> list[Chunk]:
+    def schedule(self) -> list[Chunk[S]]:
         """Choose the next step's chunks, pages reserved; empty if nothing can run.
 
         Decoding sequences come first, each group oldest first.
         """
-        chunks: dict[Sequence, Chunk] = {}
+        chunks: dict[S, Chunk[S]] = {}
         budget = self.chunk_tokens
         preempted = self.preemptions
         for sequence in [running for running in self.running if running.remaining == 1]:
@@ -96,8 +118,8 @@ class Scheduler:
         while budget > 0 and self.waiting and len(self.running) < self.max_sequences and self.preemptions == preempted:
             sequence = self.waiting[0]
             begun = sum(running.remaining for running in self.running if running not in chunks)
-            begun += sum(len(chunk.sequence.tokens) - chunk.start - chunk.count for chunk in chunks.values())
-            if self.running and not self.cache.admits(len(sequence.tokens) + begun):
+            begun += sum(chunk.sequence.length - chunk.start - chunk.count for chunk in chunks.values())
+            if self.running and not self.cache.admits(sequence.length + begun):
                 break
             sequence.cache = self.cache.open()
             count = self._chunk_size(sequence, budget)
@@ -105,22 +127,22 @@ class Scheduler:
                 self._release(sequence)
                 break
             self.waiting.popleft()
-            sequence.prefill_length = len(sequence.tokens)
+            sequence.prefill_length = sequence.length
             self.running.append(sequence)
             chunks[sequence] = Chunk(sequence, 0, count)
             budget -= count
         return list(chunks.values())
 
-    def advance(self, chunks: list[Chunk]) -> None:
+    def advance(self, chunks: list[Chunk[S]]) -> None:
         """Note that a step has been computed."""
         for chunk in chunks:
             chunk.sequence.computed = chunk.start + chunk.count
 
-    def _chunk_size(self, sequence: Sequence, budget: int) -> int:
-        limit = budget if sequence.params.prompt_logprobs is None else min(budget, PROMPT_LOGPROB_CHUNK)
-        return min(sequence.remaining, limit)
+    def _chunk_size(self, sequence: S, budget: int) -> int:
+        limit = sequence.chunk_limit
+        return min(sequence.remaining, budget if limit is None else min(budget, limit))
 
-    def _take(self, sequence: Sequence, count: int, chunks: dict[Sequence, Chunk]) -> bool:
+    def _take(self, sequence: S, count: int, chunks: dict[S, Chunk[S]]) -> bool:
         """Reserve pages for a running sequence, from newer ones if it must be; False if it has to give way itself."""
         while not self.cache.reserve(sequence.cache, count):
             victim = max(self.running, key=lambda running: running.number)
@@ -135,16 +157,14 @@ class Scheduler:
             return True
         return False
 
-    def _preempt(self, victim: Sequence) -> None:
+    def _preempt(self, victim: S) -> None:
         self.running.remove(victim)
         self._release(victim)
-        if victim.generated == 0:
-            victim.prompt_rows.clear()
-        victim.preemptions += 1
+        victim.give_way()
         self.preemptions += 1
         self.waiting.appendleft(victim)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: S) -> None:
         if sequence.cache is not None:
             self.cache.close(sequence.cache)
             sequence.cache = None

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import torch
 
 
+PROMPT_LOGPROB_CHUNK = 256
+"""Prompt tokens a step computes of a request that wants prompt log probabilities: each needs a row of logits."""
+
+
 class FinishReason(StrEnum):
     """Why an answer ended. ``stop`` and ``length`` are the API's words; the others never reach a client as such."""
 
@@ -143,9 +147,25 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def length(self) -> int:
+        """Tokens of the prompt and the answer so far."""
+        return len(self.tokens)
+
+    @property
     def remaining(self) -> int:
         """Tokens that are known but not in the cache: 1 while decoding, more during the prefill."""
         return len(self.tokens) - self.computed
+
+    @property
+    def chunk_limit(self) -> int | None:
+        """Most tokens of it that one step computes, where it has a limit of its own."""
+        return None if self.params.prompt_logprobs is None else PROMPT_LOGPROB_CHUNK
+
+    def give_way(self) -> None:
+        """Note that its pages were taken: what was gathered of an unfinished prompt is gathered again."""
+        if self.generated == 0:
+            self.prompt_rows.clear()
+        self.preemptions += 1
 
     def timings(self, now_s: float) -> Timings:
         """The times of this request, were it to end now."""

@@ -9,6 +9,7 @@ import msgspec
 
 from kvload.errors import ServerError
 from kvload.servers.embedded.core.scheduler import Chunk
+from kvload.servers.embedded.core.sequence import Sequence as Request
 
 FLUSH_EVERY_S = 1.0
 
@@ -36,7 +37,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 class StepSink(Protocol):
     """Where steps go."""
 
-    def add(self, chunks: Sequence[Chunk], began_s: float, took_s: float, waiting: int) -> None:
+    def add(self, chunks: Sequence[Chunk[Request]], began_s: float, took_s: float, waiting: int) -> None:
         """Note a step."""
 
 
@@ -58,7 +59,7 @@ class StepLog:
         self._encoder = msgspec.json.Encoder()
         self._flushed_s = 0.0
 
-    def add(self, chunks: Sequence[Chunk], began_s: float, took_s: float, waiting: int) -> None:
+    def add(self, chunks: Sequence[Chunk[Request]], began_s: float, took_s: float, waiting: int) -> None:
         """Note a step.
 
         Args:

@@ -26,6 +26,7 @@ from kvload.servers.embedded.core.metrics import Metrics
 from kvload.servers.embedded.core.runner import Runner
 from kvload.servers.embedded.core.sampler import Sampler
 from kvload.servers.embedded.core.scheduler import Scheduler
+from kvload.servers.embedded.core.sequence import Sequence
 from kvload.servers.embedded.core.steps import StepLog
 from kvload.servers.embedded.core.tokenizer import load_tokenizer
 from kvload.servers.embedded.model.model import Model, load_model
@@ -73,7 +74,7 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     max_model_len = settle_context(cache, options.max_model_len, model.context_limit)
     name = options.served_model_name or Path(options.model).name
     sampler = Sampler(model.eos_ids, seed=options.seed, device=device)
-    scheduler = Scheduler(cache, max_sequences=options.max_num_seqs, chunk_tokens=chunk_tokens)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=options.max_num_seqs, chunk_tokens=chunk_tokens)
     metrics = build_metrics(name, method, cache, scheduler)
     loop = _event_loop()
     steps = None if options.step_log is None else StepLog(options.step_log)
@@ -154,7 +155,7 @@ def settle_context(cache: KVCache, wanted: int | None, limit: int | None) -> int
     return low
 
 
-def build_metrics(name: str, method: MethodSpec, cache: KVCache, scheduler: Scheduler) -> Metrics:
+def build_metrics(name: str, method: MethodSpec, cache: KVCache, scheduler: Scheduler[Sequence]) -> Metrics:
     """The metrics with their gauges and the cache's labels."""
     return Metrics(
         name,

@@ -1,0 +1,91 @@
+"""How far predictions err: one value of a parameter left out at a time, the far corner, and the skill of ratios.
+
+A small error per method proves nothing about compression where methods hardly differ, so the ratio to the baseline is
+scored by itself: skill is 1 less the squared error relative to that of "no change".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvload.analysis.prediction.fit import fit
+from kvload.analysis.prediction.steps import Steps
+from kvload.analysis.records.table import Bools, Floats
+
+TELLING = np.log(1.05)
+"""A ratio that moves by less than 5 % is not worth foretelling."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Errors of steps that a model was not fitted on.
+
+    Attributes:
+        mape: mean absolute relative error.
+        p90, worst: of the absolute relative errors.
+        n: steps predicted.
+    """
+
+    mape: float
+    p90: float
+    worst: float
+    n: int
+
+    @classmethod
+    def of(cls, errors: Floats) -> "HeldOut":
+        """Summarise relative errors."""
+        size = np.abs(errors)
+        return cls(float(size.mean()), float(np.quantile(size, 0.9)), float(size.max()), len(size))
+
+
+def leave_out(steps: Steps, groups: Floats) -> Floats:
+    """Relative error of every step when all steps with its value of ``groups`` are left out of the fit."""
+    errors = np.full(len(steps), np.nan)
+    for value in np.unique(groups):
+        held: Bools = groups == value
+        found = fit(Steps(steps.work[~held], steps.seconds[~held]))
+        errors[held] = found.seconds(steps.work[held]) / steps.seconds[held] - 1
+    return errors
+
+
+def held_out(steps: Steps, inside: Bools) -> Floats:
+    """Relative errors of the steps not ``inside`` when fitted on those inside: the far corner, from the near one."""
+    found = fit(Steps(steps.work[inside], steps.seconds[inside]))
+    errors: Floats = found.seconds(steps.work[~inside]) / steps.seconds[~inside] - 1
+    return errors
+
+
+@dataclass(frozen=True)
+class RatioSkill:
+    """How well ratios to the baseline are foretold.
+
+    Attributes:
+        skill: 1 less the squared log error relative to that of "no change"; None where the true ratios are all 1.
+        sign_right: share of the ratios that truly move by 5 % or more whose direction is right; None without any.
+        moving: how many do.
+        n: ratios.
+    """
+
+    skill: float | None
+    sign_right: float | None
+    moving: int
+    n: int
+
+
+def ratio_skill(true: Floats, predicted: Floats) -> RatioSkill:
+    """Score ratios of seconds, arm to baseline, above 0."""
+    truth, guess = np.log(true), np.log(predicted)
+    nothing = float(truth @ truth)
+    moving = np.abs(truth) >= TELLING
+    return RatioSkill(
+        skill=1 - float((truth - guess) @ (truth - guess)) / nothing if nothing else None,
+        sign_right=float(np.mean(np.sign(truth[moving]) == np.sign(guess[moving]))) if moving.any() else None,
+        moving=int(moving.sum()),
+        n=len(truth),
+    )
+
+
+def one_out(steps: Steps, key: Callable[[Steps], Floats]) -> HeldOut:
+    """Errors with one value of a key (batch size, length) left out at a time."""
+    return HeldOut.of(leave_out(steps, key(steps)))

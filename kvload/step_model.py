@@ -1,0 +1,108 @@
+"""The contract of predictions: what a step of a server costs, fitted from runs, and what the simulator needs besides.
+
+One file holds the models of several methods (and servers). Every coefficient is 0 or more and in seconds: ``steps`` a
+step, ``decodes`` a generated token, ``context`` a token whose keys and values a generated one reads, ``prompt_tokens``
+a prompt token, ``prompt_work`` a token that a prompt token looks at.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from kvload.errors import UsageError
+from kvload.untrusted import DECODE_ERRORS
+
+FEATURES = ("steps", "decodes", "context", "prompt_tokens", "prompt_work")
+FILE_LIMIT = 16 << 20
+
+
+class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Step times of one method on one server, and the rules of that server.
+
+    Attributes:
+        method, engine, engine_version, device, model: what was measured, as its runs name it.
+        coefficients: seconds, in the order of :data:`FEATURES`.
+        covariance: of the coefficients, from the scatter of the steps.
+        hull: least and most of every feature of one step among those measured.
+        steps: measured steps.
+        error_p50, error_p90: relative error of the fitted steps, in-sample.
+        overhead_s: what a first token takes beside its steps: network, tokenising, the server's own loop.
+        drift: spread (standard deviation of the logarithm) of equal runs; ``drift_runs`` says how many it comes from, 0
+            where it is an assumption.
+        pool_tokens: tokens the cache holds, as the server reports.
+        page_tokens, max_sequences, chunk_tokens: the scheduler's settings.
+        kept_tokens: tokens of a sequence that stay after its prompt, where the method evicts; None for all.
+        evicts_while_decoding: whether generated tokens are evicted as well.
+        runs: folders that it was fitted from.
+    """
+
+    method: str
+    coefficients: tuple[float, float, float, float, float]
+    covariance: list[list[float]]
+    hull: dict[str, tuple[float, float]]
+    steps: int
+    error_p50: float
+    error_p90: float
+    engine: str | None = None
+    engine_version: str | None = None
+    device: str | None = None
+    model: str | None = None
+    overhead_s: float = 0.0
+    drift: float = 0.011
+    drift_runs: int = 0
+    pool_tokens: int | None = None
+    page_tokens: int = 16
+    max_sequences: int = 256
+    chunk_tokens: int = 2048
+    kept_tokens: int | None = None
+    evicts_while_decoding: bool = False
+    runs: list[str] = []
+
+
+class StepModels(msgspec.Struct, frozen=True, kw_only=True):
+    """The file: models by method, the baseline's first."""
+
+    kvload_version: str
+    models: list[StepModel]
+
+    def of(self, method: str) -> StepModel:
+        """The model of a method.
+
+        Raises:
+            UsageError: the file has none.
+        """
+        for model in self.models:
+            if model.method == method:
+                return model
+        known = ", ".join(model.method for model in self.models)
+        raise UsageError(f"no step times of '{method}' were fitted", where="--method", hint=f"fitted: {known}")
+
+
+def read(path: Path) -> StepModels:
+    """Read a file of step models.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
+    try:
+        if path.stat().st_size > FILE_LIMIT:
+            raise UsageError("too large for a file of step models", where=str(path))
+        return msgspec.json.decode(path.read_bytes(), type=StepModels)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except DECODE_ERRORS as error:
+        raise UsageError(
+            f"is no file of step models: {error}", where=str(path), hint="kvload predict fit RUN... -o FILE makes one"
+        ) from error
+
+
+def write(path: Path, models: StepModels) -> None:
+    """Write a file of step models.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(models), indent=2) + b"\n")
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error

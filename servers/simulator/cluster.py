@@ -1,0 +1,193 @@
+"""A load of requests served by simulated servers: one, or several behind a router."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kvload.errors import UsageError
+from kvload.servers.embedded.account.base import PageAccount
+from kvload.servers.embedded.account.scored import ScoredAccount
+from kvload.servers.embedded.account.tokens import TokenAccount
+from kvload.servers.simulator.cost import StepCost
+from kvload.servers.simulator.replica import Kept, Replica, SimulatedRequest, all_kept
+from kvload.step_model import StepModel
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Policy = Literal["round-robin", "least-loaded", "sticky"]
+"""``sticky``: all turns of a session go to the server of its first one, sessions in turn."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests in order of arrival.
+
+    Attributes:
+        arrival_s: seconds, rising, ``(n,)``.
+        prompt_tokens, output_tokens: ``(n,)``, at least 1.
+        cached_tokens: tokens of each prompt that the server has already, ``(n,)``; None for none.
+        session: number of the session of each, ``(n,)``; None for none.
+    """
+
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    cached_tokens: Ints | None = None
+    session: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of a load.
+
+    Attributes:
+        requests: in the order of the load.
+        replicas: the servers, with their logs.
+        server: which server took each request, ``(n,)``.
+        queue_s, ttft_s, e2e_s: seconds from arrival; NaN for requests that the pool can never hold, ``(n,)``.
+        tpot_s: NaN for answers of one token, ``(n,)``.
+    """
+
+    requests: list[SimulatedRequest]
+    replicas: list[Replica]
+    server: Ints
+    queue_s: Floats
+    ttft_s: Floats
+    e2e_s: Floats
+    tpot_s: Floats
+
+    @property
+    def preemptions(self) -> int:
+        """Over all servers."""
+        return sum(replica.preemptions for replica in self.replicas)
+
+
+def make_replica(model: StepModel, coefficients: Sequence[float] | None = None) -> Replica:
+    """A server as a model describes it.
+
+    Args:
+        coefficients: other step times than the model's, in the order of ``FEATURES``.
+
+    Raises:
+        UsageError: the model does not know the size of the cache.
+    """
+    return Replica(
+        _account(model),
+        StepCost(*(model.coefficients if coefficients is None else coefficients)),
+        max_sequences=model.max_sequences,
+        chunk_tokens=model.chunk_tokens,
+        kept=_kept(model),
+    )
+
+
+def serve(
+    load: Load,
+    model: StepModel,
+    *,
+    coefficients: Sequence[float] | None = None,
+    replicas: int = 1,
+    policy: Policy = "round-robin",
+) -> Served:
+    """Serve a load.
+
+    Args:
+        load: requests in order of arrival.
+        coefficients: step times in place of the model's.
+        replicas: servers.
+        policy: which server takes a request.
+
+    Raises:
+        UsageError: the model does not know the size of the cache.
+    """
+    servers = [make_replica(model, coefficients) for _ in range(replicas)]
+    taken: dict[int, int] = {}
+    chosen = np.zeros(len(load), np.int64)
+    requests: list[SimulatedRequest] = []
+    arrivals, prompts, outputs = load.arrival_s.tolist(), load.prompt_tokens.tolist(), load.output_tokens.tolist()
+    cached = load.cached_tokens.tolist() if load.cached_tokens is not None else None
+    for number in range(len(load)):
+        request = SimulatedRequest(number, prompts[number], outputs[number], arrivals[number])
+        if cached is not None:
+            request.cached_tokens = cached[number]
+        if policy == "least-loaded":
+            for replica in servers:
+                replica.run_until(request.arrival_s)
+            place = min(range(replicas), key=lambda each: (servers[each].outstanding, each))
+        elif policy == "sticky" and load.session is not None:
+            place = taken.setdefault(int(load.session[number]), len(taken) % replicas)
+        else:
+            place = number % replicas
+        servers[place].run_until(request.arrival_s)
+        servers[place].add(request)
+        chosen[number] = place
+        requests.append(request)
+    for replica in servers:
+        replica.drain()
+    return _served(requests, servers, chosen, model.overhead_s)
+
+
+def token_times_s(request: SimulatedRequest, replica: Replica) -> Floats:
+    """When each token of an answer was made, ``(output_tokens,)``, on the load's clock."""
+    times: list[float] = []
+    for first, last in request.spans:
+        for stretch in replica.log[first : last + 1]:
+            times += [stretch.end_s(step) for step in range(1, stretch.steps + 1)]
+    return np.asarray(times)
+
+
+def _served(requests: list[SimulatedRequest], servers: list[Replica], chosen: Ints, overhead_s: float) -> Served:
+    def column(values: list[float | None]) -> Floats:
+        return np.array([np.nan if value is None else value for value in values])
+
+    arrival = np.array([request.arrival_s for request in requests])
+    first = column([request.first_s for request in requests])
+    last = column([request.last_s for request in requests])
+    later = np.array([request.output_tokens - 1 for request in requests], dtype=float)
+    return Served(
+        requests,
+        servers,
+        chosen,
+        queue_s=column([request.scheduled_s for request in requests]) - arrival,
+        ttft_s=first - arrival + overhead_s,
+        e2e_s=last - arrival + overhead_s,
+        tpot_s=np.divide(last - first, later, out=np.full(len(requests), np.nan), where=later > 0),
+    )
+
+
+def _account(model: StepModel) -> PageAccount:
+    if model.pool_tokens is None:
+        raise UsageError(
+            f"the size of the cache under '{model.method}' is not known",
+            hint="fit from runs against a server that reports it, or give --pool-tokens",
+        )
+    pages = max(1, model.pool_tokens // model.page_tokens)
+    if model.kept_tokens is None:
+        return TokenAccount(pages, 1, page_tokens=model.page_tokens, chunk_tokens=model.chunk_tokens)
+    return ScoredAccount(
+        pages,
+        1,
+        page_tokens=model.page_tokens,
+        kept_tokens=model.kept_tokens,
+        evicts_while_decoding=model.evicts_while_decoding,
+    )
+
+
+def _kept(model: StepModel) -> Kept:
+    kept_tokens = model.kept_tokens
+    if kept_tokens is None:
+        return all_kept
+
+    def kept(length: int, prompt_tokens: int) -> int:
+        if length <= kept_tokens:
+            return length
+        if model.evicts_while_decoding:
+            return kept_tokens
+        return min(length, kept_tokens + max(0, length - max(prompt_tokens, kept_tokens)))
+
+    return kept

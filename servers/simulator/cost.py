@@ -1,0 +1,57 @@
+"""What a step costs: a physical model, linear in what the step does.
+
+A step of a transformer reads its weights once (a constant), does work for every token it computes (decodes and prompt
+tokens), and reads the keys and values of the contexts that its queries look at. Prompt tokens look at each other: their
+work grows with the square of the chunk.
+"""
+
+from dataclasses import dataclass
+
+FEATURES = ("steps", "decodes", "context", "prompt_tokens", "prompt_work")
+"""Names of :class:`StepWork`'s fields, in order."""
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What one step does, or several together: the model is linear, so that sums of steps cost sums of seconds.
+
+    Attributes:
+        steps: how many.
+        decodes: tokens generated.
+        context: tokens whose keys and values the generated ones read, summed over them; where a method evicts, the
+            kept ones.
+        prompt_tokens: prompt tokens computed.
+        prompt_work: for every prompt token the tokens it looks at, summed: ``count * (start + (count + 1) / 2)``.
+    """
+
+    steps: float = 1.0
+    decodes: float = 0.0
+    context: float = 0.0
+    prompt_tokens: float = 0.0
+    prompt_work: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds by feature; see :class:`StepWork`. All are 0 or more."""
+
+    steps: float
+    decodes: float = 0.0
+    context: float = 0.0
+    prompt_tokens: float = 0.0
+    prompt_work: float = 0.0
+
+    def seconds(self, work: StepWork) -> float:
+        """How long that takes."""
+        return (
+            self.steps * work.steps
+            + self.decodes * work.decodes
+            + self.context * work.context
+            + self.prompt_tokens * work.prompt_tokens
+            + self.prompt_work * work.prompt_work
+        )
+
+
+def prompt_work(start: int, count: int) -> float:
+    """Tokens that the prompt tokens ``start .. start + count`` look at, summed."""
+    return count * (start + (count + 1) / 2)

@@ -1,0 +1,240 @@
+"""One simulated server: continuous batching, chunked prefill, a page pool and preemption, in virtual time.
+
+The scheduler and the page account are the embedded engine's own. Steps in which nothing but decoding happens, with the
+same sequences, are taken many at a time: their number follows from the next end of an answer, the next arrival and the
+free pages, their time from the sum of an arithmetic series.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kvload.servers.embedded.account.base import PageAccount, PagedSequence, StepEntry
+from kvload.servers.embedded.core.scheduler import Chunk, Scheduler
+from kvload.servers.simulator.cost import StepCost, StepWork, prompt_work
+
+Kept = Callable[[int, int], int]
+"""Tokens of a sequence that attention reads, by its length and its prompt's length: all, or what a method keeps."""
+
+
+def all_kept(length: int, prompt_tokens: int) -> int:
+    """Nothing is evicted."""
+    del prompt_tokens
+    return length
+
+
+@dataclass(eq=False, slots=True)
+class SimulatedRequest:
+    """A request on its way through a simulated server.
+
+    Attributes:
+        number: order of arrival.
+        prompt_tokens, output_tokens: its lengths; at least 1 each.
+        arrival_s: when it reaches the server.
+        cached_tokens: tokens of the prompt that the prefix cache holds: they are not computed.
+        scheduled_s, first_s, last_s: first scheduled, first token, last token; None before.
+        span: steps ``first .. last`` of the server's log in which it received a token, one pair for every stretch
+            between preemptions.
+        refused: the pool could never hold it.
+    """
+
+    number: int
+    prompt_tokens: int
+    output_tokens: int
+    arrival_s: float
+    cached_tokens: int = 0
+    computed: int = 0
+    generated: int = 0
+    cache: PagedSequence | None = None
+    prefill_length: int = 0
+    preemptions: int = 0
+    scheduled_s: float | None = None
+    first_s: float | None = None
+    last_s: float | None = None
+    refused: bool = False
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the answer so far."""
+        return self.prompt_tokens + self.generated
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that are known but not in the cache."""
+        return self.prompt_tokens + self.generated - self.computed
+
+    @property
+    def chunk_limit(self) -> int | None:
+        """None: only the step's own budget counts."""
+        return None
+
+    def give_way(self) -> None:
+        """Its pages were taken; everything is computed again."""
+        self.preemptions += 1
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Decoding steps of one server that were taken together, or one step.
+
+    Attributes:
+        start_s: when the first began.
+        steps: how many.
+        first_step_s: how long the first took.
+        growth_s: how much longer each took than the one before.
+    """
+
+    start_s: float
+    steps: int
+    first_step_s: float
+    growth_s: float
+
+    def end_s(self, steps: int) -> float:
+        """When the first ``steps`` of them were over."""
+        return self.start_s + steps * self.first_step_s + self.growth_s * steps * (steps - 1) / 2
+
+
+class Replica:
+    """A simulated server.
+
+    Args:
+        account: the pool's books.
+        cost: of a step.
+        max_sequences, chunk_tokens: the scheduler's limits.
+        kept: tokens that a decode step reads of a sequence.
+    """
+
+    def __init__(
+        self,
+        account: PageAccount,
+        cost: StepCost,
+        *,
+        max_sequences: int,
+        chunk_tokens: int,
+        kept: Kept = all_kept,
+    ) -> None:
+        self.account = account
+        self.cost = cost
+        self.kept = kept
+        self.now_s = 0.0
+        self.log: list[Stretch] = []
+        self.busy_s = 0.0
+        self._scheduler: Scheduler[SimulatedRequest] = Scheduler(
+            account, max_sequences=max_sequences, chunk_tokens=chunk_tokens
+        )
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that wait or run."""
+        return len(self._scheduler.running) + len(self._scheduler.waiting)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence had to give its pages back."""
+        return self._scheduler.preemptions
+
+    def add(self, request: SimulatedRequest) -> None:
+        """A request arrives. Requests come in order of arrival, after :meth:`run_until` their time."""
+        if not self.account.fits(request.prompt_tokens, request.output_tokens):
+            request.refused = True
+            return
+        self._scheduler.add(request)
+
+    def run_until(self, time_s: float) -> None:
+        """Take every step that begins before a moment; steps that have begun are finished."""
+        while self.now_s < time_s:
+            if not self.outstanding:
+                self.now_s = time_s if math.isfinite(time_s) else self.now_s
+                return
+            self._step(time_s)
+
+    def drain(self) -> None:
+        """Run until nothing is left."""
+        self.run_until(math.inf)
+
+    def _step(self, next_arrival_s: float) -> None:
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            raise RuntimeError("the scheduler found nothing to do although requests wait")
+        now = self.now_s
+        decodes, context, tokens, work = 0, 0, 0, 0.0
+        steady = True
+        for chunk in chunks:
+            request = chunk.sequence
+            if request.scheduled_s is None:
+                request.scheduled_s = now
+            if chunk.count == 1 and request.generated:
+                decodes += 1
+                context += self.kept(request.length, request.prefill_length)
+                continue
+            steady = False
+            skipped = max(0, min(chunk.count, request.cached_tokens - chunk.start)) if not request.preemptions else 0
+            # The last token of a prompt is always computed: its logits make the first token of the answer.
+            skipped = min(skipped, chunk.count - 1) if chunk.completes else skipped
+            tokens += chunk.count - skipped
+            work += prompt_work(chunk.start + skipped, chunk.count - skipped)
+        seconds = self.cost.seconds(StepWork(1.0, decodes, context, tokens, work))
+        growth = self._growth(chunks) if steady else 0.0
+        steps = self._steady_steps(chunks, seconds, growth, next_arrival_s) if steady else 1
+        stretch = Stretch(now, steps, seconds, growth)
+        self.log.append(stretch)
+        self.now_s = stretch.end_s(steps)
+        self.busy_s += self.now_s - now
+        self._take_in(chunks, steps)
+
+    def _growth(self, chunks: list[Chunk[SimulatedRequest]]) -> float:
+        grown = 0
+        for chunk in chunks:
+            request = chunk.sequence
+            length = request.length
+            grown += self.kept(length + 1, request.prefill_length) - self.kept(length, request.prefill_length)
+        return self.cost.context * grown
+
+    def _steady_steps(
+        self, chunks: list[Chunk[SimulatedRequest]], seconds: float, growth: float, next_arrival_s: float
+    ) -> int:
+        """How many steps like this one follow each other; the pages they need are taken."""
+        left = min(chunk.sequence.output_tokens - chunk.sequence.generated for chunk in chunks)
+        if not self._scheduler.waiting and math.isfinite(next_arrival_s):
+            left = min(left, steps_to_pass(next_arrival_s - self.now_s, seconds, growth))
+        page_tokens = getattr(self.account, "page_tokens", 1)
+        left = min(left, self.account.free_pages // len(chunks) * page_tokens)
+        if left <= 1:
+            return 1
+        for chunk in chunks:
+            if not self.account.reserve(chunk.sequence.cache, left):  # type: ignore[arg-type]
+                raise RuntimeError("the pages that were counted as free are not")
+        return left
+
+    def _take_in(self, chunks: list[Chunk[SimulatedRequest]], steps: int) -> None:
+        entries = [StepEntry(c.sequence.cache, c.count * steps, c.sequence.prefill_length) for c in chunks]  # type: ignore[arg-type]
+        self.account.advance(entries)
+        self._scheduler.advance(chunks)
+        place = len(self.log) - 1
+        for chunk in chunks:
+            request = chunk.sequence
+            if not chunk.completes:
+                continue
+            request.generated += steps
+            request.computed += steps - 1
+            if request.first_s is None:
+                request.first_s = self.now_s
+            request.last_s = self.now_s
+            if request.spans and request.spans[-1][1] == place - 1:
+                request.spans[-1] = (request.spans[-1][0], place)
+            else:
+                request.spans.append((place, place))
+            if request.generated >= request.output_tokens:
+                self._scheduler.remove(request)
+
+
+def steps_to_pass(time_s: float, first_s: float, growth_s: float) -> int:
+    """The fewest steps that together last ``time_s`` or longer, each ``growth_s`` longer than the one before."""
+    if time_s <= first_s:
+        return 1
+    if growth_s <= 0:
+        return math.ceil(time_s / first_s)
+    half = growth_s / 2
+    linear = first_s - half
+    return max(1, math.ceil((-linear + math.sqrt(linear * linear + 4 * half * time_s)) / (2 * half) - 1e-9))
