@@ -1,0 +1,508 @@
+"""The kernels as calls on tensors: what they need, their launch settings, and a refusal of the rest.
+
+Shapes: ``pages (pages, kv_heads, run_bytes)`` uint8; ``table (rows, blocks)`` int32; ``lengths (rows,)`` int32, new
+tokens included; ``ring (slots, kv_heads, 2, RING_TOKENS, head_size)`` and ``slots (rows,)`` int32 for formats with a
+window; ``query``, ``key``, ``value`` ``(tokens, heads, head_size)``, heads contiguous.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from kvload.servers.kernels.formats import PAGE_TOKENS, RING_TOKENS, PageFormat
+from kvload.servers.kernels.quantise import random_hadamard
+from kvload.servers.kernels.triton import decode, dequantise, store
+
+NATIVE = not triton.knobs.runtime.interpret
+"""Whether kernels are compiled; under ``TRITON_INTERPRET=1`` they are interpreted on the CPU."""
+
+PROGRAMS_PER_SM = 8
+"""One-warp programs that keep a streaming multiprocessor busy."""
+
+STATIC_SEQUENCES = 4
+"""Up to this many sequences are split statically."""
+
+MOST_COLUMNS = 16
+"""Most query tokens times query heads of a KV head that one program serves."""
+
+MOST_SEQUENCES = 4096
+"""Most sequences of a step: the plan is made by one program."""
+
+FULL_PRECISION_BYTES = 4
+"""Bytes that a key and a value take in a ring, per channel."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention of one layer on this device.
+
+    Attributes:
+        query_heads, kv_heads: of this device; the first is a multiple of the second.
+        head_size: channels of a head.
+        dtype: of queries, keys and values: float16 or bfloat16.
+        scaling: factor on the scores.
+    """
+
+    query_heads: int
+    kv_heads: int
+    head_size: int
+    dtype: torch.dtype
+    scaling: float
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.query_heads // self.kv_heads
+
+
+def refusals(fmt: PageFormat, heads: Heads, query_tokens: int = 1) -> list[str]:
+    """Why the kernels do not serve this shape; empty where they do."""
+    found = []
+    if heads.dtype not in (torch.float16, torch.bfloat16) and NATIVE:
+        found.append(f"with {heads.dtype} (float16 or bfloat16)")
+    if heads.head_size != fmt.head_size or heads.head_size > 128:
+        found.append(f"with head size {heads.head_size} (at most 128)")
+    if heads.query_heads % heads.kv_heads or heads.group * query_tokens > MOST_COLUMNS:
+        found.append(
+            f"with {heads.query_heads} query heads over {heads.kv_heads} KV heads and {query_tokens} query tokens "
+            f"(at most {MOST_COLUMNS} a KV head)"
+        )
+    return found
+
+
+@dataclass
+class DecodePlan:
+    """One step's split of work, made by :meth:`PackedKernels.plan` and read by every layer.
+
+    The tensors stay the same from step to step, so that a graph may read them.
+    """
+
+    packed: torch.Tensor
+    ends: torch.Tensor
+    owners: torch.Tensor
+    partials: torch.Tensor
+    logs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The sequences of a step that bring several tokens.
+
+    Attributes:
+        table: ``(rows, blocks)`` int32.
+        starts: position of each sequence's first new token, int32.
+        lengths: new tokens included, int32.
+        rows: place of the first new token among the step's, int32.
+        slots: rings; None for formats without a window.
+    """
+
+    table: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    rows: torch.Tensor
+    slots: torch.Tensor | None = None
+
+
+class PackedKernels:
+    """The kernels for one page format and one shape of attention.
+
+    Args:
+        fmt: the pages' format.
+        heads: the layer's shape; the same for all layers that share this.
+        device: where they run.
+        rotation_seed: of the random Hadamard rotation that queries, keys and values are turned by; None for none.
+
+    Raises:
+        ValueError: the shape is not served; names all reasons.
+    """
+
+    def __init__(
+        self, fmt: PageFormat, heads: Heads, device: torch.device, rotation_seed: int | None = None
+    ) -> None:
+        problems = refusals(fmt, heads)
+        rotated = rotation_seed is not None
+        if rotated and (heads.head_size & (heads.head_size - 1) or fmt.window):
+            problems.append(f"with a rotation at head size {heads.head_size} (a power of two, no window)")
+        if problems:
+            raise ValueError(f"packed {fmt.method} kernels do not run {'; nor '.join(problems)}")
+        self.fmt = fmt
+        self.heads = heads
+        self.rotated = rotated
+        self._device = device
+        multiprocessors = 4
+        if device.type == "cuda":
+            multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        # One program a KV head and slot of the grid; few heads need more slots to fill the device.
+        self.programs = max(1, multiprocessors * PROGRAMS_PER_SM // heads.kv_heads)
+        key_words = heads.head_size * fmt.key.bits // 16
+        value_words = heads.head_size * fmt.value.bits // 16
+        self._pads = {"KEY_PAD": _padded(key_words), "VALUE_PAD": _padded(value_words)}
+        self._d_pad = _padded(heads.head_size)
+        self._codes = {
+            "KEY_BITS": fmt.key.bits,
+            "VALUE_BITS": fmt.value.bits,
+            "VALUE_GROUPS": fmt.value.groups,
+            "D": heads.head_size,
+            "PAGE": PAGE_TOKENS,
+            "RUN": fmt.run_bytes,
+            "HEADS": heads.kv_heads,
+        }
+        self._sides = {"KEY_GROUPS": fmt.key.groups, "SYMMETRIC": fmt.key.symmetric}
+        self._rotation = {"ROTATED": rotated, "LOG_D": int(math.log2(heads.head_size)) if rotated else 0}
+        self._signs = torch.zeros(1, device=device)
+        if rotation_seed is not None:
+            # The first row of the transform is all ones: what is left in the first column are the signs.
+            self._signs = random_hadamard(heads.head_size, rotation_seed)[:, 0].contiguous().to(device)
+        # Deeper prefetching where a page is small; a window's registers leave room for less.
+        self._stages = 5 if fmt.run_bytes < 64 * heads.head_size and not fmt.window else 3
+        if fmt.window and fmt.key.bits == 2:
+            self._stages = 5
+        self._no_ring = torch.zeros(1, dtype=heads.dtype, device=device)
+        self._no_slots = torch.zeros(1, dtype=torch.int32, device=device)
+
+    # ------------------------------------------------------------------ decode
+
+    def new_plan(self, sequences: int, query_tokens: int = 1) -> DecodePlan:
+        """Buffers for steps of at most this many sequences, each with at most this many query tokens."""
+        if sequences > MOST_SEQUENCES:
+            raise ValueError(f"a step takes at most {MOST_SEQUENCES} sequences, not {sequences}")
+        columns = self.heads.group * query_tokens
+        slots = self.programs + max(sequences, STATIC_SEQUENCES)
+        ints = {"dtype": torch.int32, "device": self._device}
+        shape = slots, self.heads.kv_heads, columns
+        return DecodePlan(
+            packed=torch.zeros(sequences, **ints),
+            ends=torch.zeros(sequences + 1, **ints),
+            owners=torch.zeros(self.programs, **ints),
+            partials=torch.empty((*shape, self.heads.head_size), dtype=torch.float32, device=self._device),
+            logs=torch.empty(shape, dtype=torch.float32, device=self._device),
+        )
+
+    def plan(
+        self,
+        plan: DecodePlan,
+        lengths: torch.Tensor,
+        slots: torch.Tensor | None = None,
+        ring_from: torch.Tensor | None = None,
+    ) -> None:
+        """Split a step's work; once a step, before its layers.
+
+        Args:
+            lengths: ``(sequences,)``, new tokens included; 0 for padding.
+            slots, ring_from: for formats with a window: each sequence's ring, and each ring's first position.
+        """
+        sequences = len(lengths)
+        ring_tokens = FULL_PRECISION_BYTES * self.heads.head_size / self.fmt.token_bytes
+        decode.plan_kernel[(1,)](
+            lengths,
+            self._no_slots if slots is None else slots,
+            self._no_slots if ring_from is None else ring_from,
+            plan.packed,
+            plan.ends,
+            plan.owners,
+            sequences,
+            self.programs,
+            PAGE=PAGE_TOKENS,
+            WINDOW=self.fmt.window,
+            RING_WEIGHT=max(1, round(ring_tokens)),
+            BLOCK=max(16, triton.next_power_of_2(len(plan.packed))),
+            num_warps=4,
+        )
+
+    def decode(
+        self,
+        plan: DecodePlan,
+        query: torch.Tensor,
+        pages: torch.Tensor,
+        table: torch.Tensor,
+        lengths: torch.Tensor,
+        out: torch.Tensor,
+        ring: torch.Tensor | None = None,
+        slots: torch.Tensor | None = None,
+        balanced: bool | None = None,
+    ) -> None:
+        """Attend over what is stored, the new tokens included.
+
+        Args:
+            plan: made for these lengths.
+            query: ``(sequences * query_tokens, query_heads, head_size)``; rotated already where the kernels rotate.
+            out: as ``query``; where the result goes.
+            balanced: which split; None chooses by the number of sequences.
+        """
+        sequences = len(lengths)
+        tokens = len(query) // sequences
+        if tokens > 1 and (problems := refusals(self.fmt, self.heads, tokens)):
+            raise ValueError(f"packed {self.fmt.method} kernels do not run {'; nor '.join(problems)}")
+        if balanced is None:
+            balanced = sequences > STATIC_SEQUENCES
+        splits = -(-self.programs // sequences)
+        if not balanced and sequences > STATIC_SEQUENCES:
+            raise ValueError(f"at most {STATIC_SEQUENCES} sequences are split statically, not {sequences}")
+        arguments = {
+            "query_ptr": query,
+            "pages_ptr": pages,
+            "table_ptr": table,
+            "lengths_ptr": lengths,
+            "packed_ptr": plan.packed,
+            "ends_ptr": plan.ends,
+            "ring_ptr": self._no_ring if ring is None else ring,
+            "slots_ptr": self._no_slots if slots is None else slots,
+            "partials_ptr": plan.partials,
+            "logs_ptr": plan.logs,
+            "query_stride": query.stride(0),
+            "table_stride": table.stride(0),
+            "scale_log2": self.heads.scaling * math.log2(math.e),
+            "PER_CHANNEL": self.fmt.key.per_channel,
+            "WINDOW": self.fmt.window,
+            "RING": RING_TOKENS,
+            "TOKENS": tokens,
+            "GROUP": self.heads.group,
+            "COLUMNS": max(8, triton.next_power_of_2(self.heads.group * tokens)),
+            "D_PAD": self._d_pad,
+            "STAGES": self._stages,
+            "RING_TILE": 16,
+            "NATIVE": NATIVE,
+            "num_warps": 1,
+            **self._codes,
+            **self._sides,
+            **self._pads,
+        }
+        if balanced:
+            decode.balanced_kernel[(self.heads.kv_heads, self.programs)](
+                **arguments, owners_ptr=plan.owners, sequences=sequences, programs=self.programs
+            )
+        else:
+            decode.static_kernel[(self.heads.kv_heads, splits, sequences)](**arguments, splits=splits)
+        chunk = 8 if balanced and sequences > 8 else 32
+        decode.combine_kernel[(sequences, self.heads.kv_heads, self.heads.group * tokens)](
+            plan.partials,
+            plan.logs,
+            plan.ends,
+            out,
+            self._signs,
+            out.stride(0),
+            splits,
+            self.programs,
+            sequences,
+            BALANCED=balanced,
+            CHUNK=chunk,
+            HEADS=self.heads.kv_heads,
+            TOKENS=tokens,
+            GROUP=self.heads.group,
+            D=self.heads.head_size,
+            D_PAD=self._d_pad,
+            num_warps=1 if chunk == 8 else 4,
+            **self._rotation,
+        )
+
+    # ------------------------------------------------------------------- store
+
+    def store(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pages: torch.Tensor,
+        slots: torch.Tensor,
+        query: torch.Tensor | None = None,
+        rotated: torch.Tensor | None = None,
+    ) -> None:
+        """Write tokens of a format without a window.
+
+        Args:
+            slots: ``(tokens,)`` of each key and value: ``page * PAGE_TOKENS + offset``, negative to skip it.
+            query, rotated: queries to rotate on the way, and where to: ``(tokens, query_heads, head_size)``.
+        """
+        tokens = len(slots)
+        queries = 0 if query is None else len(query)
+        if not tokens:
+            return
+        rows = 8
+        turning = self.rotated and query is not None
+        heads = max(tokens * self.heads.kv_heads, queries * self.heads.query_heads)
+        store.store_kernel[(triton.cdiv(heads, rows), 3 if turning else 2)](
+            key,
+            value,
+            key if query is None else query,
+            key if rotated is None else rotated,
+            pages,
+            slots,
+            self._signs,
+            key.stride(0),
+            value.stride(0),
+            0 if query is None else query.stride(0),
+            tokens,
+            queries,
+            QUERY_HEADS=self.heads.query_heads,
+            ROWS=rows,
+            num_warps=1,
+            **self._codes,
+            **self._sides,
+            **self._store_pads,
+            **self._rotation,
+        )
+
+    @property
+    def _store_pads(self) -> dict[str, int]:
+        """Without a product there is no smallest operand: only powers of two."""
+        words = self.heads.head_size // 16
+        return {
+            "KEY_PAD": triton.next_power_of_2(words * self.fmt.key.bits),
+            "VALUE_PAD": triton.next_power_of_2(words * self.fmt.value.bits),
+        }
+
+    def append(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pages: torch.Tensor,
+        table: torch.Tensor,
+        lengths: torch.Tensor,
+        ring: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> None:
+        """Write one token of every sequence in a format with a window.
+
+        Args:
+            lengths: the new token included; 0 for padding.
+        """
+        store.append_kernel[(self.heads.kv_heads, 2, len(lengths))](
+            key,
+            value,
+            pages,
+            table,
+            lengths,
+            ring,
+            slots,
+            key.stride(0),
+            value.stride(0),
+            table.stride(0),
+            RING=RING_TOKENS,
+            D_PAD=self._d_pad,
+            num_warps=1,
+            **self._codes,
+            **self._store_pads,
+        )
+
+    def store_chunks(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pages: torch.Tensor,
+        chunks: Chunks,
+        spans: Sequence[tuple[int, int]],
+        ring: torch.Tensor,
+    ) -> None:
+        """Write prompts' chunks in a format with a window: the pages they fill, then the rings.
+
+        Args:
+            spans: first and last position (not included) of each chunk, on the host.
+        """
+        assert chunks.slots is not None
+        filled = [(start // PAGE_TOKENS, stop // PAGE_TOKENS) for start, stop in spans]
+        rows, work = self._work(filled)
+        if len(rows):
+            store.pack_kernel[(len(rows), self.heads.kv_heads, 2)](
+                key,
+                value,
+                pages,
+                chunks.table,
+                chunks.starts,
+                chunks.rows,
+                ring,
+                chunks.slots,
+                rows,
+                work,
+                key.stride(0),
+                value.stride(0),
+                chunks.table.stride(0),
+                RING=RING_TOKENS,
+                num_warps=1,
+                **self._codes,
+                **self._store_pads,
+            )
+        store.ring_kernel[(len(spans), self.heads.kv_heads, 2)](
+            key,
+            value,
+            chunks.starts,
+            chunks.lengths,
+            chunks.rows,
+            ring,
+            chunks.slots,
+            key.stride(0),
+            value.stride(0),
+            D=self.heads.head_size,
+            RING=RING_TOKENS,
+            HEADS=self.heads.kv_heads,
+            D_PAD=self._d_pad,
+            num_warps=4,
+        )
+
+    def _work(self, filled: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ranges of pages of each sequence as one list: sequence and page of every item."""
+        rows = [row for row, (first, stop) in enumerate(filled) for _ in range(first, stop)]
+        work = [page for first, stop in filled for page in range(first, stop)]
+        both = torch.tensor([rows, work], dtype=torch.int32)
+        if self._device.type == "cuda" and len(rows):
+            both = both.pin_memory().to(self._device, non_blocking=True)
+        return both[0], both[1]
+
+    # -------------------------------------------------------------- dequantise
+
+    def dequantise(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pages: torch.Tensor,
+        chunks: Chunks,
+        lengths: Sequence[int],
+        out_rows: torch.Tensor,
+        key_out: torch.Tensor,
+        value_out: torch.Tensor,
+        ring: torch.Tensor | None = None,
+        ring_from: torch.Tensor | None = None,
+    ) -> None:
+        """What chunks attend to, dense: their context as stored, their own tokens exact. Before they are stored.
+
+        Args:
+            lengths: of the sequences, new tokens included, on the host.
+            out_rows: ``(rows,)`` int32: where each sequence begins in the output.
+            key_out, value_out: ``(tokens, kv_heads, head_size)``.
+        """
+        rows, work = self._work([(0, -(-length // PAGE_TOKENS)) for length in lengths])
+        dequantise.dequantise_kernel[(len(rows), self.heads.kv_heads, 2)](
+            key_out,
+            value_out,
+            key,
+            value,
+            pages,
+            chunks.table,
+            chunks.starts,
+            chunks.lengths,
+            chunks.rows,
+            out_rows,
+            self._no_ring if ring is None else ring,
+            self._no_slots if chunks.slots is None else chunks.slots,
+            self._no_slots if ring_from is None else ring_from,
+            self._signs,
+            rows,
+            work,
+            key.stride(0),
+            value.stride(0),
+            chunks.table.stride(0),
+            PER_CHANNEL=self.fmt.key.per_channel,
+            WINDOW=self.fmt.window,
+            RING=RING_TOKENS,
+            num_warps=4,
+            **self._codes,
+            **self._sides,
+            **self._store_pads,
+            **self._rotation,
+        )
+
+
+def _padded(size: int) -> int:
+    """The next power of two that an operand of a product may have."""
+    return max(16, triton.next_power_of_2(size))
