@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
 
 .PHONY: setup demo demo-sweep test test-vllm lint format clean bench-engine bench-methods bench-client bench-traces bench-analysis \
+	bench-kernels \
 	memory-table probe-table probe-eval
 
 setup: $(STAMP)
@@ -41,6 +42,10 @@ bench-methods: setup
 
 memory-table: setup
 	$(BIN)/python -m kvload.servers.embedded.bench.memory_table
+
+# Needs a CUDA GPU and a PYTHON whose torch and triton use it; nothing is installed.
+bench-kernels:
+	PYTHONPATH=. $(PYTHON) -m kvload.servers.kernels.triton.bench $(BENCH)
 
 bench-client: setup
 	$(BIN)/python -m kvload.workloads.bench.client

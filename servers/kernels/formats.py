@@ -8,8 +8,9 @@ A page holds :data:`PAGE_TOKENS` tokens of one layer, head after head; the run o
 codes of channels ``j``, ``j + w``, ``j + 2 w`` ...: one mask over a pair of words yields two neighbouring channels,
 where a tensor core wants a pair of float16 numbers.
 
-*Side data* are 32-bit: a float16 step and a float16 low (``x = code * step + low``), or one float32 scale where codes
-are symmetric (``x = (code - 128) * scale``). Per token they are ``(groups, PAGE_TOKENS)``, per channel ``(head_size,)``.
+*Side data* are 32-bit: a float16 step and a float16 low (``x = code * step + low``), or one float32 scale where
+codes are symmetric (``x = (code - 128) * scale``). Per token they are ``(groups, PAGE_TOKENS)``, per channel
+``(head_size,)``.
 
 Formats with a *window* (KIVI) write a page when its last token arrives and never change it. The newest tokens are in
 full precision besides, in a ring of :data:`RING_TOKENS` tokens for each running sequence, position ``p`` in slot
@@ -115,8 +116,8 @@ def page_format(method: str, head_size: int) -> PageFormat:
     """The format of a method.
 
     ``int8`` rounds as vLLM's ``int8_per_token_head`` does, ``int4`` as this engine's (a rotation, where asked for, is
-    applied before). ``kivi-4`` and ``kivi-2`` are KIVI with groups of 64 (arXiv 2402.02750 uses 32 by default), ``k8v4``
-    and ``k4v2`` the two precisions of LeanKV (arXiv 2412.03131) with its groups of channels.
+    applied before). ``kivi-4`` and ``kivi-2`` are KIVI with groups of 64 (arXiv 2402.02750 uses 32 by default),
+    ``k8v4`` and ``k4v2`` the two precisions of LeanKV (arXiv 2412.03131) with its groups of channels.
 
     Raises:
         ValueError: unknown method, or a head size that it cannot pack.

@@ -54,17 +54,20 @@ def from_words(data: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.cat([(words >> (bits * stream)) & (2**bits - 1) for stream in range(16 // bits)], -1).float()
 
 
+def _unflattened(x: torch.Tensor, parts: int) -> torch.Tensor:
+    """The last dimension as ``parts`` rows."""
+    return x.view(*x.shape[:-1], parts, x.shape[-1] // parts)
+
+
 def _parts(fmt: PageFormat, runs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Key words, value words, key side data and value side data of runs ``(..., run_bytes)``, sharing their memory."""
-    tokens = *runs.shape[:-1], PAGE_TOKENS
-    words = runs[..., : fmt.value_offset].unflatten(-1, (PAGE_TOKENS, -1))
-    value_words = runs[..., fmt.value_offset : fmt.key_side_offset].unflatten(-1, (PAGE_TOKENS, -1))
+    words = _unflattened(runs[..., : fmt.value_offset], PAGE_TOKENS)
+    value_words = _unflattened(runs[..., fmt.value_offset : fmt.key_side_offset], PAGE_TOKENS)
     side = runs[..., fmt.key_side_offset : fmt.value_side_offset].view(torch.int32)
     if not fmt.key.per_channel:
-        side = side.unflatten(-1, (fmt.key.groups, PAGE_TOKENS))
+        side = _unflattened(side, fmt.key.groups)
     value_side = runs[..., fmt.value_side_offset : fmt.run_bytes].view(torch.int32)
-    assert words.shape[:-1] == tokens
-    return words, value_words, side, value_side.unflatten(-1, (fmt.value.groups, PAGE_TOKENS))
+    return words, value_words, side, _unflattened(value_side, fmt.value.groups)
 
 
 def store_tokens(
@@ -87,9 +90,7 @@ def store_tokens(
         target_side[page, :, :, offset] = steps_of
 
 
-def pack_pages(
-    fmt: PageFormat, pages: torch.Tensor, ids: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> None:
+def pack_pages(fmt: PageFormat, pages: torch.Tensor, ids: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     """Write whole pages of a format with a window.
 
     Args:
@@ -118,8 +119,9 @@ def load_pages(fmt: PageFormat, pages: torch.Tensor, ids: torch.Tensor) -> tuple
 
 def _scaled(words: torch.Tensor, step: torch.Tensor, low: torch.Tensor, codes: Codes) -> torch.Tensor:
     """Words ``(..., tokens, bytes)`` with steps and lows ``(..., groups, tokens)`` as numbers."""
-    grouped = (from_words(words, codes.bits) - codes.zero).unflatten(-1, (step.shape[-2], -1))
-    return (grouped * step.transpose(-1, -2)[..., None] + low.transpose(-1, -2)[..., None]).flatten(-2)
+    grouped = _unflattened(from_words(words, codes.bits) - codes.zero, step.shape[-2])
+    found = grouped * step.transpose(-1, -2)[..., None] + low.transpose(-1, -2)[..., None]
+    return found.flatten(-2)
 
 
 def store_windowed(
@@ -145,7 +147,7 @@ def store_windowed(
         both = []
         for side, new in enumerate((key, value)):
             joined = torch.cat([ring[:, side, older].transpose(0, 1), new[: full - start]])
-            both.append(joined.unflatten(0, (-1, PAGE_TOKENS)))
+            both.append(joined.view(-1, PAGE_TOKENS, *joined.shape[1:]))
         pack_pages(fmt, pages, row[first // PAGE_TOKENS : full // PAGE_TOKENS], *both)
     newest = slice(max(0, len(key) - RING_TOKENS), None)
     slots = torch.arange(start, stop, device=ring.device)[newest] % RING_TOKENS

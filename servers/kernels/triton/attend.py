@@ -37,10 +37,9 @@ NOTHING = tl.constexpr(-1e30)
 @triton.jit
 def _exact(x, NATIVE: tl.constexpr):
     """An operand of a product; Triton's interpreter multiplies bfloat16 wrongly."""
-    if NATIVE:
-        return x
-    else:
-        return x.to(tl.float32)
+    if not NATIVE:
+        x = x.to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -188,9 +187,7 @@ def _segment(
                 low = tl.sum(weights * low_of(side, SYMMETRIC)[:, None], 0)
                 new_lows = new_lows + (lows[s // VALUE_SHARED] * shrink + low,)
                 scaled = (weights * step_of(side, SYMMETRIC)[:, None]).to(tl.float16)
-            new_sums = new_sums + (
-                tl.dot(codes_of(words, VALUE_BITS, s, NATIVE), scaled, sums[s] * shrink[None, :]),
-            )
+            new_sums = new_sums + (tl.dot(codes_of(words, VALUE_BITS, s, NATIVE), scaled, sums[s] * shrink[None, :]),)
         lows = new_lows
         sums = new_sums
 

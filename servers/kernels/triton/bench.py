@@ -2,8 +2,8 @@
 
 One layer of an 8B Llama (32 query heads, 8 KV heads, head size 128), one new token a sequence, pages in random order.
 Times are replays of a CUDA graph over as many layers as exceed the level-2 cache, split and combine together. Bytes are
-those the kernel must read; beside them stand the copy rate of this device and the fastest bfloat16 attention found in
-this process: torch's, contiguous, and vLLM's FlashAttention over pages where it is installed.
+those the kernel must read; beside them stand the copy rate of this device and the faster of torch's bfloat16 attentions
+(cuDNN's and FlashAttention's, over contiguous keys and values) where all sequences are equally long.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvload.servers.kernels import packed
-from kvload.servers.kernels.formats import PACKED_METHODS, PAGE_TOKENS, RING_TOKENS, page_format, packed_tokens
+from kvload.servers.kernels.formats import PACKED_METHODS, PAGE_TOKENS, RING_TOKENS, packed_tokens, page_format
 from kvload.servers.kernels.triton.launch import STATIC_SEQUENCES, Chunks, Heads, PackedKernels
+from kvload.servers.kernels.triton.probe import read_kernel
 
 HEADS = Heads(32, 8, 128, torch.bfloat16, 128**-0.5)
 SHAPES = ((1, 1), (1, 8), (1, 32), (16, 1), (16, 8), (16, 32), (64, 1), (64, 8), (64, 32), (256, 1), (256, 8))
@@ -65,17 +65,6 @@ class Timing:
         return self.gb / self.us * 1e6
 
 
-@triton.jit
-def _read(x_ptr, out_ptr, BLOCK: tl.constexpr, TIMES: tl.constexpr):
-    start = tl.program_id(0).to(tl.int64) * BLOCK * TIMES
-    found = tl.zeros([BLOCK], tl.int32)
-    for i in tl.static_range(TIMES):
-        found ^= tl.load(x_ptr + start + i * BLOCK + tl.arange(0, BLOCK))
-    total = tl.sum(found, 0)
-    if total == 123456789:
-        tl.store(out_ptr, total)
-
-
 def replayed(calls: list[Callable[[], None]], repeats: int = 9) -> float:
     """Microseconds of one call, as the median of replays of a graph of all of them."""
     for call in calls[:2]:
@@ -94,7 +83,7 @@ def replayed(calls: list[Callable[[], None]], repeats: int = 9) -> float:
         last.record()
         torch.cuda.synchronize()
         times.append(first.elapsed_time(last) * 1e3 / len(calls))
-    return sorted(times)[len(times) // 2]
+    return float(sorted(times)[len(times) // 2])
 
 
 def bandwidth() -> dict[str, float]:
@@ -111,7 +100,7 @@ def bandwidth() -> dict[str, float]:
         torch.cuda.synchronize()
         eager.append(first.elapsed_time(last) * 1e3)
     grid = a.numel() // (1024 * 16)
-    reading = replayed([lambda: _read[(grid,)](a, b, BLOCK=1024, TIMES=16)] * 2)
+    reading = replayed([lambda: read_kernel[(grid,)](a, b, BLOCK=1024, TIMES=16)] * 2)
     return {"copy": 2 * size / sorted(eager)[4] / 1e3, "read": size / reading / 1e3}
 
 
@@ -164,13 +153,13 @@ class Layers:
             for start in range(0, length, RANDOM_TOKENS):
                 stop = min(length, start + RANDOM_TOKENS)
                 shape = stop - start, HEADS.kv_heads, HEADS.head_size
-                key, value = (
-                    torch.randn(shape, generator=generator, device="cuda").to(HEADS.dtype) for _ in range(2)
-                )
+                key, value = (torch.randn(shape, generator=generator, device="cuda").to(HEADS.dtype) for _ in range(2))
                 if self.kernels.fmt.window:
                     one = slice(row, row + 1)
-                    ints = [torch.tensor([x], dtype=torch.int32, device="cuda") for x in (start, stop, 0)]
-                    chunks = Chunks(self.table[one], *ints, self.slots[one])
+                    starts, stops, rows = (
+                        torch.tensor([x], dtype=torch.int32, device="cuda") for x in (start, stop, 0)
+                    )
+                    chunks = Chunks(self.table[one], starts, stops, rows, self.slots[one])
                     self.kernels.store_chunks(key, value, pages, chunks, [(start, stop)], ring)
                 else:
                     position = torch.arange(start, stop, device="cuda")
@@ -222,79 +211,27 @@ def lengths_of(name: str) -> list[int]:
     return [65536, *[1024] * 63]
 
 
-def flash(lengths: list[int]) -> list[Timing]:
-    """bfloat16 attention of others over the same lengths; contiguous ones where all are equal."""
-    found = []
-    total, count, longest = sum(lengths), len(lengths), max(lengths)
-    gb = total * HEADS.kv_heads * HEADS.head_size * 4 / 1e9
-    what = f"{count} x {longest}"
+def flash(what: str, lengths: list[int]) -> list[Timing]:
+    """torch's bfloat16 attention over sequences of one length; nothing for ragged ones."""
+    found: list[Timing] = []
+    count, longest = len(lengths), max(lengths)
+    if min(lengths) < longest:
+        return found
+    gb = sum(lengths) * HEADS.kv_heads * HEADS.head_size * 4 / 1e9
     query = torch.randn(count, HEADS.query_heads, 1, HEADS.head_size, dtype=HEADS.dtype, device="cuda")
-    if min(lengths) == longest:
-        both = torch.randn(2, count, HEADS.kv_heads, longest, HEADS.head_size, dtype=HEADS.dtype, device="cuda")
-        for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("torch flash", SDPBackend.FLASH_ATTENTION)):
+    both = torch.randn(2, count, HEADS.kv_heads, longest, HEADS.head_size, dtype=HEADS.dtype, device="cuda")
+    for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
 
-            def call(backend: SDPBackend = backend) -> None:
-                with sdpa_kernel(backend):
-                    functional.scaled_dot_product_attention(query, both[0], both[1], enable_gqa=True)
+        def call(backend: SDPBackend = backend) -> None:
+            with sdpa_kernel(backend):
+                functional.scaled_dot_product_attention(query, both[0], both[1], enable_gqa=True)
 
-            try:
-                found.append(Timing(what, name, replayed([call] * 4), gb))
-            except RuntimeError as error:
-                print(f"{what}: no {name}: {str(error).splitlines()[0]}", file=sys.stderr)  # noqa: T201
-        del both
-    found += _vllm_flash(lengths, query[:, :, 0], what, gb)
+        try:
+            found.append(Timing(what, name, replayed([call] * 4), gb))
+        except RuntimeError as error:
+            print(f"{what}: no {name}: {str(error).splitlines()[0]}", file=sys.stderr)
     torch.cuda.empty_cache()
     return found
-
-
-def _vllm_flash(lengths: list[int], query: torch.Tensor, what: str, gb: float) -> list[Timing]:
-    try:
-        from vllm.vllm_flash_attn import flash_attn_varlen_func, get_scheduler_metadata
-    except ImportError:
-        return []
-    block = 16
-    blocks = [-(-length // block) for length in lengths]
-    order = torch.randperm(sum(blocks), device="cuda").int()
-    table = torch.zeros(len(lengths), max(blocks), dtype=torch.int32, device="cuda")
-    for row, part in enumerate(order.split(blocks)):
-        table[row, : len(part)] = part
-    shape = 2, sum(blocks), block, HEADS.kv_heads, HEADS.head_size
-    key, value = torch.randn(shape, dtype=HEADS.dtype, device="cuda")
-    used = torch.tensor(lengths, dtype=torch.int32, device="cuda")
-    starts = torch.arange(len(lengths) + 1, dtype=torch.int32, device="cuda")
-    common = {"causal": True, "num_splits": 0}
-    schedule = get_scheduler_metadata(
-        batch_size=len(lengths),
-        max_seqlen_q=1,
-        max_seqlen_k=max(lengths),
-        cache_seqlens=used,
-        num_heads_q=HEADS.query_heads,
-        num_heads_kv=HEADS.kv_heads,
-        headdim=HEADS.head_size,
-        page_size=block,
-        cu_seqlens_q=starts,
-        **common,
-    )
-    out = torch.empty_like(query)
-
-    def call() -> None:
-        flash_attn_varlen_func(
-            q=query,
-            k=key,
-            v=value,
-            out=out,
-            cu_seqlens_q=starts,
-            max_seqlen_q=1,
-            seqused_k=used,
-            max_seqlen_k=max(lengths),
-            softmax_scale=HEADS.scaling,
-            block_table=table,
-            scheduler_metadata=schedule,
-            fa_version=3,
-            **common,
-        )
-
-    return [Timing(what, "vLLM FA3", replayed([call] * 4), gb)]
 
 
 def writing(method: str) -> list[Timing]:
@@ -331,10 +268,10 @@ def writing(method: str) -> list[Timing]:
         calls = [lambda: kernels.store(key, value, layers.pages[0], slots)] * 4
         found.append(Timing("write 8192 tokens", method, replayed(calls), 8192 * token_gb))
     chunks = Chunks(layers.table[:1], full, full, zero, layers.slots[:1])
-    outs = [torch.empty_like(key) for _ in range(2)]
+    key_out, value_out = torch.empty_like(key), torch.empty_like(key)
     eager = _eager(
         lambda: kernels.dequantise(
-            key, value, layers.pages[0], chunks, [8192], zero, *outs, layers.rings[0], layers.ring_from
+            key, value, layers.pages[0], chunks, [8192], zero, key_out, value_out, layers.rings[0], layers.ring_from
         )
     )
     found.append(Timing("read back 8192 tokens, eager", method, eager, 8192 * token_gb))
@@ -351,7 +288,7 @@ def _eager(call: Callable[[], None], repeats: int = 9) -> float:
         last.record()
         torch.cuda.synchronize()
         times.append(first.elapsed_time(last) * 1e3)
-    return sorted(times)[len(times) // 2]
+    return float(sorted(times)[len(times) // 2])
 
 
 def main() -> None:
@@ -361,17 +298,22 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: bench-kernels needs a CUDA GPU; the kernels' tests run without one (make test)")
-    card = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.strip()
+    card = subprocess.run(
+        ["nvidia-smi", "-L"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     card = card.split("(UUID")[0].strip() or torch.cuda.get_device_name()
     versions = f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}"
     rates = bandwidth()
-    print(f"{card}; {versions}; copy {rates['copy']:.0f} GB/s, read-only {rates['read']:.0f} GB/s", flush=True)  # noqa: T201
+    print(f"{card}; {versions}; copy {rates['copy']:.0f} GB/s, read-only {rates['read']:.0f} GB/s", flush=True)
     batches = {f"{count} x {kilo}k": [kilo * 1024] * count for count, kilo in SHAPES}
     batches |= {name: lengths_of(name) for name in ("uniform 1k-15k", "lognormal", "one of 64k, 63 of 1k")}
     timings: list[Timing] = []
     best: dict[str, float] = {}
     for what, lengths in batches.items():
-        others = [Timing(what, t.method, t.us, t.gb) for t in flash(lengths)]
+        others = flash(what, lengths)
         timings += others
         if others:
             best[what] = min(t.us for t in others)
@@ -382,7 +324,7 @@ def main() -> None:
                 timings.append(layers.time(what, balanced=False))
             del layers
             torch.cuda.empty_cache()
-        print(what, "done", file=sys.stderr, flush=True)  # noqa: T201
+        print(what, "done", file=sys.stderr, flush=True)
     for method in options.methods.split(","):
         timings += writing(method)
         torch.cuda.empty_cache()
@@ -400,12 +342,12 @@ def _report(card: str, versions: str, rates: dict[str, float], timings: list[Tim
 
 def _show(timings: list[Timing], rates: dict[str, float], best: dict[str, float]) -> None:
     """us a layer, share of the copy rate, and how many times faster than the best bfloat16 attention."""
-    print("| what | method | split | us | GB/s | % of copy | x bf16 | error |\n|---|---|---|---|---|---|---|---|")  # noqa: T201
+    print("| what | method | split | us | GB/s | % of copy | x bf16 | error |\n|---|---|---|---|---|---|---|---|")
     for t in timings:
         faster = f"{best[t.what] / t.us:.2f}" if t.what in best else ""
         error = "" if t.error is None else f"{t.error:.1e}"
         share = 100 * t.rate / rates["copy"]
-        print(f"| {t.what} | {t.method} | {t.split} | {t.us:.1f} | {t.rate:.0f} | {share:.0f} | {faster} | {error} |")  # noqa: T201
+        print(f"| {t.what} | {t.method} | {t.split} | {t.us:.1f} | {t.rate:.0f} | {share:.0f} | {faster} | {error} |")
 
 
 if __name__ == "__main__":

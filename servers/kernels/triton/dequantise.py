@@ -159,9 +159,9 @@ def dequantise_kernel(
     SIDE_AT: tl.constexpr = VALUE_AT + PAGE * D * VALUE_BITS // 8
     VALUE_SIDE_AT: tl.constexpr = SIDE_AT + (4 * D if PER_CHANNEL else 4 * PAGE * KEY_GROUPS)
     if tl.program_id(2) == 0:
-        x = _page(run, 0, SIDE_AT, KEY_BITS, KEY_GROUPS, PER_CHANNEL, SYMMETRIC, D, PAGE, KEY_PAD)
+        key = _page(run, 0, SIDE_AT, KEY_BITS, KEY_GROUPS, PER_CHANNEL, SYMMETRIC, D, PAGE, KEY_PAD)
         _write(
-            x,
+            key,
             key_out_ptr,
             key_ptr,
             ring,
@@ -185,9 +185,9 @@ def dequantise_kernel(
             LOG_D,
         )
     else:
-        x = _page(run, VALUE_AT, VALUE_SIDE_AT, VALUE_BITS, VALUE_GROUPS, False, SYMMETRIC, D, PAGE, VALUE_PAD)
+        value = _page(run, VALUE_AT, VALUE_SIDE_AT, VALUE_BITS, VALUE_GROUPS, False, SYMMETRIC, D, PAGE, VALUE_PAD)
         _write(
-            x,
+            value,
             value_out_ptr,
             value_ptr,
             ring + RING * D,

@@ -119,9 +119,7 @@ class PackedKernels:
         ValueError: the shape is not served; names all reasons.
     """
 
-    def __init__(
-        self, fmt: PageFormat, heads: Heads, device: torch.device, rotation_seed: int | None = None
-    ) -> None:
+    def __init__(self, fmt: PageFormat, heads: Heads, device: torch.device, rotation_seed: int | None = None) -> None:
         problems = refusals(fmt, heads)
         rotated = rotation_seed is not None
         if rotated and (heads.head_size & (heads.head_size - 1) or fmt.window):
@@ -171,12 +169,15 @@ class PackedKernels:
             raise ValueError(f"a step takes at most {MOST_SEQUENCES} sequences, not {sequences}")
         columns = self.heads.group * query_tokens
         slots = self.programs + max(sequences, STATIC_SEQUENCES)
-        ints = {"dtype": torch.int32, "device": self._device}
+
+        def ints(count: int) -> torch.Tensor:
+            return torch.zeros(count, dtype=torch.int32, device=self._device)
+
         shape = slots, self.heads.kv_heads, columns
         return DecodePlan(
-            packed=torch.zeros(sequences, **ints),
-            ends=torch.zeros(sequences + 1, **ints),
-            owners=torch.zeros(self.programs, **ints),
+            packed=ints(sequences),
+            ends=ints(sequences + 1),
+            owners=ints(self.programs),
             partials=torch.empty((*shape, self.heads.head_size), dtype=torch.float32, device=self._device),
             logs=torch.empty(shape, dtype=torch.float32, device=self._device),
         )
@@ -381,7 +382,7 @@ class PackedKernels:
             table.stride(0),
             RING=RING_TOKENS,
             D_PAD=self._d_pad,
-            num_warps=1,
+            num_warps=4,
             **self._codes,
             **self._store_pads,
         )
@@ -400,7 +401,8 @@ class PackedKernels:
         Args:
             spans: first and last position (not included) of each chunk, on the host.
         """
-        assert chunks.slots is not None
+        if chunks.slots is None:
+            raise ValueError("a format with a window needs the rings' slots")
         filled = [(start // PAGE_TOKENS, stop // PAGE_TOKENS) for start, stop in spans]
         rows, work = self._work(filled)
         if len(rows):
@@ -419,7 +421,7 @@ class PackedKernels:
                 value.stride(0),
                 chunks.table.stride(0),
                 RING=RING_TOKENS,
-                num_warps=1,
+                num_warps=4,
                 **self._codes,
                 **self._store_pads,
             )
@@ -445,7 +447,7 @@ class PackedKernels:
         rows = [row for row, (first, stop) in enumerate(filled) for _ in range(first, stop)]
         work = [page for first, stop in filled for page in range(first, stop)]
         both = torch.tensor([rows, work], dtype=torch.int32)
-        if self._device.type == "cuda" and len(rows):
+        if self._device.type == "cuda" and rows:
             both = both.pin_memory().to(self._device, non_blocking=True)
         return both[0], both[1]
 
@@ -505,4 +507,4 @@ class PackedKernels:
 
 def _padded(size: int) -> int:
     """The next power of two that an operand of a product may have."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, int(triton.next_power_of_2(size)))

@@ -56,15 +56,14 @@ def codes_of(words, BITS: tl.constexpr, STREAM: tl.constexpr, NATIVE: tl.constex
             found = _masked_pairs(words, "0x000f000f", upper, NATIVE)
         else:
             found = _masked_pairs(words, "0x00f000f0", upper, NATIVE)
+    elif STREAM % 4 == 0:
+        found = _masked_pairs(words, "0x00030003", upper, NATIVE)
+    elif STREAM % 4 == 1:
+        found = _masked_pairs(words, "0x000c000c", upper, NATIVE)
+    elif STREAM % 4 == 2:
+        found = _masked_pairs(words, "0x00300030", upper, NATIVE)
     else:
-        if STREAM % 4 == 0:
-            found = _masked_pairs(words, "0x00030003", upper, NATIVE)
-        elif STREAM % 4 == 1:
-            found = _masked_pairs(words, "0x000c000c", upper, NATIVE)
-        elif STREAM % 4 == 2:
-            found = _masked_pairs(words, "0x00300030", upper, NATIVE)
-        else:
-            found = _masked_pairs(words, "0x00c000c0", upper, NATIVE)
+        found = _masked_pairs(words, "0x00c000c0", upper, NATIVE)
     return found
 
 
@@ -120,9 +119,7 @@ def affine_side(smallest, largest, BITS: tl.constexpr):
     step = tl.minimum(tl.div_rn(largest - low, levels * 1.0), _FLOAT16_LARGEST).to(tl.float16)
     step = tl.where(step == 0.0, 1.0, step).to(tl.float16)
     low = low.to(tl.float16)
-    side = (step.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF) | (
-        low.to(tl.int16, bitcast=True).to(tl.int32) << 16
-    )
+    side = (step.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF) | (low.to(tl.int16, bitcast=True).to(tl.int32) << 16)
     return step.to(tl.float32), low.to(tl.float32), side
 
 

@@ -1,16 +1,21 @@
-"""The random Hadamard rotation inside a kernel: signs, then a fast transform, as ``quantise.random_hadamard`` makes it."""
+"""The Hadamard transform inside a kernel; with random signs it is the rotation of ``quantise.random_hadamard``."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
+def _butterfly(x, ROWS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr):
+    """Sums and differences of numbers ``HALF`` apart."""
+    pairs = tl.permute(tl.reshape(x, [ROWS, SIZE // (2 * HALF), 2, HALF]), (0, 1, 3, 2))
+    upper, lower = tl.split(pairs)
+    pairs = tl.permute(tl.join(upper + lower, upper - lower), (0, 1, 3, 2))
+    return tl.reshape(pairs, [ROWS, SIZE])
+
+
+@triton.jit
 def hadamard(x, ROWS: tl.constexpr, SIZE: tl.constexpr, STAGES: tl.constexpr):
     """``x @ H`` for ``x (ROWS, SIZE)`` float32, ``SIZE = 2**STAGES``, with entries 1 and -1."""
     for stage in tl.static_range(STAGES):
-        half: tl.constexpr = 1 << stage
-        y = tl.permute(tl.reshape(x, [ROWS, SIZE // (2 * half), 2, half]), (0, 1, 3, 2))
-        upper, lower = tl.split(y)
-        y = tl.permute(tl.join(upper + lower, upper - lower), (0, 1, 3, 2))
-        x = tl.reshape(y, [ROWS, SIZE])
+        x = _butterfly(x, ROWS, SIZE, 1 << stage)
     return x

@@ -73,9 +73,7 @@ def _store_side(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     slot = tl.load(slots_ptr + rows // HEADS, mask=rows // HEADS < tokens, other=-1)
     real = slot >= 0
-    x, inside = _rows(
-        x_ptr, rows, real, signs_ptr, stride, HEADS, ROWS, D, GROUPS, SHARED, WORDS, PAD, ROTATED, LOG_D
-    )
+    x, inside = _rows(x_ptr, rows, real, signs_ptr, stride, HEADS, ROWS, D, GROUPS, SHARED, WORDS, PAD, ROTATED, LOG_D)
     run = pages_ptr + ((slot // PAGE).to(tl.int64) * HEADS + rows % HEADS) * RUN
     offset = (slot % PAGE).to(tl.int32)
     if SYMMETRIC:
@@ -187,18 +185,14 @@ def store_kernel(
     elif ROTATED:
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         real = rows < queries * QUERY_HEADS
-        x, _ = _rows(
-            query_ptr, rows, real, signs_ptr, query_stride, QUERY_HEADS, ROWS, D, 1, 1, D, D, ROTATED, LOG_D
-        )
+        x, _ = _rows(query_ptr, rows, real, signs_ptr, query_stride, QUERY_HEADS, ROWS, D, 1, 1, D, D, ROTATED, LOG_D)
         x = tl.reshape(x, [ROWS, D])
         at = rotated_ptr + rows[:, None] * D + tl.arange(0, D)[None, :]
         tl.store(at, x.to(rotated_ptr.dtype.element_ty), mask=real[:, None])
 
 
 @triton.jit
-def _page_part(
-    new_ptr, stride, ring_ptr, position, start, channel, inside, RING: tl.constexpr, D: tl.constexpr
-):
+def _page_part(new_ptr, stride, ring_ptr, position, start, channel, inside, RING: tl.constexpr, D: tl.constexpr):
     """Channels of a page's tokens, from the ring before ``start`` and from the new tokens from there on."""
     old = (position < start)[:, None] & inside[None, :]
     new = (position >= start)[:, None] & inside[None, :]
@@ -232,9 +226,7 @@ def _pack_keys(
     for s in tl.static_range(16 // BITS):
         x = _page_part(new_ptr, stride, ring_ptr, position, start, s * WORDS + word, inside, RING, D)
         step, low, side = affine_side(tl.min(x, 0), tl.max(x, 0), BITS)
-        codes = affine_codes(
-            x, tl.broadcast_to(step[None, :], x.shape), tl.broadcast_to(low[None, :], x.shape), BITS
-        )
+        codes = affine_codes(x, tl.broadcast_to(step[None, :], x.shape), tl.broadcast_to(low[None, :], x.shape), BITS)
         words |= codes << (s * BITS)
         tl.store((run + SIDE_AT).to(POINTER32) + s * WORDS + word, side, mask=inside)
     at = run.to(POINTER16) + tl.arange(0, PAGE)[:, None] * WORDS + word[None, :]

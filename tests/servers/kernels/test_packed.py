@@ -9,7 +9,7 @@ from kvload.servers.embedded.compression.int8 import Int8
 from kvload.servers.embedded.compression.kivi import Kivi
 from kvload.servers.embedded.compression.leankv import LeanKV
 from kvload.servers.kernels import packed
-from kvload.servers.kernels.formats import HEAD_SIZES, PACKED_METHODS, PAGE_TOKENS, page_format, packed_tokens
+from kvload.servers.kernels.formats import HEAD_SIZES, PACKED_METHODS, PAGE_TOKENS, packed_tokens, page_format
 
 HEADS = 2
 

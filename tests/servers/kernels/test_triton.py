@@ -4,7 +4,10 @@ With CUDA the kernels are compiled and run on the GPU; elsewhere they are interp
 """
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,13 +183,16 @@ def test_rotated_codes_differ_by_rounding_alone() -> None:
     differing = (c.pages.cpu() != c.expected).float().mean()
     assert differing < 1e-3
     found, expected = (
-        packed.load_sequence(c.kernels.fmt, pages, c.table[0].cpu(), 130)[0][:, 1:] for pages in (c.pages.cpu(), c.expected)
+        packed.load_sequence(c.kernels.fmt, pages, c.table[0].cpu(), 130)[0][:, 1:]
+        for pages in (c.pages.cpu(), c.expected)
     )
     torch.testing.assert_close(found, expected, atol=0.5, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["int8", "kivi-4"])
-@pytest.mark.parametrize(("group", "tokens", "dtype"), [(1, 1, torch.float16), (8, 1, torch.bfloat16), (4, 3, torch.float16)])
+@pytest.mark.parametrize(
+    ("group", "tokens", "dtype"), [(1, 1, torch.float16), (8, 1, torch.bfloat16), (4, 3, torch.float16)]
+)
 def test_group_sizes_and_several_query_tokens(method: str, group: int, tokens: int, dtype: torch.dtype) -> None:
     c = case(method, 64, group=group, dtype=dtype)
     write(c, [(0, length) for length in LENGTHS], seed=1)
@@ -254,9 +260,8 @@ def test_chunks_see_their_context_as_stored_and_themselves_exactly(method: str, 
         part = slice(out_rows[row], out_rows[row] + stop)
         ring = c.ring[int(c.slots[row])].cpu() if c.kernels.fmt.window else None
         stored = packed.load_sequence(c.kernels.fmt, c.pages.cpu(), c.table[row].cpu(), start, ring)
-        for found, context, own in ((key_out, stored[0], key), (value_out, stored[1], value)):
-            if rotate:
-                context = context @ random_hadamard(64, 0).T
+        turn = random_hadamard(64, 0).T if rotate else torch.eye(64)
+        for found, context, own in ((key_out, stored[0] @ turn, key), (value_out, stored[1] @ turn, value)):
             expected = torch.cat([context.transpose(0, 1), own[new : new + stop - start].float().cpu()])
             torch.testing.assert_close(found[part].float().cpu(), expected, atol=1e-2, rtol=1e-2)
         new += stop - start
@@ -285,3 +290,14 @@ def test_shapes_that_are_not_served_are_refused() -> None:
     plan = kernels.new_plan(1)
     with pytest.raises(ValueError, match="3 query tokens"):
         kernels.decode(plan, torch.zeros(3, 8, 128), *[torch.zeros(1)] * 2, torch.ones(1), torch.zeros(3, 8, 128))
+
+
+@pytest.mark.skipif(CUDA, reason="they are compiled for this GPU by the other tests")
+def test_the_compiler_takes_what_the_interpreter_took() -> None:
+    script = Path(__file__).with_name("compile_kernels.py")
+    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), "int4+rotate:128", "kivi-2:96"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for kernel in ("store", "append", "pack", "ring", "dequantise", "plan", "balanced", "static", "combine"):
+        assert f"{kernel}_kernel" in done.stdout
