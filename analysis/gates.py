@@ -22,7 +22,7 @@ _CONDITION = re.compile(
 )
 _NUMBER = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(%?)")
 _TIME = re.compile(r"(?P<metric>[a-z0-9_]+)\.(?:mean|max|p[0-9.]+)")
-_RATES = ("goodput", "throughput.requests")
+_RATES = ("goodput", "throughput.requests", "capacity", "capacity.low")
 _SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,

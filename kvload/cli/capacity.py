@@ -1,78 +1,109 @@
 """``kvload capacity``: the highest request rate at which enough requests meet their limits."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvload.cli.replay import MODE_HELP, Mode, TooLong
+from kvload.cli.options import (
+    ArrivalFlags,
+    AsJson,
+    Burstiness,
+    LimitFlags,
+    PageFlags,
+    Quiet,
+    RequestFlags,
+    SendingFlags,
+    ServerFlags,
+    TraceFlags,
+    grouped,
+    one_trace,
+    read_address,
+    read_arrivals,
+    read_gates,
+    read_headers,
+    read_page,
+    read_run,
+    trace_and_limits,
+)
 
 if TYPE_CHECKING:
     from kvload.analysis.run.capacity import Attempt, Capacity
+    from kvload.experiment.options import ReplayOptions
+    from kvload.experiment.replay import Listener
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@grouped
 def capacity(
-    trace: Annotated[str, typer.Argument(help="A trace file, or sample:demo; its lengths are used, not its times.")],
-    slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")],
-    server: Annotated[str | None, typer.Option(help="A launched server's name; the only one if left out.")] = None,
-    url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible server instead: http://HOST:PORT.")] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="TRACE", help="A trace file, or sample:demo; its lengths are used, not its times."),
+    ],
     target: Annotated[float, typer.Option(help="Share of requests that must meet all limits.", min=0.01, max=1)] = 0.99,
     start_rate: Annotated[float, typer.Option(help="Requests per second of the first attempt.", min=0.001)] = 1.0,
     tolerance: Annotated[float, typer.Option(help="Stop when the rate is known this well.", min=0.001)] = 0.1,
     most: Annotated[int, typer.Option(help="At most so many attempts.", min=1)] = 12,
-    limit: Annotated[int | None, typer.Option(help="At most so many requests in an attempt.", min=1)] = None,
-    mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.AUTO,
-    max_tokens: Annotated[int | None, typer.Option(help="Cap of answers the trace has none for.", min=1)] = None,
-    too_long: Annotated[TooLong, typer.Option(help="What to do about requests over the server's limit.")] = (
-        TooLong.ERROR
-    ),
-    burstiness: Annotated[float, typer.Option(help="Shape of gamma gaps: 1 is Poisson.", min=0.001)] = 1.0,
-    workers: Annotated[int, typer.Option(help="Processes that send.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
+    burstiness: Burstiness = None,
+    server: ServerFlags = ServerFlags(),
     out: Annotated[Path | None, typer.Option(help="Folder for the attempts' runs.", show_default=False)] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    trace: TraceFlags = TraceFlags(),
+    requests: RequestFlags = RequestFlags(),
+    sending: SendingFlags = SendingFlags(),
+    limits: LimitFlags = LimitFlags(),
+    page: PageFlags = PageFlags(),
+    json_output: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the highest request rate at which enough requests meet their limits."""
-    from kvload.address import Address
+    from dataclasses import replace
+
+    from kvload.analysis import gates
     from kvload.analysis.run.capacity import search
-    from kvload.cli.options import read_limits
     from kvload.cli.replay_display import Display
-    from kvload.experiment.replay import Listener, ReplayOptions, default_out
-    from kvload.workloads.schedule.arrivals import ArrivalSpec
+    from kvload.errors import UsageError
+    from kvload.experiment.options import ReplayOptions
+    from kvload.experiment.replay import Listener, default_out
     from kvload.workloads.traces.samples import trace_path
 
-    limits = read_limits(slo)
-    path = trace_path(trace)
-    address = None if url is None else Address.parse(url)
+    names, limits_s = trace_and_limits(words, limits)
+    conditions = read_gates(limits.fail_if)
+    if not limits_s:
+        raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
+    path = trace_path(one_trace(names, "kvload capacity TRACE --slo ..."))
     folder = out or default_out(path)
-    with Display() as display:
+    part = read_arrivals(trace, ArrivalFlags(), requests.seed)
+    shared = ReplayOptions(
+        trace=path,
+        run=read_run(trace, requests, part, sending, limits_s, max_model_len=server.max_model_len),
+        server=server.server,
+        address=read_address(server, insecure=sending.insecure),
+        model=server.model,
+        headers=read_headers(sending.header),
+        swarm=read_page(page, autostart=True),
+    )
+    with Display(quiet=quiet) as display:
+        for condition in conditions:
+            display.notice(str(condition))
+        if page.web:
+            display.notice(f"the page of each attempt is at http://{page.web_host}:{page.web_port}/kvload/")
 
         def attempt(rate_rps: float) -> "Attempt":
             display.notice(f"{rate_rps:.3g} requests a second")
-            options = ReplayOptions(
-                trace=path,
-                server=server,
-                address=address,
-                arrivals=ArrivalSpec(kind="gamma", rate=rate_rps, burstiness=burstiness, seed=seed),
-                slo=limits,
-                seed=seed,
-                mode=mode.value,
-                limit=limit,
-                default_max_tokens=max_tokens,
-                too_long=too_long.value,
-                workers=workers,
-                out=folder / f"rate-{rate_rps:.4g}",
-            )
+            shape = 1.0 if burstiness is None else burstiness
+            due = replace(part, kind="gamma", rate=rate_rps, burstiness=shape)
+            run = replace(shared.run, schedule=replace(shared.run.schedule, arrivals=due))
+            options = replace(shared, run=run, out=folder / f"rate-{rate_rps:.4g}")
             return _attempt(options, Listener(display.progress, display.notice), rate_rps)
 
         found = search(attempt, start_rps=start_rate, target=target, tolerance=tolerance, most=most)
     _show(found, as_json=json_output)
+    gates.check(conditions, {"run": {"capacity": found.rate_rps.estimate, "capacity.low": found.rate_rps.low}})
 
 
-def _attempt(options: Any, listener: Any, rate_rps: float) -> "Attempt":
+def _attempt(options: "ReplayOptions", listener: "Listener", rate_rps: float) -> "Attempt":
     from kvload.analysis.run.capacity import Attempt
     from kvload.analysis.run.summary import summarise
     from kvload.errors import ServerError, UsageError

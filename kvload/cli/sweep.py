@@ -6,7 +6,23 @@ from typing import Annotated
 import typer
 
 from kvload.cli.launch import LaunchCommand
-from kvload.cli.replay import MODE_HELP, Mode, TooLong
+from kvload.cli.options import (
+    ArrivalFlags,
+    Burstiness,
+    Goodput,
+    LaunchFlags,
+    Model,
+    RepeatedSendingFlags,
+    RequestFlags,
+    Slo,
+    TraceFlags,
+    grouped,
+    read_arrivals,
+    read_headers,
+    read_launch,
+    read_limits,
+    read_run,
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -20,6 +36,7 @@ EXAMPLES = """Examples:
 
 
 @app.command(cls=LaunchCommand, options_metavar="[OPTIONS] [-- ENGINE ARGS]", epilog=EXAMPLES)
+@grouped
 def sweep(
     ctx: typer.Context,
     what: Annotated[
@@ -32,7 +49,8 @@ def sweep(
     arm: Annotated[
         list[str] | None, typer.Option(help="NAME=http://HOST:PORT, a server that runs already; may be repeated.")
     ] = None,
-    slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")] = "",
+    slo: Slo = "",
+    goodput: Goodput = "",
     rates: Annotated[
         str | None, typer.Option(help="Requests a second: 1,2,4,8; auto searches for what each method carries.")
     ] = None,
@@ -44,29 +62,13 @@ def sweep(
     tolerance: Annotated[float, typer.Option(help="auto stops when the rate is known this well.", min=0.001)] = 0.1,
     most: Annotated[int, typer.Option(help="auto tries at most so many rates of a method.", min=1)] = 12,
     baseline: Annotated[str | None, typer.Option(help="The arm to compare with; none or auto, else the first.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, embedded, vllm or sglang.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="Model to launch; kvload's probe model if left out.")] = None,
-    load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",
-    kv_memory: Annotated[str | None, typer.Option(help="Size of the KV cache, as in 512MiB.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest prompt and answer, in tokens.", min=1)] = None,
-    python: Annotated[str | None, typer.Option(help="The Python the engine is installed in.")] = None,
+    model: Model = None,
+    launch: LaunchFlags = LaunchFlags(),
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each server's cache first.")] = True,
-    mode: Annotated[Mode, typer.Option(help=MODE_HELP)] = Mode.AUTO,
-    format_name: Annotated[str | None, typer.Option("--format", help="The trace's format.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", "--num-prompts", help="At most so many requests a load.")] = (
-        None
-    ),
-    burstiness: Annotated[float, typer.Option(help="Shape of gamma gaps: 1 is Poisson.", min=0.001)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
-    warmups: Annotated[int, typer.Option("--num-warmups", "--warmups", help="Requests before each run.", min=0)] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that send.", min=1)] = 1,
-    timeout: Annotated[str, typer.Option(help="A request's limit; none for no limit.")] = "10min",
-    max_tokens: Annotated[int | None, typer.Option(help="Cap of answers the trace has none for.", min=1)] = None,
-    too_long: Annotated[TooLong, typer.Option(help="What to do about requests over the server's limit.")] = (
-        TooLong.ERROR
-    ),
-    scale_input: Annotated[float, typer.Option(help="Factor on the length of made-up prompts.")] = 1.0,
-    header: Annotated[list[str] | None, typer.Option(help="'Name: value', sent along; may be repeated.")] = None,
+    trace: TraceFlags = TraceFlags(),
+    burstiness: Burstiness = None,
+    requests: RequestFlags = RequestFlags(),
+    sending: RepeatedSendingFlags = RepeatedSendingFlags(),
     gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU-hour, for the cost of tokens.", min=0)] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs a server uses; as launched if left out.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep.", show_default=False)] = None,
@@ -78,13 +80,11 @@ def sweep(
 ) -> int:
     """Raise the load on several methods and show what each carries within the limits."""
     from kvload.cli import sweep_runs
-    from kvload.cli.options import read_limits
-    from kvload.cli.replay import parse_header
     from kvload.errors import UsageError
     from kvload.experiment import sweep as sweeps
 
-    limits = read_limits(slo)
-    headers = dict(parse_header(text) for text in header or [])
+    limits = read_limits(slo, goodput)
+    headers = read_headers(sending.header)
     show = sweep_runs.Shown(as_json=json_output, limits=limits or None, price_per_gpu_hour=gpu_hour)
     if resume is not None:
         if what or method or arm:
@@ -106,29 +106,9 @@ def sweep(
         repeats=repeats,
         target=target,
         duration=duration,
-        burstiness=burstiness,
-        launch={
-            "model": model,
-            "engine": engine,
-            "load_format": load_format,
-            "kv_memory": sweep_runs.size(kv_memory),
-            "max_model_len": max_model_len,
-            "python": python,
-            "engine_args": list(ctx.meta.get("engine_args", ())),
-        },
-        replay={
-            "format": format_name,
-            "mode": mode.value,
-            "slo": limits,
-            "seed": seed,
-            "default_max_tokens": max_tokens,
-            "too_long": too_long.value,
-            "scale_input": scale_input,
-            "limit": limit,
-            "warmups": warmups,
-            "workers": workers,
-            "timeout_s": sweep_runs.timeout_s(timeout),
-        },
+        burstiness=1.0 if burstiness is None else burstiness,
+        launch=read_launch(launch, model, ctx.meta.get("engine_args", ())),
+        run=read_run(trace, requests, read_arrivals(trace, ArrivalFlags(), requests.seed), sending, limits),
         gpus=gpus,
         price_per_gpu_hour=gpu_hour,
     )

@@ -15,8 +15,10 @@ from kvload.errors import ExitStatus, KvloadError, UsageError
 if TYPE_CHECKING:
     from kvload.analysis.sweep.model import Point
     from kvload.experiment.forecast import Forecast
+    from kvload.experiment.options import RunOptions
     from kvload.experiment.plan import Arm
     from kvload.experiment.sweep import SweepPlan
+    from kvload.servers.engines.base import LaunchRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,8 @@ def plan_of(
     levels: tuple[float, ...],
     search: Mapping[str, Any],
     duration: str,
-    launch: dict[str, Any],
-    replay: dict[str, Any],
+    launch: "LaunchRequest",
+    run: "RunOptions",
     gpus: int | None,
     **given: Any,
 ) -> "SweepPlan":
@@ -71,15 +73,14 @@ def plan_of(
     Raises:
         UsageError, TraceError: something cannot be used.
     """
-    from kvload.cli.compare import arm_urls, trace_digest
-    from kvload.experiment.plan import make_arms
+    from kvload.experiment.plan import arm_urls, make_arms, trace_digest
     from kvload.experiment.sweep import SweepPlan
     from kvload.servers.lifecycle.masking import mask_command
     from kvload.units import parse_duration
-    from kvload.workloads.traces.formats import read_trace
+    from kvload.workloads.schedule.build import count_requests
     from kvload.workloads.traces.samples import trace_path
 
-    if not replay["slo"]:
+    if not run.slo:
         raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
     path = trace_path(trace)
     digest = trace_digest(path)
@@ -87,13 +88,13 @@ def plan_of(
     return SweepPlan(
         trace=str(path),
         trace_sha256=digest,
-        rows=sum(1 for _ in read_trace(path, replay["format"])),
+        rows=count_requests(path, run.schedule),
         arms=made,
         axis=axis,
         levels=levels,
         duration_s=parse_duration(duration, where="--duration"),
         launch=launch,
-        replay=replay,
+        run=run,
         gpus=gpus or _gpus(made, launch),
         command=shlex.join(["kvload", *mask_command(sys.argv[1:])]),
         **search,
@@ -202,27 +203,13 @@ def _announce(plan: "SweepPlan", left_s: float, folder: Path, say: Any) -> None:
     say(f"about {time_text(left_s)}{cost}, and the time the last answers of each run take")
 
 
-def size(text: str | None) -> int | None:
-    """Bytes of ``--kv-memory``."""
-    from kvload.units import parse_bytes
-
-    return parse_bytes(text, where="--kv-memory") if text else None
-
-
-def timeout_s(text: str) -> float | None:
-    """Seconds of ``--timeout``; None for no limit."""
-    from kvload.units import parse_duration
-
-    return None if text == "none" else parse_duration(text, where="--timeout")
-
-
-def _gpus(arms: "tuple[Arm, ...]", launch: Mapping[str, Any]) -> int | None:
+def _gpus(arms: "tuple[Arm, ...]", launch: "LaunchRequest") -> int | None:
     """GPUs of a launched server, from its engine's arguments; None where there is none, or servers are others'."""
     from kvload.servers.engines.base import flag_value
     from kvload.servers.host.machine import gpus
 
     if all(arm.method is None for arm in arms) or not gpus():
         return None
-    words = tuple(launch["engine_args"])
+    words = launch.engine_args
     tensor = flag_value(words, "--tensor-parallel-size") or flag_value(words, "-tp") or flag_value(words, "--tp-size")
     return int(tensor) if tensor and tensor.isdigit() else 1

@@ -1,11 +1,24 @@
 """``kvload traces``: describe, convert and make traces."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kvload.cli.options import (
+    BlockTokens,
+    End,
+    FormatName,
+    Limit,
+    Sample,
+    ScaleInput,
+    Seed,
+    Sort,
+    Start,
+    TimeUnit,
+    TooLong,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,31 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 Trace = Annotated[str, typer.Argument(metavar="TRACE", help="A trace file, or sample:demo.")]
-FormatName = Annotated[
-    str | None, typer.Option("--format", help="The trace's format; told from the content if absent.")
-]
-Sort = Annotated[bool, typer.Option("--sort", help="Allow arrivals out of order; the trace is then held in memory.")]
-TimeUnit = Annotated[
-    str | None, typer.Option(help="Unit of the trace's times: s, ms, us, ns; as its format says or its rows show.")
-]
-BlockTokens = Annotated[
-    int | None, typer.Option(help="Tokens in a block of the trace's block ids; as its lengths show if absent.", min=1)
-]
-Start = Annotated[str, typer.Option(help="Use the trace from this time on: 90s, 5min.")]
-End = Annotated[str | None, typer.Option(help="Use the trace up to this time.")]
-Limit = Annotated[int | None, typer.Option(help="Use at most so many requests.")]
-Sample = Annotated[float, typer.Option(help="Share of whole sessions to keep, 0 to 1.")]
-Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; standard output if absent.")]
-
-
-class TooLong(StrEnum):
-    """Values of ``--too-long``."""
-
-    ERROR = "error"
-    DROP = "drop"
-    CAP = "cap"
-    SCALE = "scale"
 
 
 @app.callback()
@@ -98,7 +87,7 @@ def convert_trace(
     limit: Limit = None,
     sample: Sample = 1.0,
     seed: Seed = 0,
-    scale_input: Annotated[float, typer.Option(help="Factor on the length of made-up prompts.")] = 1.0,
+    scale_input: ScaleInput = 1.0,
     cap_input: Annotated[int | None, typer.Option(help="Cut longer made-up prompts to so many tokens.")] = None,
     cap_output: Annotated[int | None, typer.Option(help="Cut longer answers to so many tokens.")] = None,
     max_total: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")] = None,

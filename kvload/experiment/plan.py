@@ -1,14 +1,20 @@
 """What an experiment will do, decided before it starts and kept beside its runs, so that it can be resumed."""
 
+import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kvload.errors import RunDirError, UsageError
+from kvload.address import Address
+from kvload.errors import RunDirError, TraceError, UsageError
+from kvload.experiment.options import RunOptions
 from kvload.private import make_folder, write_bytes
 from kvload.rundir import RunDir
+from kvload.servers.engines.base import LaunchRequest
+from kvload.workloads.run.plan import Sending
 
 PLAN_NAME = "experiment.json"
 FLOOR_SUFFIX = " (again)"
@@ -31,6 +37,14 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     baseline: bool = False
     floor: bool = False
 
+    def address(self, *, insecure: bool) -> Address | None:
+        """Where the server is that someone else runs; None for one that is launched.
+
+        Args:
+            insecure: accept any certificate.
+        """
+        return None if self.url is None else Address.parse(self.url, where=f"--arm {self.name}", insecure=insecure)
+
 
 class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
     """One replay: an arm in one repeat, and the folder it is kept in."""
@@ -45,16 +59,16 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         trace, trace_sha256: the trace's path as given, and its content's digest.
-        launch: the options of ``launch`` that all arms share.
-        replay: the options of ``replay`` that all arms share.
+        launch: how servers are launched, but for their method.
+        run: what all runs share.
     """
 
     trace: str
     trace_sha256: str
     arms: tuple[Arm, ...]
     repeats: int
-    launch: dict[str, Any]
-    replay: dict[str, Any]
+    launch: LaunchRequest = msgspec.field(default_factory=LaunchRequest)
+    run: RunOptions = msgspec.field(default_factory=RunOptions)
 
     def runs(self) -> list[PlannedRun]:
         """All runs in the order they are made.
@@ -96,8 +110,8 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_arms(
-    methods: list[str],
-    urls: dict[str, str],
+    methods: Sequence[str],
+    urls: Mapping[str, str],
     *,
     baseline: str | None = None,
     with_floor: bool = True,
@@ -137,6 +151,37 @@ def _turned(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:
     return arms[turn:] + arms[:turn]
 
 
+def arm_urls(arms: Sequence[str]) -> dict[str, str]:
+    """Names and addresses of ``--arm`` options.
+
+    Raises:
+        UsageError: one is not ``NAME=http://HOST:PORT``.
+    """
+    urls: dict[str, str] = {}
+    for text in arms:
+        name, separator, url = text.partition("=")
+        if not separator or not name:
+            # the text may hold a key: it is not repeated
+            raise UsageError("an arm is written NAME=http://HOST:PORT", where="--arm")
+        if name in urls:
+            raise UsageError(f"the arm '{name}' is given twice", where="--arm")
+        urls[name] = Address.parse(url, where=f"--arm {name}").url
+    return urls
+
+
+def trace_digest(path: Path) -> str:
+    """The SHA-256 of a trace's content, in hexadecimal digits.
+
+    Raises:
+        TraceError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TraceError(f"cannot be read: {error.strerror}", where=str(path)) from error
+
+
 def save(plan: ExperimentPlan, out: Path) -> None:
     """Keep the plan in the experiment's folder.
 
@@ -159,11 +204,21 @@ def load(out: Path) -> ExperimentPlan:
     """
     path = out / PLAN_NAME
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ExperimentPlan)
+        return msgspec.convert(_current(msgspec.json.decode(path.read_bytes())), ExperimentPlan)
     except OSError as error:
         raise RunDirError(f"not an experiment's folder: {error.strerror}", where=str(path)) from error
     except msgspec.MsgspecError as error:
         raise RunDirError(f"the plan does not parse: {error}", where=str(path)) from error
+
+
+def _current(plan: Any) -> Any:
+    """A plan as it is written today, of one of version 0.1.0, which kept all options of its runs in one flat table."""
+    if not isinstance(plan, dict) or not isinstance(plan.get("replay"), dict):
+        return plan
+    given = plan.pop("replay")
+    own = {name: given.pop(name) for name in ("slo", "max_model_len", "calibrate") if name in given}
+    sending = {name: given.pop(name) for name in Sending.__dataclass_fields__ if name in given}
+    return plan | {"run": own | {"schedule": given, "sending": sending}}
 
 
 def is_complete(folder: Path) -> bool:

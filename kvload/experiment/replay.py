@@ -3,17 +3,18 @@
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from kvload import __version__
 from kvload.errors import KvloadError, UsageError
+from kvload.experiment.options import ReplayOptions
 from kvload.private import write_bytes
 from kvload.records import RunManifest, ServerInfo, ServerSample
 from kvload.rundir import RunDir
@@ -22,85 +23,12 @@ if TYPE_CHECKING:
     from kvload.address import Address
     from kvload.servers.lifecycle.registry import ServerEntry
     from kvload.workloads.run.live import Progress
-    from kvload.workloads.schedule.arrivals import ArrivalSpec
     from kvload.workloads.schedule.build import Schedule
     from kvload.workloads.schedule.request import PlannedRequest
 
 SCRAPE_EVERY_S = 0.5
 CALIBRATED_FROM_S = 30.0
 """A run this long is worth the ten seconds of a calibration."""
-
-_SCHEDULE_OPTIONS = (
-    "default_max_tokens",
-    "too_long",
-    "scale_input",
-    "limit",
-    "sample",
-    "sampling",
-    "return_token_ids",
-    "time_unit",
-    "block_tokens",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplayOptions:
-    """What a replay is told by its user; see ``kvload replay --help`` for each.
-
-    Attributes:
-        server: name of a launched server; the only one where this and ``address`` are None.
-        address: any OpenAI-compatible server instead.
-        arrivals: when requests are due; as recorded where None.
-        slo: limits in seconds by metric.
-        mode: ``free``, ``forced``, or ``auto``: what the trace is made for.
-        time_unit, block_tokens: what the trace's numbers count in, where its rows do not show it.
-        model: the name to ask for; where None a row's own if it is served, else the server's first.
-        max_model_len: the server's limit; as it says itself where None.
-        token_range: ids of made-up prompts; made from the vocabulary's size where None.
-        reset_cache: empty a launched server's prefix cache before the run.
-        calibrate: measure the client's own error first; where None, before runs of :data:`CALIBRATED_FROM_S` or more.
-        arm, repeat: this run's place in a comparison.
-    """
-
-    trace: Path
-    server: str | None = None
-    address: "Address | None" = None
-    format: str | None = None
-    sort: bool = False
-    time_unit: str | None = None
-    block_tokens: int | None = None
-    mode: Literal["auto", "free", "forced"] = "auto"
-    arrivals: "ArrivalSpec | None" = None
-    slo: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
-    out: Path | None = None
-    model: str | None = None
-    max_model_len: int | None = None
-    default_max_tokens: int | None = None
-    too_long: Literal["error", "drop", "cap", "scale"] = "error"
-    scale_input: float = 1.0
-    limit: int | None = None
-    sample: float = 1.0
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    return_token_ids: bool = False
-    token_range: tuple[int, int] | None = None
-    warmups: int = 0
-    workers: int = 1
-    timeout_s: float | None = 600.0
-    drain_s: float = 120.0
-    max_concurrency: int | None = None
-    concurrency: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    web_host: str = "127.0.0.1"
-    web_port: int | None = None
-    master_host: str | None = None
-    master_port: int = 5557
-    remote_workers: int = 0
-    reset_cache: bool = True
-    calibrate: bool | None = None
-    arm: str | None = None
-    repeat: int | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,7 +104,7 @@ class _OneReplay:
         options = self.options
         server = self._find_server()
         schedule = self._schedule(server)
-        if options.return_token_ids:
+        if options.run.schedule.return_token_ids:
             check_token_ids(server, schedule.planned)
         for note in (schedule.mode_reason, *schedule.notes):
             self.listener.on_notice(note)
@@ -184,17 +112,9 @@ class _OneReplay:
             planned=schedule.planned,
             address=self.address,
             headers=self.headers,
-            workers=options.workers,
-            timeout_s=options.timeout_s,
-            drain_s=options.drain_s,
-            max_concurrency=options.max_concurrency,
-            concurrency=options.concurrency,
-            slo=options.slo,
-            web_host=options.web_host,
-            web_port=options.web_port,
-            master_host=options.master_host,
-            master_port=options.master_port,
-            remote_workers=options.remote_workers,
+            sending=options.run.sending,
+            slo=options.run.slo,
+            swarm=options.swarm,
         )
         run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
         calibration = self._calibrate(schedule)
@@ -252,32 +172,20 @@ class _OneReplay:
             info = self.entry.info
         if options.model is not None:
             info = msgspec.structs.replace(info, model=options.model)
-        if options.max_model_len is not None:
-            info = msgspec.structs.replace(info, max_model_len=options.max_model_len)
+        if options.run.max_model_len is not None:
+            info = msgspec.structs.replace(info, max_model_len=options.run.max_model_len)
         return info
 
     def _schedule(self, server: ServerInfo) -> "Schedule":
         from kvload.workloads.schedule.build import load_schedule
-        from kvload.workloads.schedule.prompts import PromptSpec
 
-        options = self.options
-        if options.token_range is not None:
-            prompts = PromptSpec(options.seed, *options.token_range)
-        elif self.vocabulary is not None:
-            prompts = PromptSpec.for_vocabulary(self.vocabulary, options.seed)
-        else:
-            prompts = PromptSpec(options.seed)
         return load_schedule(
-            options.trace,
-            format=options.format,
-            sort=options.sort,
+            self.options.trace,
+            self.options.run.schedule,
             model=server.model or "",
-            mode=options.mode,
-            arrivals=options.arrivals,
-            prompts=prompts,
+            vocabulary=self.vocabulary,
             max_model_len=server.max_model_len,
-            served_models=None if options.model is not None else self._served_models,
-            **{name: getattr(options, name) for name in _SCHEDULE_OPTIONS},
+            served_models=None if self.options.model is not None else self._served_models,
         )
 
     def _served_models(self) -> "Collection[str]":
@@ -286,36 +194,37 @@ class _OneReplay:
         return discover.served_models(self.address, self.headers)
 
     def _manifest(self, server: ServerInfo, schedule: "Schedule") -> RunManifest:
-        options = self.options
+        options, run = self.options, self.options.run
+        sending = run.sending
         return RunManifest(
             run_id=f"{time.time_ns():x}",
             kvload_version=__version__,
             server=server,
             trace=schedule.trace,
             mode=schedule.mode,
-            seed=options.seed,
-            arrivals=schedule.arrivals | ({"concurrency": options.concurrency} if options.concurrency else {}),
+            seed=run.schedule.seed,
+            arrivals=schedule.arrivals | ({"concurrency": sending.concurrency} if sending.concurrency else {}),
             planned=len(schedule.planned),
-            slo=dict(options.slo),
-            warmups=options.warmups,
-            timeout_s=options.timeout_s,
-            max_concurrency=options.max_concurrency or options.concurrency,
+            slo=dict(run.slo),
+            warmups=sending.warmups,
+            timeout_s=sending.timeout_s,
+            max_concurrency=sending.max_concurrency or sending.concurrency,
             arm=options.arm,
             repeat=options.repeat,
         )
 
     def _warm_up(self, schedule: "Schedule") -> list[str]:
-        if not self.options.warmups:
+        if not self.options.run.sending.warmups:
             return []
         from kvload.workloads.run.warmup import warm_up
 
-        self.listener.on_notice(f"warming up with {self.options.warmups} requests")
+        self.listener.on_notice(f"warming up with {self.options.run.sending.warmups} requests")
         problems = warm_up(
             schedule.planned,
             self.address,
-            self.options.warmups,
+            self.options.run.sending.warmups,
             headers=self.headers,
-            timeout_s=self.options.timeout_s,
+            timeout_s=self.options.run.sending.timeout_s,
         )
         for problem in problems:
             self.listener.on_notice(problem)
@@ -323,7 +232,7 @@ class _OneReplay:
 
     def _reset_cache(self, server: ServerInfo) -> ServerInfo:
         """Empty the prefix cache of a server we launched: warm-ups and former runs would make it faster than it is."""
-        if self.entry is None or not self.options.reset_cache:
+        if self.entry is None or not self.options.run.reset_cache:
             return server
         from kvload.servers.launcher import reset_prefix_cache
 
@@ -339,23 +248,23 @@ class _OneReplay:
         from kvload.workloads.calibration.cache import calibrate_once
         from kvload.workloads.calibration.calibrate import load_of
 
-        options = self.options
-        if options.calibrate is False or not schedule.planned:
+        wanted, sending = self.options.run.calibrate, self.options.run.sending
+        if wanted is False or not schedule.planned:
             return None
-        load = load_of(schedule.planned, options.concurrency)
-        if options.calibrate is None:
+        load = load_of(schedule.planned, sending.concurrency)
+        if wanted is None:
             # workers elsewhere are on machines that this one knows nothing of
-            elsewhere = options.master_host is not None or options.workers < 1
+            elsewhere = self.options.swarm.master_host is not None or sending.workers < 1
             if elsewhere or len(schedule.planned) / load.rate < CALIBRATED_FROM_S:
                 return None
         try:
             return calibrate_once(
                 load,
-                workers=max(options.workers, 1),
+                workers=max(sending.workers, 1),
                 on_measure=lambda: self.listener.on_notice("calibrating the client against the mock server"),
             )
         except KvloadError as error:
-            if options.calibrate:
+            if wanted:
                 raise
             self.listener.on_notice(f"the client was not calibrated: {error.message}")
             return None

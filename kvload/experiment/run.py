@@ -2,21 +2,20 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from kvload.address import Address
-from kvload.errors import ServerError, UsageError
+from kvload.errors import ServerError
+from kvload.experiment.options import ReplayOptions
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
-from kvload.experiment.replay import Listener, ReplayOptions, replay_once
+from kvload.experiment.replay import Listener, replay_once
 from kvload.private import make_folder
 from kvload.rundir import RunDir
+from kvload.workloads.run.plan import Swarm
 
 if TYPE_CHECKING:
-    from kvload.servers.launcher import LaunchEvent
+    from kvload.servers.launcher import LaunchEvent, LaunchRequest
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,20 @@ def run_path(out: Path, run: PlannedRun) -> Path:
 
 
 def run_all(
-    plan: ExperimentPlan, out: Path, watcher: Watcher, *, headers: Mapping[str, str] | None = None, verify: bool = True
+    plan: ExperimentPlan,
+    out: Path,
+    watcher: Watcher,
+    *,
+    headers: Mapping[str, str] | None = None,
+    verify: bool = True,
+    swarm: Swarm | None = None,
 ) -> None:
     """Make every run that is not complete; an unfinished one is set aside and made again.
 
     Args:
         headers: sent with every request; they are not part of the plan, since they may hold keys.
         verify: check each launched server's cache before it is used.
+        swarm: Locust's web page while a run goes on.
 
     Raises:
         KeyboardInterrupt: the user interrupted a run; what was measured is kept.
@@ -70,7 +76,8 @@ def run_all(
         make_folder(folder.parent)
         arm = plan.arm(run.arm)
         with serving(arm, plan.launch, watcher.on_launch, verify=verify) as server:
-            manifest = replay_once(_options(plan, out, arm, run, server, headers or {}), watcher.listener).manifest()
+            options = _options(plan, out, run, server, headers or {}, swarm or Swarm())
+            manifest = replay_once(options, watcher.listener).manifest()
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt
         if manifest.partial:
@@ -93,25 +100,22 @@ def completed(plan: ExperimentPlan, out: Path) -> dict[str, tuple[RunDir, ...]]:
 
 @contextlib.contextmanager
 def serving(
-    arm: Arm, options: Mapping[str, Any], on_event: "Callable[[LaunchEvent], None]", *, verify: bool
+    arm: Arm, wanted: "LaunchRequest", on_event: "Callable[[LaunchEvent], None]", *, verify: bool
 ) -> Iterator[str | None]:
     """The name of a server launched for the arm, stopped afterwards; None for an arm with a URL.
 
     Args:
         arm: its method is launched.
-        options: those of ``launch`` that all arms share.
+        wanted: the server, but for its method.
         on_event: told what the server does until it is ready.
         verify: check its cache before it is used.
     """
     if arm.url is not None:
         yield None
         return
-    from kvload.servers.launcher import LaunchRequest, launch, stop
+    from kvload.servers.launcher import launch, stop
 
-    request = msgspec.convert(
-        {**options, "method": arm.method or "none", "name": None, "verify": verify}, LaunchRequest
-    )
-    entry = launch(request, on_event)
+    entry = launch(replace(wanted, method=arm.method or "none", name=None, verify=verify), on_event)
     try:
         yield entry.name
     finally:
@@ -119,23 +123,17 @@ def serving(
 
 
 def _options(
-    plan: ExperimentPlan, out: Path, arm: Arm, run: PlannedRun, server: str | None, headers: Mapping[str, str]
+    plan: ExperimentPlan, out: Path, run: PlannedRun, server: str | None, headers: Mapping[str, str], swarm: Swarm
 ) -> ReplayOptions:
-    from kvload.workloads.schedule.arrivals import ArrivalSpec
-
-    given = dict(plan.replay)
-    arrivals = msgspec.convert(given.pop("arrivals", {}), ArrivalSpec)
-    try:
-        return ReplayOptions(
-            trace=trace_copy(plan, out),
-            server=server,
-            address=None if arm.url is None else Address.parse(arm.url, where=f"--arm {arm.name}"),
-            out=run_path(out, run),
-            arrivals=arrivals,
-            headers=headers,
-            arm=arm.name,
-            repeat=run.repeat,
-            **given,
-        )
-    except TypeError as error:
-        raise UsageError(f"the plan was made by another version of kvload: {error}", where=str(out)) from error
+    arm = plan.arm(run.arm)
+    return ReplayOptions(
+        trace=trace_copy(plan, out),
+        run=plan.run,
+        server=server,
+        address=arm.address(insecure=plan.run.insecure),
+        headers=headers,
+        swarm=swarm,
+        out=run_path(out, run),
+        arm=arm.name,
+        repeat=run.repeat,
+    )

@@ -13,20 +13,21 @@ is kept in one folder and can be gone on with::
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from kvload.address import Address
 from kvload.errors import KvloadError, RunDirError, ServerError, UsageError
 from kvload.experiment.forecast import Forecast
+from kvload.experiment.options import ReplayOptions, RunOptions
 from kvload.experiment.plan import Arm, is_complete, set_aside
-from kvload.experiment.replay import Listener, ReplayOptions, replay_once
+from kvload.experiment.replay import Listener, replay_once
 from kvload.experiment.run import serving
 from kvload.private import make_folder, write_bytes
 from kvload.rundir import RunDir
+from kvload.servers.engines.base import LaunchRequest
 
 if TYPE_CHECKING:
     from kvload.analysis.sweep.model import Point, Sweep
@@ -54,7 +55,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         target: share of sent requests that must meet the limits.
         duration_s: a rate is kept up for at least so long, where the trace has the requests for it.
         burstiness: shape of the gamma gaps between arrivals; 1 is Poisson.
-        launch, replay: options that all arms share, as in a comparison's plan.
+        launch, run: what all arms share, as in a comparison's plan.
         gpus, price_per_gpu_hour: for the cost; None where nothing is to be said about it.
     """
 
@@ -71,8 +72,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     target: float = 0.9
     duration_s: float = 60.0
     burstiness: float = 1.0
-    launch: dict[str, Any]
-    replay: dict[str, Any]
+    launch: LaunchRequest = msgspec.field(default_factory=LaunchRequest)
+    run: RunOptions = msgspec.field(default_factory=RunOptions)
     gpus: int | None = None
     price_per_gpu_hour: float | None = None
     command: str | None = None
@@ -88,7 +89,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def requests_at(self, level: float) -> int:
         """How many requests are sent at a level of load: enough to prove the target, and to keep the load up."""
         held = level * (self.duration_s if self.axis == "rate" else REQUESTS_IN_FLIGHT)
-        return min(max(needed(self.target), math.ceil(held)), self.replay.get("limit") or self.rows, self.rows)
+        return min(max(needed(self.target), math.ceil(held)), self.run.schedule.limit or self.rows, self.rows)
 
     def span_s(self, level: float) -> float:
         """About how long sending takes at a level."""
@@ -98,7 +99,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """About how long an arm's server takes to start."""
         from kvload.servers.engines.base import Adapter, known
 
-        return 0.0 if arm.url else (known(self.launch.get("engine") or "auto") or Adapter).start_estimate_s
+        return 0.0 if arm.url else (known(self.launch.engine) or Adapter).start_estimate_s
 
 
 def needed(target: float) -> int:
@@ -136,7 +137,7 @@ def check(plan: SweepPlan) -> None:
     Raises:
         UsageError: the plan cannot be carried out.
     """
-    least = min(plan.replay.get("limit") or plan.rows, plan.rows)
+    least = min(plan.run.schedule.limit or plan.rows, plan.rows)
     if least < needed(plan.target):
         raise UsageError(
             f"{least} requests cannot prove a share of {plan.target:.3g}: it takes {needed(plan.target)} a load",
@@ -148,14 +149,7 @@ def check(plan: SweepPlan) -> None:
         from kvload.servers.launcher import plan_for
 
         for arm in launched:
-            plan_for(launch_request(plan, arm))
-
-
-def launch_request(plan: SweepPlan, arm: Arm) -> Any:
-    """What an arm's server is launched with."""
-    from kvload.servers.launcher import LaunchRequest
-
-    return msgspec.convert({**plan.launch, "method": arm.method or "none", "name": None}, LaunchRequest)
+            plan_for(replace(plan.launch, method=arm.method or "none"))
 
 
 def next_level(plan: SweepPlan, done: "list[Point]", first_walk: "list[float]") -> float | None:
@@ -260,29 +254,26 @@ class SweepRunner:
         return point_of(run, level)
 
     def _options(self, arm: Arm, level: float, repeat: int, server: str | None, folder: Path) -> ReplayOptions:
-        from kvload.workloads.schedule.arrivals import ArrivalSpec
-
         plan = self.plan
-        seed = plan.replay.get("seed", 0) + repeat
+        seed = plan.run.schedule.seed + repeat
         open_loop = plan.axis == "rate"
+        part = plan.run.schedule.arrivals
         arrivals = (
-            ArrivalSpec(kind="gamma", rate=level, burstiness=plan.burstiness, seed=seed)
+            replace(part, kind="gamma", rate=level, burstiness=plan.burstiness, seed=seed)
             if open_loop
-            else ArrivalSpec(kind="once")
+            else replace(part, kind="once")
         )
-        given = {name: value for name, value in plan.replay.items() if name not in {"limit", "arrivals", "concurrency"}}
+        schedule = replace(plan.run.schedule, arrivals=arrivals, limit=plan.requests_at(level))
+        sending = replace(plan.run.sending, concurrency=None if open_loop else int(level))
         return ReplayOptions(
             trace=trace_copy(plan, self.out),
+            run=replace(plan.run, schedule=schedule, sending=sending),
             server=server,
-            address=None if arm.url is None else Address.parse(arm.url, where=f"--arm {arm.name}"),
-            out=folder,
-            arrivals=arrivals,
-            limit=plan.requests_at(level),
-            concurrency=None if open_loop else int(level),
+            address=arm.address(insecure=plan.run.insecure),
             headers=self.headers,
+            out=folder,
             arm=arm.name,
             repeat=repeat,
-            **given,
         )
 
     def _next(self, arm: Arm, repeat: int) -> float | None:
@@ -399,7 +390,7 @@ def results(
         servers={arm: manifest.server for arm, manifest in manifests.items()},
         failed=failed,
         price_per_hour=price * gpus if price is not None and gpus else None,
-        seed=plan.replay.get("seed", 0),
+        seed=plan.run.schedule.seed,
     )
     first = manifests[points[0].arm]
     starts = [manifest.started_at for manifest in manifests.values() if manifest.started_at is not None]
@@ -408,7 +399,7 @@ def results(
         axis=plan.axis,
         trace=msgspec.structs.replace(first.trace, path=Path(plan.trace).name),
         mode=first.mode,
-        limits_s=dict(plan.replay.get("slo", {}) if slo_limits is None else slo_limits),
+        limits_s=dict(plan.run.slo if slo_limits is None else slo_limits),
         target=plan.target,
         repeats=plan.repeats,
         curves=curves,

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,20 @@ def test_a_known_difference_is_found_and_an_equal_arm_is_not(
     page = (out / "comparison.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://127.0.0.1", "")
     assert len(page) < 2_000_000
+
+
+def test_with_a_page_runs_start_and_end_by_themselves(
+    kvload: Kvload, trace: Path, arms: list[str], tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    short = ["--limit", "4", "--repeats", "1", "--max-tokens", "8", "--no-floor", "--warmups", "0"]
+    page = ["--web", "--web-port", str(port)]
+    done = kvload("compare", trace, *arms, *short, *page, "--sample", "1", "--drain", "30s", "--out", tmp_path / "e")
+    assert done.returncode == 0, done.stderr
+    assert f"http://127.0.0.1:{port}/kvload/" in done.stderr
+    assert len(list((tmp_path / "e" / "runs").iterdir())) == 2
 
 
 def test_a_folder_and_its_runs_can_be_compared_again(

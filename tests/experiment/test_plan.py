@@ -1,5 +1,6 @@
 """The plan of an experiment: arms, order, resumption."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,14 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvload.errors import RunDirError, UsageError
+from kvload.experiment.options import RunOptions
 from kvload.experiment.plan import ExperimentPlan, is_complete, load, make_arms, save, set_aside
 from kvload.records import RunManifest, ServerInfo, TraceInfo
 from kvload.rundir import RunDir
+from kvload.servers.engines.base import LaunchRequest
+from kvload.workloads.schedule.options import ScheduleOptions
 
 
 def plan(methods: list[str], repeats: int = 1) -> ExperimentPlan:
     arms = make_arms(methods, {})
-    return ExperimentPlan(trace="t.jsonl", trace_sha256="0" * 64, arms=arms, repeats=repeats, launch={}, replay={})
+    return ExperimentPlan(trace="t.jsonl", trace_sha256="0" * 64, arms=arms, repeats=repeats)
 
 
 def test_the_baseline_comes_first_and_runs_twice() -> None:
@@ -43,7 +47,7 @@ def test_servers_by_url_are_arms_too() -> None:
 @pytest.mark.parametrize(
     ("methods", "baseline", "message"),
     [
-        (["none"], None, "2 arms are needed"),
+        (["none"], None, "two arms are needed"),
         (["int8", "int8"], None, "twice"),
         (["none", "int8"], "kivi", "not one of the arms"),
     ],
@@ -84,7 +88,7 @@ def test_the_estimate_counts_launches_only_where_there_are_any() -> None:
     launched = plan(["none", "int8"], repeats=2)
     assert launched.estimate_s(100.0, "embedded") == pytest.approx(2 * 3 * (100.0 + 12.0))
     arms = make_arms([], {"a": "http://x", "b": "http://y"}, with_floor=False)
-    given_urls = ExperimentPlan(trace="t", trace_sha256="", arms=arms, repeats=1, launch={}, replay={})
+    given_urls = ExperimentPlan(trace="t", trace_sha256="", arms=arms, repeats=1)
     assert given_urls.estimate_s(100.0, "embedded") == pytest.approx(200.0)
 
 
@@ -122,3 +126,51 @@ def test_only_a_finished_run_is_complete_and_an_unfinished_one_is_kept(tmp_path:
     assert set_aside(folder) == tmp_path / "r0-none.unfinished-1"
     assert not folder.exists()
     assert set_aside(folder) is None
+
+
+def test_a_plan_of_the_first_version_is_read(tmp_path: Path) -> None:
+    written = {
+        "trace": "t.jsonl",
+        "trace_sha256": "00",
+        "arms": [{"name": "a", "url": "http://127.0.0.1:1", "baseline": True}, {"name": "b", "method": "int8"}],
+        "repeats": 1,
+        "launch": {"model": None, "engine": "vllm", "kv_memory": 1024, "engine_args": ["--x"]},
+        "replay": {
+            "format": "kvload",
+            "mode": "forced",
+            "slo": {"ttft": 0.5},
+            "seed": 3,
+            "default_max_tokens": 8,
+            "limit": None,
+            "warmups": 4,
+            "workers": 2,
+            "timeout_s": None,
+            "concurrency": 5,
+            "arrivals": {"kind": "once", "speed": 1.0, "ramps": [], "start_s": 2.0},
+        },
+    }
+    (tmp_path / "experiment.json").write_text(json.dumps(written), encoding="utf-8")
+    plan = load(tmp_path)
+    assert (plan.launch.engine, plan.launch.kv_memory, plan.launch.engine_args) == ("vllm", 1024, ("--x",))
+    assert plan.run.slo == {"ttft": 0.5}
+    schedule, sending = plan.run.schedule, plan.run.sending
+    assert (schedule.mode, schedule.seed, schedule.default_max_tokens, schedule.arrivals.start_s) == (
+        "forced",
+        3,
+        8,
+        2.0,
+    )
+    assert (sending.warmups, sending.workers, sending.timeout_s, sending.concurrency) == (4, 2, None, 5)
+
+
+def test_a_plan_that_is_kept_is_read_as_it_was(tmp_path: Path) -> None:
+    run = RunOptions(
+        schedule=ScheduleOptions(token_range=(5, 9), temperature=0.5), slo={"p99_ttft": 1.0}, insecure=True
+    )
+    arms = make_arms(["none"], {"a": "https://127.0.0.1:1"})
+    plan = ExperimentPlan(
+        trace="t", trace_sha256="", arms=arms, repeats=2, run=run, launch=LaunchRequest(engine="vllm")
+    )
+    save(plan, tmp_path / "e")
+    assert load(tmp_path / "e") == plan
+    assert [found.insecure for arm in arms if (found := arm.address(insecure=True))] == [True]

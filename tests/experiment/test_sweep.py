@@ -11,10 +11,13 @@ from kvload.analysis.sweep.model import Point
 from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.experiment import sweep as sweeps
+from kvload.experiment.options import RunOptions
 from kvload.experiment.plan import make_arms
 from kvload.experiment.sweep import SweepPlan, check, needed, next_level
+from kvload.servers.engines.base import LaunchRequest
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
+from kvload.workloads.schedule.options import ScheduleOptions
 
 
 def plan(**changes: Any) -> SweepPlan:
@@ -24,8 +27,8 @@ def plan(**changes: Any) -> SweepPlan:
         "rows": 1000,
         "arms": make_arms(["none", "int8"], {}, with_floor=False),
         "axis": "rate",
-        "launch": {"engine": "embedded", "engine_args": []},
-        "replay": {"slo": {"ttft": 0.5}},
+        "launch": LaunchRequest(engine="embedded"),
+        "run": RunOptions(slo={"ttft": 0.5}),
     }
     return SweepPlan(**(values | changes))
 
@@ -67,7 +70,7 @@ def test_a_rate_is_kept_up_for_the_duration_where_the_trace_allows() -> None:
     assert swept.requests_at(4.0) == 120
     assert swept.requests_at(0.5) == 35  # what the target needs
     assert swept.requests_at(100.0) == 1000  # all there are
-    assert plan(duration_s=30.0, replay={"limit": 60}).requests_at(4.0) == 60
+    assert plan(duration_s=30.0, run=RunOptions(schedule=ScheduleOptions(limit=60))).requests_at(4.0) == 60
 
 
 def test_a_walk_over_given_rates_stops_where_attainment_is_gone() -> None:

@@ -22,9 +22,9 @@ from kvload.rundir import RunDir
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.mock.truth import TrueAnswer, read_truth
-from kvload.workloads.run.plan import ReplayPlan
+from kvload.workloads.run.plan import ReplayPlan, Sending
 from kvload.workloads.run.replay import Hooks, run_replay
-from kvload.workloads.schedule.build import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 
 MAX_RATE = 2000.0
 BUSY_MACHINE = 0.95
@@ -164,7 +164,8 @@ def calibrate(load: Load, *, workers: int = 1) -> Calibration:
         processes = mock_processes(load, workers)
         with MockProcess(MockSettings(ttft_s=load.ttft_s, itl_s=load.itl_s), truth_path, processes) as mock:
             meter = Meter(mock)
-            plan = ReplayPlan(planned=planned, address=mock.address, workers=workers, timeout_s=60.0, drain_s=30.0)
+            sending = Sending(workers=workers, timeout_s=60.0, drain_s=30.0)
+            plan = ReplayPlan(planned=planned, address=mock.address, sending=sending)
             manifest = run_replay(plan, run, Hooks(on_start=meter.start, on_end=meter.end))
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from kvload.rundir import CHUNK_DTYPE, RunDir
 from kvload.workloads.run.live import LiveBoard, LiveReport
 from kvload.workloads.run.plan import ReplayPlan, shard_of
 from kvload.workloads.run.recording import lost_record, unsent_record
-from kvload.workloads.schedule.build import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _account_for(
             shard = shares[request.index]
             died_ns = outcome.lost.get(shard, time.monotonic_ns())
             was_due = outcome.zero_ns is not None and outcome.zero_ns + request.offset_s * 1e9 <= died_ns
-            if was_due and request.previous is None and not plan.concurrency:
+            if was_due and request.previous is None and not plan.sending.concurrency:
                 record = lost_record(request, "worker_died", shard, "under way when its worker died")
             else:
                 cause = "worker_died" if shard in outcome.lost else "interrupted"
@@ -124,16 +124,16 @@ def _client(plan: ReplayPlan, board: LiveBoard, clocks: set[str], duration_s: fl
     cpu = board.cpu_s()
     return {
         "workers": plan.all_workers,
-        "remote_workers": plan.remote_workers,
+        "remote_workers": plan.swarm.remote_workers,
         "clocks": sorted(clocks),
         "cpu_share": {str(worker): round(used / duration_s, 4) for worker, used in cpu.items() if duration_s > 0},
         "cpu_s": {str(worker): round(used, 3) for worker, used in cpu.items()},
         "rss_bytes": {str(worker): peak for worker, peak in board.rss_bytes().items()},
         "stale_connection_retries": board.total("retries"),
         "chunks_sharing_a_read": board.total("merged_reads"),
-        "timeout_s": plan.timeout_s,
-        "drain_s": plan.drain_s,
-        "concurrency": plan.concurrency,
+        "timeout_s": plan.sending.timeout_s,
+        "drain_s": plan.sending.drain_s,
+        "concurrency": plan.sending.concurrency,
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -22,7 +22,7 @@ from kvload.workloads.client.answer import Answer, RawStream, parse_answer
 from kvload.workloads.client.loop import StreamLoop
 from kvload.workloads.client.timeouts import NEVER_NS
 from kvload.workloads.run.recording import build_record, unsent_record
-from kvload.workloads.schedule.build import PlannedRequest, next_turn
+from kvload.workloads.schedule.request import PlannedRequest, next_turn
 
 Sink = Callable[[RequestRecord, npt.NDArray[np.void]], None]
 

@@ -16,9 +16,55 @@ from kvload.address import Address
 from kvload.errors import UsageError
 from kvload.private import make_folder, open_file, write_bytes
 from kvload.units import request_limits
-from kvload.workloads.schedule.build import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 
 _LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """How requests are sent, whatever they are and wherever they go.
+
+    Attributes:
+        workers: processes that send, on this machine.
+        timeout_s: a request's limit; None for none.
+        drain_s: how long answers may still come in after the last request was sent.
+        max_concurrency: most requests in flight (open loop).
+        concurrency: closed loop with so many in flight.
+        warmups: requests sent before the run, which are no part of it.
+    """
+
+    workers: int = 1
+    timeout_s: float | None = 600.0
+    drain_s: float = 120.0
+    max_concurrency: int | None = None
+    concurrency: int | None = None
+    warmups: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swarm:
+    """Locust's web page, and workers on other machines.
+
+    Attributes:
+        web_host, web_port: where the page listens; no page where ``web_port`` is None.
+        autostart: the run starts by itself and the page goes when it ends; else both wait for the user.
+        master_host, master_port: where workers on other machines find the master; None for workers of this machine
+            only.
+        remote_workers: workers on other machines to wait for.
+    """
+
+    web_host: str = "127.0.0.1"
+    web_port: int | None = None
+    autostart: bool = False
+    master_host: str | None = None
+    master_port: int = 5557
+    remote_workers: int = 0
+
+    @property
+    def page_stays(self) -> bool:
+        """The page waits for the user when the run has ended."""
+        return self.web_port is not None and not self.autostart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,42 +75,28 @@ class ReplayPlan:
         planned: the schedule, by offset.
         address: the server.
         headers: sent with every request; never written to disk.
-        workers: processes that send.
-        timeout_s: a request's limit; None for none.
-        drain_s: how long answers may still come in after the last request was sent.
-        max_concurrency: most requests in flight (open loop).
-        concurrency: closed loop with so many in flight.
+        sending: how they are sent.
         slo: limits in seconds by name, for the live figures.
-        web_host, web_port: where Locust's web page listens; no page where ``web_port`` is None.
-        master_host, master_port: where workers on other machines find the master; None for workers of this machine
-            only.
-        remote_workers: workers on other machines to wait for, besides ``workers`` here.
+        swarm: Locust's web page, and workers on other machines.
     """
 
     planned: Sequence[PlannedRequest]
     address: Address
     headers: Mapping[str, str] = field(default_factory=dict)
-    workers: int = 1
-    timeout_s: float | None = None
-    drain_s: float = 120.0
-    max_concurrency: int | None = None
-    concurrency: int | None = None
+    sending: Sending = field(default_factory=Sending)
     slo: Mapping[str, float] = field(default_factory=dict)
-    web_host: str = "127.0.0.1"
-    web_port: int | None = None
-    master_host: str | None = None
-    master_port: int = 5557
-    remote_workers: int = 0
+    swarm: Swarm = field(default_factory=Swarm)
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.remote_workers < 0 or self.workers + self.remote_workers < 1:
+        sending, remote = self.sending, self.swarm.remote_workers
+        if sending.workers < 0 or remote < 0 or self.all_workers < 1:
             raise UsageError("at least one worker is needed", where="--workers")
-        for name, value in (("--max-concurrency", self.max_concurrency), ("--concurrency", self.concurrency)):
+        for name, value in (("--max-concurrency", sending.max_concurrency), ("--concurrency", sending.concurrency)):
             if value is not None and value < 1:
                 raise UsageError("must be at least 1", where=name)
             if value is not None and value < self.all_workers:
                 raise UsageError(f"{value} cannot be shared by {self.all_workers} workers", where=name)
-        if self.max_concurrency is not None and self.concurrency is not None:
+        if sending.max_concurrency is not None and sending.concurrency is not None:
             raise UsageError(
                 "give one of them: closed loop has no other limit", where="--concurrency, --max-concurrency"
             )
@@ -72,7 +104,7 @@ class ReplayPlan:
     @property
     def all_workers(self) -> int:
         """Workers here and elsewhere."""
-        return self.workers + self.remote_workers
+        return self.sending.workers + self.swarm.remote_workers
 
 
 class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,14 +113,11 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     address: Address
     shards: int
     run_path: str
-    timeout_s: float | None
-    drain_s: float
-    max_concurrency: int | None
-    concurrency: int | None
+    sending: Sending
     slo: dict[str, float]
     span_s: float
 
-    def share(self, limit: int | None, shard: int) -> int | None:
+    def part_of(self, limit: int | None, shard: int) -> int | None:
         """One worker's part of a limit on concurrency."""
         return None if limit is None else limit // self.shards + (shard < limit % self.shards)
 
@@ -101,10 +130,7 @@ def spool(plan: ReplayPlan, run_path: Path) -> Path:
         address=plan.address,
         shards=plan.all_workers,
         run_path=str(run_path.resolve()),
-        timeout_s=plan.timeout_s,
-        drain_s=plan.drain_s,
-        max_concurrency=plan.max_concurrency,
-        concurrency=plan.concurrency,
+        sending=plan.sending,
         slo=request_limits(plan.slo),
         span_s=max((request.offset_s for request in plan.planned), default=0.0),
     )

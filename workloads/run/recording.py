@@ -4,7 +4,7 @@ from typing import Any
 
 from kvload.records import RequestRecord
 from kvload.workloads.client.answer import Answer
-from kvload.workloads.schedule.build import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 
 
 def build_record(

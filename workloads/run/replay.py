@@ -103,7 +103,7 @@ class Replay:
         try:
             self._spawn(folder)
             self._watch()
-            if self.plan.web_port is None or not self.outcome.over:
+            if not self.plan.swarm.page_stays or not self.outcome.over:
                 self._end_children()
             manifest = complete(self.run_dir, self.plan, self.outcome)
             plans.remove(folder)
@@ -117,7 +117,7 @@ class Replay:
 
     def _keep_page(self) -> None:
         """Leave the web page where it is until somebody interrupts."""
-        if self.plan.web_port is None or self._control_fd < 0 or self._interrupts:
+        if not self.plan.swarm.page_stays or self._control_fd < 0 or self._interrupts:
             return
         self.hooks.on_notice("the page stays until you interrupt (Ctrl-C)")
         while not self._interrupts and self._children[0].poll() is None:
@@ -137,27 +137,28 @@ class Replay:
         return former
 
     def _spawn(self, folder: Path) -> None:
-        plan = self.plan
+        plan, swarm = self.plan, self.plan.swarm
         events_read, events_write = os.pipe()
         control_read, control_write = os.pipe()
         self._events_fd, self._control_fd = events_read, control_write
-        alone = plan.all_workers == 1 and plan.remote_workers == 0
+        alone = plan.all_workers == 1 and swarm.remote_workers == 0
         master = ["--kvload-plan", str(folder.resolve()), "--users", str(plan.all_workers), "--spawn-rate", "1000"]
         master += ["--kvload-events-fd", str(events_write), "--kvload-control-fd", str(control_read)]
-        if plan.web_port is None:
+        if swarm.web_port is None:
             master += ["--headless", "--only-summary"]
         else:
-            master += ["--web-host", plan.web_host, "--web-port", str(plan.web_port)]
-        port = plan.master_port if plan.remote_workers else _free_port()
+            master += ["--web-host", swarm.web_host, "--web-port", str(swarm.web_port)]
+            master += ["--autostart"] if swarm.autostart else []
+        port = swarm.master_port if swarm.remote_workers else _free_port()
         if not alone:
-            host = (plan.master_host or "127.0.0.1") if plan.remote_workers else "127.0.0.1"
+            host = (swarm.master_host or "127.0.0.1") if swarm.remote_workers else "127.0.0.1"
             master += ["--master", "--master-bind-host", host, "--master-bind-port", str(port)]
             master += ["--expect-workers", str(plan.all_workers)]
         self._start(master, (events_write, control_read), "locust")
         os.close(events_write)
         os.close(control_read)
         if not alone:
-            for number in range(plan.workers):
+            for number in range(plan.sending.workers):
                 worker = ["--worker", "--master-host", "127.0.0.1", "--master-port", str(port)]
                 self._start(worker, (), f"locust-worker-{number}")
 
@@ -301,6 +302,7 @@ class Replay:
         elapsed = 0.0 if self.outcome.zero_ns is None else max(0.0, now - self.outcome.zero_ns / 1e9)
         span = max((request.offset_s for request in self.plan.planned[-1:]), default=0.0)
         sent, unsent = board.total("sent"), board.total("unsent")
+        closed_loop = self.plan.sending.concurrency is not None
         if self.outcome.over or final:
             state = "ended"
         elif self.outcome.zero_ns is None:
@@ -317,7 +319,7 @@ class Replay:
                 unsent=unsent,
                 in_flight=board.total("in_flight"),
                 elapsed_s=elapsed,
-                left_s=None if self.outcome.zero_ns is None or self.plan.concurrency else max(0.0, span - elapsed),
+                left_s=None if self.outcome.zero_ns is None or closed_loop else max(0.0, span - elapsed),
                 ttft_p50_s=board.quantile("ttft", 0.5),
                 ttft_p99_s=board.quantile("ttft", 0.99),
                 tpot_p50_s=board.quantile("tpot", 0.5),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from kvload.address import Address
 from kvload.workloads.client.answer import RawStream, parse_answer
 from kvload.workloads.client.loop import StreamLoop
-from kvload.workloads.schedule.build import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 
 
 def warm_up(

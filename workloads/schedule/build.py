@@ -24,6 +24,7 @@ import numpy as np
 from kvload.errors import TraceError
 from kvload.records import TraceInfo
 from kvload.workloads.schedule.arrivals import ArrivalSpec, offsets
+from kvload.workloads.schedule.options import ModeChoice, ScheduleOptions
 from kvload.workloads.schedule.prompts import PromptSpec, token_ids
 from kvload.workloads.schedule.request import (
     CHAT,
@@ -45,7 +46,6 @@ from kvload.workloads.traces.trace import TraceRequest, continues_conversation
 __all__ = ["Mode", "PlannedRequest", "Schedule", "block_reuse", "build_schedule", "load_schedule", "next_turn", "shard"]
 
 Mode = Literal["free", "forced"]
-ModeChoice = Literal["auto", "free", "forced"]
 
 _INHERITED = ("tools", "tool_choice", "parallel_tool_calls")
 """Fields that a later turn takes over from the one before it, where it has none of its own."""
@@ -75,29 +75,68 @@ class Schedule:
 
 def load_schedule(
     path: Path,
+    options: ScheduleOptions,
     *,
-    format: str | None = None,  # noqa: A002
-    sort: bool = False,
-    time_unit: str | None = None,
-    block_tokens: int | None = None,
-    **options: Any,
+    model: str,
+    vocabulary: int | None = None,
+    max_model_len: int | None = None,
+    served_models: Callable[[], Collection[str]] | None = None,
 ) -> Schedule:
     """Read a trace file and plan its replay.
 
-    ``format`` to ``block_tokens`` are those of :func:`kvload.workloads.traces.formats.read_trace`, ``options`` those of
-    :func:`build_schedule`.
+    Args:
+        options: how it is read and what is made of it.
+        vocabulary: tokens of the model's vocabulary, where they are known.
+        model, max_model_len, served_models: see :func:`build_schedule`.
 
     Raises:
         TraceError: the file is malformed or its requests do not make a schedule.
     """
-    found = find_format(path, format)
+    found = find_format(path, options.format)
     notes = Notes()
-    requests = read_trace(path, found.name, sort=sort, time_unit=time_unit, block_tokens=block_tokens, notes=notes)
-    schedule = build_schedule(requests, notes=notes, **options)
+    requests = read_trace(
+        path,
+        found.name,
+        sort=options.sort,
+        time_unit=options.time_unit,
+        block_tokens=options.block_tokens,
+        notes=notes,
+    )
+    schedule = build_schedule(
+        requests,
+        model=model,
+        mode=options.mode,
+        arrivals=options.arrivals,
+        prompts=options.prompts(vocabulary),
+        default_max_tokens=options.default_max_tokens,
+        max_model_len=max_model_len,
+        too_long=options.too_long,
+        scale_input=options.scale_input,
+        limit=options.limit,
+        sample=options.sample,
+        sampling=options.sampling,
+        return_token_ids=options.return_token_ids,
+        served_models=served_models,
+        notes=notes,
+    )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     trace = msgspec.structs.replace(schedule.trace, path=path.name, sha256=digest, format=found.name)
     return replace(schedule, trace=trace)
+
+
+def count_requests(path: Path, options: ScheduleOptions) -> int:
+    """How many requests of a trace file are used, before any of them is planned.
+
+    Raises:
+        TraceError: the file is malformed.
+    """
+    requests = read_trace(
+        path, options.format, sort=options.sort, time_unit=options.time_unit, block_tokens=options.block_tokens
+    )
+    spec = options.arrivals
+    selection = Selection(spec.start_s, spec.end_s, options.sample, options.limit, spec.seed)
+    return sum(1 for _ in select(iter(requests), selection, SelectionCounts()))
 
 
 def build_schedule(

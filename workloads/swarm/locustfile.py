@@ -172,7 +172,7 @@ class Session:
     def _over(self) -> None:
         options = self.environment.parsed_options
         self._finish_standalone()
-        if options.headless:
+        if options.headless or options.autostart:
             gevent.spawn(self._quit)
         else:
             gevent.spawn(self.runner.stop)
@@ -275,7 +275,7 @@ def on_init(environment: Environment, **_: Any) -> None:
         from kvload.workloads.swarm.webui import add_page
 
         add_page(environment.web_ui, session.coordinator, session.start_from_page, session.stop_from_page)
-    environment.stop_timeout = 1.0 if session.coordinator is None else session.coordinator.settings.drain_s + 5
+    environment.stop_timeout = 1.0 if session.coordinator is None else session.coordinator.settings.sending.drain_s + 5
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]

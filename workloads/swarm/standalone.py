@@ -18,9 +18,10 @@ from kvload.rundir import RunDir
 from kvload.units import parse_duration, parse_limits, request_limits
 from kvload.workloads.run.completion import Outcome, complete
 from kvload.workloads.run.live import LiveBoard
-from kvload.workloads.run.plan import ReplayPlan, remove, spool
+from kvload.workloads.run.plan import ReplayPlan, Sending, remove, spool
 from kvload.workloads.schedule.arrivals import ArrivalSpec
 from kvload.workloads.schedule.build import load_schedule
+from kvload.workloads.schedule.options import ScheduleOptions
 from kvload.workloads.traces.samples import trace_path
 
 OPTIONS: Mapping[str, tuple[str, str]] = {
@@ -62,10 +63,13 @@ class StandaloneRun:
         slo = parse_limits(options.slo, where="--slo")
         schedule = load_schedule(
             trace_path(options.trace),
+            ScheduleOptions(
+                mode=mode,
+                arrivals=ArrivalSpec(speed=float(options.speed), seed=seed),
+                limit=int(options.limit) if options.limit else None,
+                seed=seed,
+            ),
             model=model,
-            mode=mode,
-            arrivals=ArrivalSpec(speed=float(options.speed), seed=seed),
-            limit=int(options.limit) if options.limit else None,
         )
         manifest = RunManifest(
             run_id=f"{time.time_ns():x}",
@@ -85,9 +89,11 @@ class StandaloneRun:
             planned=schedule.planned,
             address=address,
             headers=headers,
-            workers=workers,
-            timeout_s=manifest.timeout_s,
-            drain_s=parse_duration(options.drain, where="--drain"),
+            sending=Sending(
+                workers=workers,
+                timeout_s=manifest.timeout_s,
+                drain_s=parse_duration(options.drain, where="--drain"),
+            ),
             slo=slo,
         )
         self.outcome = Outcome(LiveBoard(request_limits(slo)))

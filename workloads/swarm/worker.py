@@ -18,7 +18,7 @@ from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
 from kvload.workloads.run.dispatch import Dispatcher, Limits
 from kvload.workloads.run.live import LiveMeter, LiveReport
 from kvload.workloads.run.plan import PlanSettings, decode_share, plan_folder, shard_path
-from kvload.workloads.schedule.build import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 
 REPORT_EVERY_S = 0.5
 _MIRRORED_AT_ONCE = 8
@@ -80,10 +80,10 @@ class ReplayWorker:
         if settings is None or self._dispatcher is not None:
             return
         limits = Limits(
-            max_concurrency=settings.share(settings.max_concurrency, self._shard),
-            concurrency=settings.share(settings.concurrency, self._shard),
-            timeout_s=settings.timeout_s,
-            drain_s=settings.drain_s,
+            max_concurrency=settings.part_of(settings.sending.max_concurrency, self._shard),
+            concurrency=settings.part_of(settings.sending.concurrency, self._shard),
+            timeout_s=settings.sending.timeout_s,
+            drain_s=settings.sending.drain_s,
         )
         dispatcher = self._dispatcher = Dispatcher(
             self._planned,

@@ -20,7 +20,7 @@ from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.mock.truth import TrueAnswer, read_truth
 from kvload.workloads.run.headers import child_environment, inherited_headers, request_headers
-from kvload.workloads.run.plan import ReplayPlan
+from kvload.workloads.run.plan import ReplayPlan, Sending
 from kvload.workloads.run.warmup import warm_up
 from tests.workloads.run.test_dispatch import plan
 
@@ -155,11 +155,12 @@ def test_limits_on_concurrency_are_shared_out(tmp_path: Path) -> None:
 
     planned = plan([0.0] * 4)
     folder = spool(
-        ReplayPlan(planned=planned, address=Address.parse("http://h"), workers=3, max_concurrency=8), tmp_path
+        ReplayPlan(planned=planned, address=Address.parse("http://h"), sending=Sending(workers=3, max_concurrency=8)),
+        tmp_path,
     )
     settings = read_settings(folder)
-    assert [settings.share(settings.max_concurrency, shard) for shard in range(3)] == [3, 3, 2]
-    assert settings.share(None, 0) is None
+    assert [settings.part_of(settings.sending.max_concurrency, shard) for shard in range(3)] == [3, 3, 2]
+    assert settings.part_of(None, 0) is None
     for wrong in ({"max_concurrency": 2}, {"concurrency": 0}, {"concurrency": 4, "max_concurrency": 4}, {"workers": 0}):
         with pytest.raises(UsageError):
-            ReplayPlan(planned=planned, address=Address.parse("http://h"), **{"workers": 3, **wrong})  # type: ignore[arg-type]
+            ReplayPlan(planned=planned, address=Address.parse("http://h"), sending=Sending(**{"workers": 3, **wrong}))  # type: ignore[arg-type]

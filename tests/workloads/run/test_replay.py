@@ -19,9 +19,9 @@ from kvload.workloads.mock.behaviour import FAULTS, HARMLESS, MockSettings
 from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.mock.truth import read_truth
 from kvload.workloads.run.live import Progress
-from kvload.workloads.run.plan import ReplayPlan, decode_share, shard_path, spool
+from kvload.workloads.run.plan import ReplayPlan, Sending, decode_share, shard_path, spool
 from kvload.workloads.run.replay import Hooks, run_replay
-from kvload.workloads.schedule.build import PlannedRequest
+from kvload.workloads.schedule.request import PlannedRequest
 from tests.workloads.run.test_dispatch import plan
 
 
@@ -58,7 +58,9 @@ def test_one_and_two_workers_send_the_same_trace(tmp_path: Path, server: MockPro
     for workers in (1, 2):
         run = new_run(tmp_path / f"run{workers}", server.url, len(planned))
         manifest = run_replay(
-            ReplayPlan(planned=planned, address=server.address, workers=workers), run, Hooks(seen.append)
+            ReplayPlan(planned=planned, address=server.address, sending=Sending(workers=workers)),
+            run,
+            Hooks(seen.append),
         )
         records = records_of(run)
         assert (manifest.sent, manifest.unsent, manifest.partial, manifest.ended) == (30, 0, False, "completed")
@@ -88,7 +90,7 @@ def test_shares_are_the_whole_schedule_and_keep_conversations_together(tmp_path:
         )
         for index in range(20)
     ]
-    folder = spool(ReplayPlan(planned=planned, address=Address.parse("http://h"), workers=3), tmp_path)
+    folder = spool(ReplayPlan(planned=planned, address=Address.parse("http://h"), sending=Sending(workers=3)), tmp_path)
     shares = [list(decode_share(shard_path(folder, shard).read_bytes())) for shard in range(3)]
     assert sorted((request for share in shares for request in share), key=lambda request: request.index) == planned
     for share in shares:
@@ -104,7 +106,7 @@ def test_every_fault_is_accounted_for(tmp_path: Path) -> None:
     ]
     with MockProcess(MockSettings(ttft_s=0.02, itl_s=0.01), tmp_path / "truth") as server:
         run = new_run(tmp_path / "run", server.url, len(planned))
-        manifest = run_replay(ReplayPlan(planned=planned, address=server.address, timeout_s=2.0), run)
+        manifest = run_replay(ReplayPlan(planned=planned, address=server.address, sending=Sending(timeout_s=2.0)), run)
     records = records_of(run)
     assert len(records) == len(planned) == manifest.sent
     for number, fault in enumerate(sorted(FAULTS)):
@@ -133,7 +135,9 @@ def test_a_worker_that_is_killed_takes_only_its_own_along(tmp_path: Path, server
             workers[0].send_signal(signal.SIGKILL)
 
     manifest = run_replay(
-        ReplayPlan(planned=planned, address=server.address, workers=2), run, Hooks(kill_one, on_notice=notices.append)
+        ReplayPlan(planned=planned, address=server.address, sending=Sending(workers=2)),
+        run,
+        Hooks(kill_one, on_notice=notices.append),
     )
     records = records_of(run)
     assert killed
