@@ -8,10 +8,10 @@ import pytest
 
 from kvload import trust
 from kvload.cli.main import run
-from kvload.config import load_defaults
+from kvload.config import Known, load_defaults
 from kvload.errors import UsageError
 
-OPTIONS = {"url", "python", "env", "host", "header", "speed", "name"}
+OPTIONS = Known.of("url", "python", "env", "host", "header", "speed", "name", lists={"header"})
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_an_address_is_guarded_where_a_key_would_go_to_it(folder: Path, variable
     write(folder, '[replay]\nurl = "http://127.0.0.1:9"\n')
     assert load_defaults("replay", OPTIONS, folder=folder, environ={}) == {"url": "http://127.0.0.1:9"}
     with pytest.raises(UsageError, match="'url'"):
-        load_defaults("replay", OPTIONS, folder=folder, environ={variable: "sk-planted"}, lists={"header"})
+        load_defaults("replay", OPTIONS, folder=folder, environ={variable: "sk-planted"})
     with pytest.raises(UsageError, match="'url'"):
         load_defaults("replay", OPTIONS, folder=folder, environ={}, key_on_command_line=True)
 
@@ -89,7 +89,7 @@ def test_the_file_is_named_whenever_it_is_used(folder: Path) -> None:
 
 def test_repeatable_options_can_be_given_by_a_variable() -> None:
     environ = {"KVLOAD_REPLAY_HEADER": "A: b\nC: d"}
-    assert load_defaults("replay", OPTIONS, environ=environ, lists={"header"}) == {"header": ["A: b", "C: d"]}
+    assert load_defaults("replay", OPTIONS, environ=environ) == {"header": ["A: b", "C: d"]}
 
 
 def test_doctor_executes_nothing_that_a_file_names(folder: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kvload import __version__
-from kvload.config import load_defaults
+from kvload.config import Known, load_defaults
 from kvload.errors import ExitStatus, KvloadError, UsageError
 from kvload.terminal import plain
 
@@ -27,7 +28,7 @@ COMMANDS = {
     "methods": "List the compression methods, or explain one.",
     "mock": "Run the mock server, whose timing is known.",
     "calibrate": "Measure the client's own error against the mock server.",
-    "config": "Allow a kvload.toml to run programs and use keys, or take that back.",
+    "config": "Show the settings in force; allow a kvload.toml to run programs and use keys.",
     "doctor": "Check this machine: engines, GPU, clocks, limits.",
 }
 """Every command with its one-line help, kept here so that ``kvload --help`` imports no command.
@@ -120,24 +121,42 @@ def _tell_file(path: Path, names: list[str]) -> None:
     print(plain(f"settings from ./{shown}: {', '.join(names)}"), file=sys.stderr)
 
 
-def _run_command(name: str, arguments: list[str], named: Path | None) -> int:
+def load_command(name: str) -> Any:
+    """A command, or a group of them, as click has it."""
     import typer.main
 
-    module = importlib.import_module(f"kvload.cli.{name}")
-    command = typer.main.get_command(module.app)
-    options = {parameter.name for parameter in command.params if parameter.name}
+    return typer.main.get_command(importlib.import_module(f"kvload.cli.{name}").app)
+
+
+def known_options(command: Any) -> Known:
+    """What a command's table of settings may hold: its options under each of their names on the command line."""
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    return Known(
+        {
+            flag.removeprefix("--"): parameter.name
+            for parameter in options
+            for flag in parameter.opts
+            if flag.startswith("--") and parameter.name != "help"
+        },
+        {parameter.name for parameter in options if parameter.multiple},
+        {name: known_options(inner) for name, inner in getattr(command, "commands", {}).items()},
+    )
+
+
+def _run_command(name: str, arguments: list[str], named: Path | None) -> int:
+    command = load_command(name)
     defaults = load_defaults(
         name,
-        options,
+        known_options(command),
         named=named,
         key_on_command_line=any(argument.partition("=")[0] in KEY_FLAGS for argument in arguments),
-        lists={
-            parameter.name for parameter in command.params if parameter.name and getattr(parameter, "multiple", False)
-        },
+        tables=COMMANDS,
         on_file=_tell_file,
     )
     try:
-        result = command.main(arguments, prog_name=f"kvload {name}", standalone_mode=False, default_map=defaults)
+        result = command.main(
+            arguments, prog_name=f"kvload {name}", standalone_mode=False, default_map=defaults, obj={"config": named}
+        )
     except Exception as error:
         # typer carries its own copy of click in some versions and uses click's in others: their exceptions are told by
         # what they can do, not by their class.
