@@ -85,6 +85,24 @@ def check_token_ids(server: ServerInfo, planned: "Sequence[PlannedRequest]") -> 
         )
 
 
+def check_scorers(planned: "Sequence[PlannedRequest]") -> None:
+    """Refuse a trace whose answers could not be scored, before they are asked for.
+
+    Raises:
+        UsageError: a request names a scorer that there is not, or expects what its scorer cannot score against.
+    """
+    if not any(request.expected is not None and request.scorer is not None for request in planned):
+        return
+    from kvload.analysis.quality.scorers import score
+
+    for request in planned:
+        if request.expected is not None and request.scorer is not None:
+            try:
+                score(request.scorer, "", request.expected)
+            except UsageError as error:
+                raise UsageError(error.message, where=f"request '{request.request_id}'", hint=error.hint) from error
+
+
 class _OneReplay:
     def __init__(self, options: ReplayOptions, listener: Listener) -> None:
         self.options = options
@@ -106,6 +124,7 @@ class _OneReplay:
         schedule = self._schedule(server)
         if options.run.schedule.return_token_ids:
             check_token_ids(server, schedule.planned)
+        check_scorers(schedule.planned)
         for note in (schedule.mode_reason, *schedule.notes):
             self.listener.on_notice(note)
         plan = ReplayPlan(

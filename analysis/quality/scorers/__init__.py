@@ -9,6 +9,7 @@ numeric    1 where the number that the answer settles on equals that of the expe
 choice     1 where the letter that the answer settles on is the expected one
 regex      1 where the expected answer, a regular expression, is found in the answer
 items      F1 over the items of two lists separated by commas, semicolons or lines, whatever their order
+ifeval     the share of verifiable instructions that the answer follows (IFEval, see :mod:`.instructions`)
 ========== ===========================================================================================================
 
 What a word is in each script is told in :mod:`.words`; exact, contains, f1 and items leave out the articles a, an, the.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from kvload.analysis.quality.scorers.choices import choice
+from kvload.analysis.quality.scorers.instructions import ifeval
 from kvload.analysis.quality.scorers.numbers import numeric
 from kvload.analysis.quality.scorers.overlap import common_subsequence, contains, exact, f1, items, likeness, rouge_l
 from kvload.errors import UsageError
@@ -100,6 +102,7 @@ SCORERS: Mapping[str, Callable[..., float]] = MappingProxyType(
         "choice": choice,
         "regex": matches,
         "items": items,
+        "ifeval": ifeval,
     }
 )
 """All scorers by name; each takes the answer and the expected answer."""

@@ -60,7 +60,7 @@ def test_scores_stay_between_0_and_1(name: str, answer: str, expected: str) -> N
     try:
         found = score(name, answer, expected)
     except UsageError:
-        assert name in {"numeric", "choice", "regex"}
+        assert name in {"numeric", "choice", "regex", "ifeval"}
         return
     assert 0 <= found <= 1
 

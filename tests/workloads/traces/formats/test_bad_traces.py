@@ -111,7 +111,7 @@ def test_a_limit_stops_reading_before_a_later_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fixture", sorted(path.name for path in FIXTURES.iterdir() if path.suffix in {".csv", ".jsonl"})
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_spoiled_file_is_read_or_complained_about(
     fixture: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
