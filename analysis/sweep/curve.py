@@ -1,14 +1,8 @@
 """From points to curves: attainment and goodput over load, what each arm carries, and its ratio to the baseline's.
 
-Every level gives a share of requests that met the limits. Requests of one run share its moments, and equal runs
-differ by more than counting explains: the shares are taken as quasi-binomial, with one dispersion for the whole sweep,
-Pearson's statistic of the repeats over its degrees of freedom and at least 1 (Wedderburn 1974; McCullagh and Nelder
-1989, section 4.5). Where no level was run twice it is 1, and what drifts between runs is not in the intervals.
-
-Capacity is drawn: each level's share from its Jeffreys posterior, counts divided by the dispersion; the draws are made
-to fall with the load (isotonic regression, Ayer et al. 1955), and the capacity lies somewhere between the last level
-that reaches the target and the first that does not, evenly on a logarithmic scale. So its interval holds the chance of
-the requests and the distance of the levels. The estimate is the draws' median; a ratio is taken draw by draw.
+How surely a capacity is known: :mod:`kvload.analysis.statistics.crossing`. The dispersion is one for the whole sweep,
+the larger of what repeats of a level say and what the stretches of single runs say. Where no level was run twice, what
+drifts between runs is not in the intervals. A ratio of capacities is taken draw by draw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +12,11 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from kvload.analysis.statistics import estimates
-from kvload.analysis.statistics.estimates import Estimate
+from kvload.analysis.statistics import crossing, estimates
 from kvload.analysis.sweep.model import Axis, Curve, Level, Point
 from kvload.records import ServerInfo
 
 Floats = npt.NDArray[np.float64]
-
-DRAWS = 4000
-METHOD = "quasi-binomial draws"
 
 
 def curves_of(
@@ -58,7 +48,7 @@ def curves_of(
     """
     by_arm = {arm: _by_level([point for point in points if point.arm == arm]) for arm in arms}
     measured = _dispersion(by_arm)
-    spread = measured or 1.0
+    spread = max(measured or 1.0, _dispersion_within(by_arm) or 1.0)
     draws = {
         arm: _capacity_draws(groups, target, spread, np.random.default_rng((seed, place)))
         for place, (arm, groups) in enumerate(by_arm.items())
@@ -67,7 +57,7 @@ def curves_of(
     for arm, groups in by_arm.items():
         levels = tuple(_level(axis, load, group, spread, level) for load, group in groups)
         sent = sum(point.sent for _, group in groups for point in group)
-        met_at, missed_at = _bracket(groups, target)
+        met_at, missed_at = crossing.bracket(*_counts(groups), target)
         good_tokens = next((each.good_tokens_per_s for each in levels if each.level == met_at), None)
         found.append(
             Curve(
@@ -75,10 +65,10 @@ def curves_of(
                 baseline=arm == baseline,
                 server=(servers or {}).get(arm),
                 levels=levels,
-                capacity=_estimate(draws[arm], sent, level),
+                capacity=crossing.estimate(draws[arm], sent, level),
                 met_at=met_at,
                 missed_at=missed_at,
-                ratio=None if arm == baseline else _estimate(_ratio(draws[arm], draws[baseline]), sent, level),
+                ratio=None if arm == baseline else crossing.estimate(_ratio(draws[arm], draws[baseline]), sent, level),
                 best=max((each for each in levels), key=lambda each: each.goodput_rps.estimate or 0.0, default=None),
                 cost_per_million=_cost(price_per_hour, good_tokens),
                 failed=(failed or {}).get(arm),
@@ -96,20 +86,22 @@ def _by_level(points: Sequence[Point]) -> Groups:
 
 
 def _dispersion(by_arm: Mapping[str, Groups]) -> float | None:
-    """Pearson's statistic of equal runs over its degrees of freedom, at least 1."""
-    statistic, freedom = 0.0, 0
-    for groups in by_arm.values():
-        for _, group in groups:
-            runs = [point for point in group if point.sent]
-            if len(runs) < 2:
-                continue
-            sent = np.array([point.sent for point in runs], dtype=float)
-            met = np.array([point.met for point in runs], dtype=float)
-            share = met.sum() / sent.sum()
-            freedom += len(runs) - 1
-            if 0 < share < 1:
-                statistic += float((((met - sent * share) ** 2) / (sent * share * (1 - share))).sum())
-    return max(statistic / freedom, 1.0) if freedom else None
+    """How much more equal runs differ than counting explains."""
+    return crossing.dispersion(
+        [
+            ([point.sent for point in group], [point.met for point in group])
+            for groups in by_arm.values()
+            for _, group in groups
+        ]
+    )
+
+
+def _dispersion_within(by_arm: Mapping[str, Groups]) -> float | None:
+    """The same of the stretches of one level's runs: requests that wait do so together."""
+    stretches = [
+        [stretch for point in group for stretch in point.stretches] for groups in by_arm.values() for _, group in groups
+    ]
+    return crossing.dispersion([([sent for sent, _ in each], [met for _, met in each]) for each in stretches])
 
 
 def _level(axis: Axis, load: float, points: Sequence[Point], spread: float, level: float) -> Level:
@@ -157,87 +149,20 @@ def _middle(values: Sequence[Mapping[float, float | None]]) -> dict[float, float
     return found
 
 
-def _falling(shares: Floats, weights: Floats) -> Floats:
-    """The closest non-increasing sequence in each row, weighted: ``max over k >= i of min over j <= i of mean(j..k)``.
-
-    Args:
-        shares: ``(rows, levels)``.
-        weights: ``(levels,)``.
-    """
-    count = shares.shape[1]
-    sums = np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares * weights, axis=1)], axis=1)
-    total = np.concatenate([[0.0], np.cumsum(weights)])
-    fitted = np.full_like(shares, -np.inf)
-    for last in range(count):
-        lowest = np.full(len(shares), np.inf)
-        for first in range(last + 1):
-            mean = (sums[:, last + 1] - sums[:, first]) / (total[last + 1] - total[first])
-            lowest = np.minimum(lowest, mean)
-            fitted[:, first] = np.maximum(fitted[:, first], lowest)
-    return fitted
+def _counts(groups: Groups) -> tuple[list[float], list[int], list[int]]:
+    sent = [sum(point.sent for point in group) for _, group in groups]
+    return [load for load, _ in groups], sent, [sum(point.met for point in group) for _, group in groups]
 
 
 def _capacity_draws(groups: Groups, target: float, spread: float, rng: np.random.Generator) -> Floats:
-    """Capacities that the counts allow: 0 where the lowest level misses the target, infinite where none does."""
-    groups = [(load, group) for load, group in groups if sum(point.sent for point in group)]
-    if not groups:
-        return np.full(DRAWS, np.nan)
-    loads = np.array([load for load, _ in groups])
-    sent = np.array([sum(point.sent for point in group) for _, group in groups], dtype=float)
-    met = np.array([sum(point.met for point in group) for _, group in groups], dtype=float)
-    shares = rng.beta(met / spread + 0.5, (sent - met) / spread + 0.5, size=(DRAWS, len(groups)))
-    reached = _falling(shares, sent) >= target
-    number = reached.sum(axis=1)
-    place = rng.uniform(size=DRAWS)
-    logs = np.log(loads)
-    low, high = logs[np.maximum(number - 1, 0)], logs[np.minimum(number, len(loads) - 1)]
-    between = np.exp(low + place * (high - low))
-    return np.where(number == 0, 0.0, np.where(number == len(loads), np.inf, between))
+    loads, sent, met = _counts(groups)
+    return crossing.draws(loads, sent, met, target=target, dispersion=spread, rng=rng)
 
 
 def _ratio(arm: Floats, base: Floats) -> Floats:
     """Draw by draw; not a number where both lie on the same side of all levels tried."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(arm / base)
-
-
-def _estimate(draws: Floats, n: int, level: float) -> Estimate:
-    """Median and equal-tailed interval; an end that no level bounds is None.
-
-    A draw that is not a number may be anything: it counts as 0 for the lower end and as infinite for the upper.
-    """
-    if np.isnan(draws).all():
-        return estimates.undefined(METHOD, n=n, level=level)
-    least, greatest = np.nan_to_num(draws, nan=0.0, posinf=np.inf), np.nan_to_num(draws, nan=np.inf, posinf=np.inf)
-
-    def quantile(values: Floats, q: float) -> float | None:
-        # an order statistic: interpolation between a number and infinity is none
-        value = float(np.sort(values)[round(q * (len(values) - 1))])
-        return value if 0 < value < np.inf else None
-
-    tail = (1 - level) / 2
-    middle = (quantile(least, 0.5), quantile(greatest, 0.5))
-    return Estimate(
-        estimate=middle[0] if middle[0] == middle[1] else None,
-        low=quantile(least, tail),
-        high=quantile(greatest, 1 - tail),
-        method=METHOD,
-        n=n,
-        level=level,
-    )
-
-
-def _bracket(groups: Groups, target: float) -> tuple[float | None, float | None]:
-    """The highest level that reaches the target and the next one tried."""
-    groups = [(load, group) for load, group in groups if sum(point.sent for point in group)]
-    if not groups:
-        return None, None
-    sent = np.array([sum(point.sent for point in group) for _, group in groups], dtype=float)
-    met = np.array([sum(point.met for point in group) for _, group in groups], dtype=float)
-    fitted = _falling((met / sent)[None, :], sent)[0]
-    number = int((fitted >= target - 1e-12).sum())
-    loads = [load for load, _ in groups]
-    return (loads[number - 1] if number else None), (loads[number] if number < len(loads) else None)
 
 
 def _cost(price_per_hour: float | None, good_tokens_per_s: float | None) -> float | None:

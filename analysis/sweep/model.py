@@ -20,7 +20,9 @@ class Point:
     Attributes:
         level: requests a second, or requests in flight.
         run: the run's folder, for its own report.
-        sent, met: requests sent, and how many of them met all limits.
+        sent, met: requests sent that count, and how many of them met all limits.
+        stretches: the same of equal stretches of the run, one after the other.
+        warm_up: requests sent before these, which found an emptier server than it is in service and do not count.
         kept_pace: the rate of sending over the rate that was intended, from first to last arrival.
         answered_rps: requests answered a second over the whole run, its last answers included.
         output_tokens_per_s: output tokens of answered requests over the whole run.
@@ -47,6 +49,8 @@ class Point:
     cache_usage: float | None = None
     preemptions: float | None = None
     client_bound: bool | None = None
+    stretches: tuple[tuple[int, int], ...] = ()
+    warm_up: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kvload.analysis.records.table import load
+from kvload.analysis.records import latency
+from kvload.analysis.records.table import RecordTable, load
 from kvload.analysis.run import slo
 from kvload.analysis.run.model import Metric
 from kvload.analysis.run.summary import build_from
+from kvload.analysis.statistics import crossing
 from kvload.analysis.sweep.model import Point
 from kvload.errors import UsageError
 from kvload.rundir import RunDir
@@ -16,24 +18,39 @@ SHOWN = (50.0, 99.0)
 """Percentiles that the points keep."""
 
 
-def point_of(run: RunDir, level: float, *, slo_limits: Mapping[str, float] | None = None) -> Point:
+STRETCHES = 10
+"""A run is cut into so many, to see how much more its shares vary than by chance."""
+
+WARM_UP_S, WARM_UP_ANSWERS = 30.0, 5.0
+"""A server has filled up after the longer of this time and so many median answers."""
+
+
+def point_of(
+    run: RunDir, level: float, *, slo_limits: Mapping[str, float] | None = None, warm_up_s: float | None = 0.0
+) -> Point:
     """One run as a point of its arm's curve.
 
     Args:
         run: a complete run folder.
         level: the load it was made at.
         slo_limits: limits in seconds that replace the run's own.
+        warm_up_s: requests due before this time do not count, since they found an emptier server than it is in
+            service; where None, the longer of 30 s and five median answers.
 
     Raises:
         UsageError: there are no limits on single requests.
     """
-    table = load(run)
+    whole = load(run)
+    table = whole.take(np.flatnonzero(whole.t_sched_s >= (_warm_up_s(whole) if warm_up_s is None else warm_up_s)))
     report = build_from(run.manifest(), table, run.scrapes(), slo_limits=slo_limits)
     met = report.attainment
     if met is None or not met.limits_s:
         raise UsageError("a sweep needs limits on single requests", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
     rates, server = report.throughput, report.server
-    good_tokens = float(np.nansum(table.output_tokens[slo.meets_all(table, met.limits_s)]))
+    good = slo.meets_all(table, met.limits_s)
+    good_tokens = float(np.nansum(table.output_tokens[good]))
+    in_order = np.argsort(table.t_sched_s[table.sent], kind="stable")
+    stretches = crossing.batches(good[table.sent][in_order], STRETCHES)
     return Point(
         arm=report.manifest.arm or report.manifest.server.method or run.path.name,
         level=level,
@@ -52,7 +69,16 @@ def point_of(run: RunDir, level: float, *, slo_limits: Mapping[str, float] | Non
         cache_usage=server.cache_usage.max if server.cache_usage else None,
         preemptions=server.preemptions,
         client_bound=report.trust.client_bound,
+        stretches=tuple(zip(*stretches, strict=True)),
+        warm_up=len(whole) - len(table),
     )
+
+
+def _warm_up_s(table: RecordTable) -> float:
+    """How long a server takes to fill up: on the run's clock, seconds."""
+    answered = latency.e2e_s(table)[table.ok]
+    known = answered[~np.isnan(answered)]
+    return max(WARM_UP_S, WARM_UP_ANSWERS * float(np.median(known))) if len(known) else WARM_UP_S
 
 
 def _percentiles(metric: Metric) -> dict[float, float | None]:

@@ -28,9 +28,7 @@ from kvload.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from kvload.analysis.run.capacity import Attempt, Capacity
-    from kvload.experiment.options import ReplayOptions
-    from kvload.experiment.replay import Listener
+    from kvload.analysis.sweep.model import Sweep
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,6 +45,9 @@ def capacity(
     tolerance: Annotated[float, typer.Option(help="Stop when the rate is known this well.", min=0.001)] = 0.1,
     most: Annotated[int, typer.Option(help="At most so many attempts.", min=1)] = 12,
     burstiness: Burstiness = None,
+    warm_up: Annotated[
+        str, typer.Option(help="Requests of this time do not count; auto: the longer of 30s and five answers.")
+    ] = "auto",
     server: ServerFlags = ServerFlags(),
     out: Annotated[Path | None, typer.Option(help="Folder for the attempts' runs.", show_default=False)] = None,
     trace: TraceFlags = TraceFlags(),
@@ -58,14 +59,14 @@ def capacity(
     quiet: Quiet = False,
 ) -> None:
     """Find the highest request rate at which enough requests meet their limits."""
-    from dataclasses import replace
-
     from kvload.analysis import gates
-    from kvload.analysis.run.capacity import search
     from kvload.cli.replay_display import Display
     from kvload.errors import UsageError
+    from kvload.experiment.capacity import CapacityPlan, CapacityWatcher, find
     from kvload.experiment.options import ReplayOptions
     from kvload.experiment.replay import Listener, default_out
+    from kvload.units import parse_duration
+    from kvload.workloads.traces.formats import read_trace
     from kvload.workloads.traces.samples import trace_path
 
     names, limits_s = trace_and_limits(words, limits)
@@ -73,7 +74,6 @@ def capacity(
     if not limits_s:
         raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
     path = trace_path(one_trace(names, "kvload capacity TRACE --slo ..."))
-    folder = out or default_out(path)
     part = read_arrivals(trace, ArrivalFlags(), requests.seed)
     shared = ReplayOptions(
         trace=path,
@@ -84,70 +84,52 @@ def capacity(
         headers=read_headers(sending.header),
         swarm=read_page(page, autostart=True),
     )
+    plan = CapacityPlan(
+        options=shared,
+        rows=sum(1 for _ in read_trace(path, trace.format_name)),
+        out=out or default_out(path),
+        target=target,
+        start_rps=start_rate,
+        tolerance=tolerance,
+        most=most,
+        burstiness=1.0 if burstiness is None else burstiness,
+        warm_up_s=None if warm_up == "auto" else parse_duration(warm_up, where="--warm-up"),
+    )
     with Display(quiet=quiet) as display:
+        display.notice(plan.check())
         for condition in conditions:
             display.notice(str(condition))
         if page.web:
             display.notice(f"the page of each attempt is at http://{page.web_host}:{page.web_port}/kvload/")
-
-        def attempt(rate_rps: float) -> "Attempt":
-            display.notice(f"{rate_rps:.3g} requests a second")
-            shape = 1.0 if burstiness is None else burstiness
-            due = replace(part, kind="gamma", rate=rate_rps, burstiness=shape)
-            run = replace(shared.run, schedule=replace(shared.run.schedule, arrivals=due))
-            options = replace(shared, run=run, out=folder / f"rate-{rate_rps:.4g}")
-            return _attempt(options, Listener(display.progress, display.notice), rate_rps)
-
-        found = search(attempt, start_rps=start_rate, target=target, tolerance=tolerance, most=most)
-    _show(found, as_json=json_output)
-    gates.check(conditions, {"run": {"capacity": found.rate_rps.estimate, "capacity.low": found.rate_rps.low}})
-
-
-def _attempt(options: "ReplayOptions", listener: "Listener", rate_rps: float) -> "Attempt":
-    from kvload.analysis.run.capacity import Attempt
-    from kvload.analysis.run.summary import summarise
-    from kvload.errors import ServerError, UsageError
-    from kvload.experiment.replay import replay_once
-
-    run = replay_once(options, listener)
-    manifest = run.manifest()
-    if manifest.ended == "interrupted":
-        raise KeyboardInterrupt
-    if manifest.partial:
-        raise ServerError(f"the attempt did not come to its end: {manifest.ended}", where=str(run.path))
-    reached = summarise(run).attainment
-    if reached is None:
-        raise UsageError("a capacity needs limits on single requests", where="--slo", hint="ttft=500ms,tpot=50ms")
-    listener.on_notice(f"  {reached.met} of {reached.sent} met all limits")
-    return Attempt(rate_rps=rate_rps, sent=reached.sent, met=reached.met)
+        watcher = CapacityWatcher(
+            on_attempt=lambda rate, number, count: display.notice(
+                f"attempt {number + 1} of at most {most}: {rate:.3g} requests a second, {count} requests"
+            ),
+            on_point=lambda point: display.notice(
+                f"  {point.met} of {point.sent} met all limits ({point.warm_up} of the warm-up left out)"
+            ),
+            listener=Listener(display.progress, display.notice),
+        )
+        found = find(plan, watcher)
+    _show(found, plan.out, as_json=json_output)
+    carried = found.curves[0].capacity
+    gates.check(conditions, {"run": {"capacity": carried.estimate, "capacity.low": carried.low}})
 
 
-def _show(found: "Capacity", *, as_json: bool) -> None:
+def _show(found: "Sweep", folder: Path, *, as_json: bool) -> None:
     import json
-    from dataclasses import asdict
+    import sys
 
+    from kvload.analysis.report import html_sweep, sweep_json, sweep_plot, sweep_terminal
+    from kvload.terminal import console
+
+    as_dict = sweep_json.as_dict(found)
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
-        return
-    from rich.table import Table
-
-    from kvload.terminal import console as make_console
-
-    table = Table(box=None, header_style="dim")
-    for column in ("requests/s", "sent", "met", "attainment"):
-        table.add_column(column, justify="right")
-    for made in found.attempts:
-        share = f"{made.met / made.sent:.1%}" if made.sent else "-"
-        table.add_row(f"{made.rate_rps:.3g}", str(made.sent), str(made.met), share)
-    console = make_console()
-    console.print(table)
-    rate = found.rate_rps
-    if rate.estimate is None:
-        console.print(f"no rate tried meets the target of {found.target:.0%}")
-        return
-    sure = "no rate surely does" if rate.low is None else f"{rate.low:.3g} surely does"
-    lost = "no rate tried surely does not" if rate.high is None else f"{rate.high:.3g} surely does not"
-    console.print(
-        f"capacity: {rate.estimate:.3g} requests a second meet the target of {found.target:.0%} "
-        f"({sure}, {lost}; {rate.level:.0%} {rate.method})"
-    )
+        print(json.dumps(as_dict, indent=2, ensure_ascii=False))
+    else:
+        sweep_terminal.render(found, console())
+    (folder / "results.json").write_text(json.dumps(as_dict, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sweep_json.write_csv(found, folder / "points.csv")
+    (folder / "capacity.svg").write_text(sweep_plot.picture(found), encoding="utf-8")
+    (folder / "capacity.html").write_text(html_sweep.render(found), encoding="utf-8")
+    print(f"wrote {folder / 'capacity.html'}, capacity.svg, results.json and points.csv", file=sys.stderr)

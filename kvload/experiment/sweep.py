@@ -160,13 +160,14 @@ def next_level(plan: SweepPlan, done: "list[Point]", first_walk: "list[float]") 
         done: the walk's points so far.
         first_walk: the levels of the arm's first walk, which later ones of a search repeat; empty in the first.
     """
-    from kvload.analysis.run.capacity import Attempt, next_rate
+    from kvload.analysis.run.capacity import next_rate
 
     if not plan.levels and not first_walk:
         if len(done) >= plan.most:
             return None
-        attempts = [Attempt(rate_rps=point.level, sent=point.sent, met=point.met) for point in done]
-        found = next_rate(attempts, start_rps=plan.start, target=plan.target, tolerance=plan.tolerance)
+        attempts = [(point.level, point.sent, point.met) for point in done]
+        # Levels are tried again by the walks that repeat this one.
+        found = next_rate(attempts, start_rps=plan.start, target=plan.target, tolerance=plan.tolerance, tries=1)
         if found is None:
             return None
         if plan.axis == "rate":

@@ -133,10 +133,23 @@ def test_capacity_is_found_where_the_server_runs_out_of_slots(
     """Two slots of 50 ms + 7 x 10 ms each carry about 17 requests a second; beyond that they wait."""
     url = start_mock("--ttft", "50ms", "--itl", "10ms", "--slots", "2")
     options = ["--slo", "ttft=400ms", "--start-rate", "4", "--most", "5", "--tolerance", "0.3", "--max-tokens", "8"]
-    done = kvload("capacity", trace, "--url", url, *options, "--target", "0.9", "--out", tmp_path / "c", "--json")
+    options += ["--target", "0.9", "--warm-up", "100ms", "--json"]
+    done = kvload("capacity", trace, "--url", url, *options, "--out", tmp_path / "c")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    by_rate = {made["rate_rps"]: made["met"] / made["sent"] for made in found["attempts"]}
+    assert "at least 35 requests in every attempt" in done.stderr
+    (curve,) = json.loads(done.stdout)["curves"]
+    by_rate = {level["level"]: level["share"]["estimate"] for level in curve["levels"]}
     assert by_rate[4.0] >= 0.9
     assert min(by_rate.values()) < 0.9
-    assert 4.0 <= found["rate_rps"]["estimate"] < 64.0
+    assert 4.0 <= curve["met_at"] < 64.0
+    assert {path.name for path in (tmp_path / "c").iterdir()} >= {"capacity.svg", "points.csv", "results.json"}
+
+
+def test_a_target_that_the_trace_is_too_short_for_is_refused_before_anything_is_sent(
+    kvload: Kvload, trace: Path, tmp_path: Path
+) -> None:
+    done = kvload("capacity", trace, "--url", "http://127.0.0.1:9", "--slo", "ttft=1s", "--out", tmp_path / "c")
+    assert done.returncode == 2
+    assert "381" in done.stderr
+    assert "40" in done.stderr
+    assert not (tmp_path / "c").exists()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvload.analysis.sweep.curve import _falling, curves_of
+from kvload.analysis.statistics.crossing import falling
+from kvload.analysis.sweep.curve import curves_of
 from kvload.analysis.sweep.model import Curve, Point
 
 TARGET = 0.9
@@ -54,7 +55,7 @@ def plain_falling(shares: list[float], weights: list[int]) -> list[float]:
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 50)), min_size=1, max_size=9))
 def test_the_falling_fit_is_that_of_pooling_neighbours(pairs: list[tuple[float, int]]) -> None:
     shares, weights = [share for share, _ in pairs], [weight for _, weight in pairs]
-    fitted = _falling(np.array([shares]), np.array(weights, dtype=float))[0]
+    fitted = falling(np.array([shares]), np.array(weights, dtype=float))[0]
     np.testing.assert_allclose(fitted, plain_falling(shares, weights), atol=1e-9)
 
 
