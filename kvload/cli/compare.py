@@ -102,7 +102,7 @@ def compare(
             baseline=baseline,
             with_floor=floor,
             repeats=repeats,
-            launch=read_launch(launch, model, ctx.meta.get("engine_args", ())),
+            launch=read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or []),
             run=read_run(
                 trace,
                 requests,

@@ -463,8 +463,14 @@ def read_address(flags: ServerFlags, *, insecure: bool) -> "Address | None":
     return Address.parse(flags.url, insecure=insecure)
 
 
-def read_launch(flags: LaunchFlags, model: str | None, engine_args: Sequence[str]) -> "LaunchRequest":
+def read_launch(
+    flags: LaunchFlags, model: str | None, engine_args: Sequence[str], *, compared: Sequence[str] = ()
+) -> "LaunchRequest":
     """The server to launch, but for its method.
+
+    Args:
+        compared: methods that will be, if several: all then get the arguments without which a method would not be all
+            that differs. What is added is said on standard error.
 
     Raises:
         UsageError: a value cannot be used.
@@ -472,11 +478,16 @@ def read_launch(flags: LaunchFlags, model: str | None, engine_args: Sequence[str
     from pathlib import Path
 
     from kvload.errors import UsageError
-    from kvload.servers.engines.base import LaunchRequest
+    from kvload.servers.engines.base import LaunchRequest, known
+    from kvload.terminal import console
     from kvload.units import parse_bytes
 
     if flags.load_format not in {"auto", "dummy"}:
         raise UsageError(f"'{flags.load_format}' is neither auto nor dummy", where="--load-format")
+    made = known(flags.engine)
+    shared = made.shared_arguments(compared, tuple(engine_args)) if made is not None else ()
+    if shared:
+        console(stderr=True).print(f"all arms run with {' '.join(shared)}, as these methods do", soft_wrap=True)
     return LaunchRequest(
         model=str(Path(model).expanduser()) if model and model.startswith("~") else model,
         engine=flags.engine,
@@ -484,5 +495,5 @@ def read_launch(flags: LaunchFlags, model: str | None, engine_args: Sequence[str
         kv_memory=parse_bytes(flags.kv_memory, where="--kv-memory") if flags.kv_memory else None,
         max_model_len=flags.max_model_len,
         python=flags.python,
-        engine_args=tuple(engine_args),
+        engine_args=(*engine_args, *shared),
     )

@@ -107,7 +107,7 @@ def sweep(
         target=target,
         duration=duration,
         burstiness=1.0 if burstiness is None else burstiness,
-        launch=read_launch(launch, model, ctx.meta.get("engine_args", ())),
+        launch=read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or []),
         run=read_run(trace, requests, read_arrivals(trace, ArrivalFlags(), requests.seed), sending, limits),
         gpus=gpus,
         price_per_gpu_hour=gpu_hour,

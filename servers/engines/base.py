@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class EvictionProof:
+    """A request that a method must free blocks of, and what shows it.
+
+    Attributes:
+        prompt_tokens: of the request.
+        freed_blocks: that it loses at the end of its prompt at the latest.
+        kept_tokens: most that its other blocks hold then.
+    """
+
+    prompt_tokens: int
+    freed_blocks: int
+    kept_tokens: int
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
     """How a server is started.
 
@@ -115,6 +130,7 @@ class LaunchPlan:
         compresses: whether the method is meant to store tokens in fewer bytes.
         error_limit: how much of the context's effect on the answers the method may lose and still count as sound (see
             :mod:`kvload.servers.verification.verify`); None where that follows from how much room it makes.
+        eviction: how it is seen that a method of eviction frees blocks; None where the server tells nothing of it.
         prefix_cache: ``off``, ``on``, or ``reset`` where kvload can empty it.
         notes: what the user should know.
     """
@@ -126,6 +142,7 @@ class LaunchPlan:
     pool_claim: Claim | None = None
     compresses: bool = True
     error_limit: float | None = None
+    eviction: EvictionProof | None = None
     prefix_cache: str = "off"
     unset: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -240,6 +257,15 @@ class Adapter(ABC):
     def offers(self) -> Mapping[str, Offer]:
         """The methods it has, by name."""
         return {}
+
+    def shared_arguments(self, methods: Sequence[str], arguments: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG002
+        """Arguments that all arms of a comparison must take on for their methods alone to tell them apart.
+
+        Args:
+            methods: those compared, as users give them.
+            arguments: what all arms have already.
+        """
+        return ()
 
     def reported(self, said: Said) -> Reported:
         """What a running server's own account means."""

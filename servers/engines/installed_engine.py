@@ -111,7 +111,12 @@ class InstalledEngine(Adapter):
     def offers(self) -> Mapping[str, Offer]:
         """A row for each setting."""
         return {
-            name: Offer(self.name, f"--kv-cache-dtype {row.dtype}", settings.stated_bytes(row), row.note)
+            name: Offer(
+                self.name,
+                "kvload's plugin" if row.plugin else f"--kv-cache-dtype {row.dtype}",
+                settings.stated_bytes(row),
+                row.note,
+            )
             for name, row in self.settings.items()
         }
 

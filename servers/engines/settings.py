@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvload.errors import UsageError
-from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM
-from kvload.servers.catalogue.methods import MethodSpec, RawDtype
+from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
+from kvload.servers.catalogue.methods import METHODS, MethodSpec, RawDtype
 from kvload.servers.engines.base import Build, Claim
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
@@ -30,6 +30,7 @@ class Setting:
         arguments: further arguments it needs.
         error_limit: how much of the context's effect on the answers it may lose and still count as sound (see
             :mod:`kvload.servers.verification.verify`); None where that follows from how much room it makes.
+        plugin: whether kvload's plugin brings it into the engine.
         backend: attention backend that the engine takes for it, for the record.
         note: what else is known.
     """
@@ -43,6 +44,7 @@ class Setting:
     skipped_layers: int = 0
     arguments: tuple[str, ...] = ()
     error_limit: float | None = 0.3
+    plugin: bool = False
     backend: str = ""
     note: str = ""
 
@@ -81,7 +83,7 @@ def pick(settings: Mapping[str, Setting], chosen: MethodSpec | RawDtype, engine:
 def obstacle(row: Setting, build: Build, model: ModelFacts, machine: Machine) -> str | None:
     """Why an installed engine cannot run a row here with this model; None where nothing is known against it."""
     if row.dtype == "auto":
-        return None
+        return _too_old_a_gpu(row, machine) if row.plugin and build.device == "cuda" else None
     version = build.version or "of unknown version"
     if build.dtypes is not None and row.dtype not in build.dtypes:
         return f"{build.engine} {version} does not know the KV-cache dtype {row.dtype}"
@@ -97,12 +99,18 @@ def obstacle(row: Setting, build: Build, model: ModelFacts, machine: Machine) ->
         return None
     if row.capability is None:
         return f"{build.engine} has no attention backend for {row.dtype} on NVIDIA GPUs"
-    for gpu in machine.gpus:
-        if gpu.capability is not None and gpu.capability < row.capability:
-            wanted = ".".join(map(str, row.capability))
-            return f"{row.method} needs a GPU of compute capability {wanted}; {gpu.name} has {_dotted(gpu.capability)}"
+    if against := _too_old_a_gpu(row, machine):
+        return against
     if row.skipped_layers and model.layers is not None and model.layers <= row.skipped_layers:
         return f"{row.method} leaves {row.skipped_layers} layers uncompressed, and the model has only {model.layers}"
+    return None
+
+
+def _too_old_a_gpu(row: Setting, machine: Machine) -> str | None:
+    for gpu in machine.gpus:
+        if gpu.capability is not None and row.capability is not None and gpu.capability < row.capability:
+            wanted = _dotted(row.capability)
+            return f"{row.method} needs a GPU of compute capability {wanted}; {gpu.name} has {_dotted(gpu.capability)}"
     return None
 
 
@@ -131,7 +139,11 @@ def refuse_obstacle(
 
 
 def stated_bytes(row: Setting) -> float:
-    """Bytes per token, layer and KV head, where no model is given."""
+    """Bytes per token, layer and KV head, where no model is given; the catalogue's for methods of the plugin."""
+    if row.plugin:
+        method = METHODS[row.method]
+        options = {option.name: option.default for option in method.options}
+        return method.claim(Stored(CLAIM_TOKENS, CLAIM_HEAD_DIM, 2, options))
     return 2.0 * CLAIM_HEAD_DIM * 2 if row.bytes_per_token is None else row.bytes_per_token(CLAIM_HEAD_DIM)
 
 

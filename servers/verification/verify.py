@@ -15,6 +15,8 @@ Soundness
     for one whose contents might as well be another text's. Being relative, it means the same for a trained model and
     for random weights. Each method's row names the most it may lose.
 
+A method of eviction inside an engine must also show that it evicts (:mod:`kvload.servers.verification.eviction`).
+
 The baseline's figures are kept in kvload's state folder; where they are missing, the baseline is launched once.
 """
 
@@ -39,6 +41,7 @@ from kvload.servers.lifecycle import registry
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import LaunchEvent, OnEvent, api_headers
 from kvload.servers.lifecycle.stopping import stop
+from kvload.servers.verification.eviction import Proof, prove
 from kvload.servers.verification.likelihood import Scores, Target, score
 
 POOL_TOLERANCE = 0.035
@@ -173,7 +176,8 @@ def check(
     else:
         pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, claim, plan.compresses, fixed)
     limit = plan.error_limit or limit_by_size(pool.figures.get("ratio"))
-    return combine(pool, judge_scores(scores, baseline, limit))
+    verdict = combine(pool, judge_scores(scores, baseline, limit))
+    return verdict if plan.eviction is None else with_eviction(verdict, prove(entry, plan.eviction, request))
 
 
 def limit_by_size(ratio: float | None) -> float:
@@ -306,6 +310,13 @@ def combine(pool: Verdict, scores: Verdict) -> Verdict:
     return Verdict(figures, problems)
 
 
+def with_eviction(verdict: Verdict, proof: Proof) -> Verdict:
+    """A verdict with the proof that blocks are freed, or the objection that they are not."""
+    problems = (*verdict.problems, *proof.problems)
+    figures = {**verdict.figures, "ok": not problems, "eviction": proof.figures, "problems": list(problems)}
+    return Verdict(figures, problems)
+
+
 def describe(figures: dict[str, Any]) -> str:
     """Both checks in one line."""
     pool, soundness = figures["pool"], figures["soundness"]
@@ -320,7 +331,15 @@ def describe(figures: dict[str, Any]) -> str:
         if soundness["checked"]
         else f"soundness not checked ({soundness['why_not']})"
     )
-    return f"{size}; {sound}"
+    evicted = figures.get("eviction")
+    if evicted is None:
+        return f"{size}; {sound}"
+    freed = (
+        f"{evicted['freed_blocks']} blocks freed of a request of {evicted['prompt_tokens']} tokens"
+        if evicted["checked"]
+        else f"eviction not checked ({evicted['why_not']})"
+    )
+    return f"{size}; {sound}; {freed}"
 
 
 def target_of(entry: ServerEntry, made: Adapter, request: LaunchRequest) -> Target:

@@ -1,11 +1,15 @@
 """vLLM as the launcher sees it, its CUDA builds and its CPU build alike."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
+from kvload.errors import UsageError
+from kvload.servers.catalogue.methods import MethodSpec, read_method
 from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag, key_by_environment
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
 from kvload.servers.engines.settings import Setting
+from kvload.servers.engines.vllm import plugin
 from kvload.servers.engines.vllm.metrics import METRICS
 from kvload.servers.engines.vllm.settings import SETTINGS
 from kvload.servers.host.installed import Installed
@@ -49,6 +53,23 @@ class VllmAdapter(InstalledEngine):
     dtype_source = ("config", "cache.py")
     dtype_lists = (re.compile(r"CacheDType *= *Literal\[([^\]]*)\]"),)
     progress_lines = PROGRESS
+
+    def plan(self, request: LaunchRequest, port: int, build: Build, model: ModelFacts, machine: Machine) -> LaunchPlan:
+        """See the base class; a method of the plugin is refused in a vLLM that the plugin does not know.
+
+        Raises:
+            UsageError: the installed vLLM cannot do what is asked here.
+        """
+        row = SETTINGS.get(request.chosen.name) if isinstance(request.chosen, MethodSpec) else None
+        if row is not None and row.plugin and (against := plugin.obstacle(row.method, build)):
+            raise UsageError(against, where=f"--method {request.method}")
+        return super().plan(request, port, build, model, machine)
+
+    def shared_arguments(self, methods: Sequence[str], arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """What the plugin's methods run without, the baseline does without as well: sharing of prefixes."""
+        chosen = [read_method(method) for method in methods]
+        rows = [SETTINGS.get(method.name) for method in chosen if isinstance(method, MethodSpec)]
+        return plugin.conditions(arguments) if any(row is not None and row.plugin for row in rows) else ()
 
     def is_cpu_build(self, found: Installed) -> bool:
         """By its version, or by the torch beside it."""
@@ -104,9 +125,12 @@ class VllmAdapter(InstalledEngine):
             command.append(METRICS_FLAG)
         arguments, key = key_by_environment(request.engine_args, "VLLM_API_KEY")
         command += [*row.arguments, *arguments]
+        if row.plugin and isinstance(request.chosen, MethodSpec):
+            plan, added = plugin.planned(plan, request, request.chosen, build, model)
+            command += added
         # The endpoint that empties the prefix cache belongs to vLLM's development mode, which strangers must not reach.
         local = request.host in {"127.0.0.1", "localhost", "::1"}
-        prefix_cache = "off" if has_flag(request.engine_args, "--no-enable-prefix-caching") else "on"
+        prefix_cache = "off" if has_flag(tuple(command), "--no-enable-prefix-caching") else "on"
         env = {**plan.env, **key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if local and prefix_cache == "on":
             env["VLLM_SERVER_DEV_MODE"] = "1"

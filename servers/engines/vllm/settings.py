@@ -152,5 +152,36 @@ _ROWS = (
     ),
 )
 
-SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in _ROWS})
+PLUGIN = "CUSTOM: kvload's plugin, over FLASH_ATTN"
+_EVICTION = (
+    Setting(
+        "streamingllm",
+        "auto",
+        None,
+        plugin=True,
+        cpu=True,
+        backend=PLUGIN,
+        note="by kvload's plugin: the window moves on by blocks of 16 in memory, token by token in attention",
+    ),
+    Setting(
+        "snapkv",
+        "auto",
+        None,
+        plugin=True,
+        cpu=True,
+        backend=PLUGIN,
+        note="by kvload's plugin: whole blocks are freed, so that up to 15 tokens more than the budget stay",
+    ),
+    Setting(
+        "h2o",
+        "auto",
+        None,
+        plugin=True,
+        cpu=True,
+        backend=PLUGIN,
+        note="by kvload's plugin: evicts 16 tokens with every 16 generated, where the paper evicts one with each",
+    ),
+)
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in (*_ROWS, *_EVICTION)})
 """Method to vLLM's setting."""

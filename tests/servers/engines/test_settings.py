@@ -62,7 +62,7 @@ def test_bytes_per_token(method: str) -> None:
 
 
 def test_every_row_has_its_bytes_checked() -> None:
-    assert set(BYTES_128) == set(VLLM_SETTINGS)
+    assert set(BYTES_128) == {name for name, row in VLLM_SETTINGS.items() if not row.plugin}
 
 
 @pytest.mark.parametrize("method", POOLS_SEEN)

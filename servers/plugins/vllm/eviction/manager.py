@@ -12,11 +12,9 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from kvload.servers.plugins.vllm import contract, layout
-from kvload.servers.plugins.vllm.eviction.policy import chosen
+from kvload.servers.plugins.vllm.eviction.policy import PAGE_ALIGNMENT, chosen
 from kvload.servers.plugins.vllm.selection import current
 
-PAGE_ALIGNMENT = 256
-"""Bytes that a page is a multiple of, scores included: attention kernels want aligned strides."""
 LOG_EVERY_S = 0.5
 
 logger = init_logger("vllm.kvload")

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from kvload.servers.plugins.vllm.contract import ContractError
 from kvload.servers.plugins.vllm.selection import Selection, current
 
+PAGE_ALIGNMENT = 256
+"""Bytes that a page is a multiple of where scores lie behind it: attention kernels want aligned strides."""
+
 Counts = npt.NDArray[np.int64]
 N = TypeVar("N", int, Counts)
 
