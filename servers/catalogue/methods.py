@@ -44,6 +44,8 @@ class Method:
             :mod:`kvload.servers.verification.verify`). Eviction loses what it drops by design: there the check only
             tells a working cache from a broken one.
         evicts: whether tokens are dropped (their attention is lost) rather than stored in fewer bits.
+        kept: options whose sum is the tokens that stay of a prompt; none where that depends on the text.
+        evicts_generated: whether generated tokens push others out.
         at_most: whether the claim is a ceiling, and what is held depends on the text.
         options: in the order they are shown.
         fixed: arguments of the implementation that the name stands for and the user cannot change.
@@ -60,6 +62,8 @@ class Method:
     implementation: str
     error_limit: float = 0.3
     evicts: bool = False
+    kept: tuple[str, ...] = ()
+    evicts_generated: bool = False
     at_most: bool = False
     options: tuple[MethodOption, ...] = ()
     fixed: Mapping[str, int | float] = field(default_factory=lambda: MappingProxyType({}))
@@ -340,6 +344,8 @@ the paper's way is the one that keeps working.""",
         implementation="streamingllm.StreamingLLM",
         error_limit=1.2,
         evicts=True,
+        kept=("start", "recent"),
+        evicts_generated=True,
         options=(
             MethodOption("start", 4, "first tokens kept", 0),
             MethodOption("recent", 512, "newest tokens kept, the current one included", 1),
@@ -364,6 +370,8 @@ beginning of the text. What is forgotten never comes back.""",
         implementation="h2o.H2O",
         error_limit=1.2,
         evicts=True,
+        kept=("budget",),
+        evicts_generated=True,
         options=(
             MethodOption("budget", 512, "tokens kept per head", 2),
             MethodOption("recent", 256, "newest of them, kept whatever their score", 1),
@@ -388,6 +396,7 @@ asks for something the first question did not point at.""",
         implementation="snapkv.SnapKV",
         error_limit=1.2,
         evicts=True,
+        kept=("budget",),
         options=(
             MethodOption("budget", 1024, "prompt tokens kept per head, the window included", 2),
             MethodOption("window", 32, "last prompt tokens whose attention decides", 1),

@@ -16,6 +16,7 @@ from typing import Any
 from kvload.errors import UsageError
 from kvload.servers.catalogue.methods import MethodSpec, RawDtype, read_method
 from kvload.servers.engines.metrics import EngineMetrics
+from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.probe import MODEL_DIR
@@ -213,6 +214,7 @@ class Adapter(ABC):
         in_kvload: whether it is part of kvload, always installed.
         auto_on_gpu: whether ``--engine auto`` takes it where a GPU and it are there.
         streams_chat_token_ids: whether a streamed chat can carry token ids.
+        scheduling: the limits of its scheduler, for predictions.
         progress_lines: what lines of its log say about the start: expression, and the words with its groups.
     """
 
@@ -229,6 +231,7 @@ class Adapter(ABC):
     in_kvload: bool = False
     auto_on_gpu: bool = False
     streams_chat_token_ids: bool = True
+    scheduling: Scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 2048, 16)
     progress_lines: tuple[tuple[re.Pattern[str], str], ...] = ()
 
     @abstractmethod

@@ -83,12 +83,15 @@ class Stretch:
         steps: how many.
         first_step_s: how long the first took.
         growth_s: how much longer each took than the one before.
+        decodes, context: requests that generated a token in the first, and the tokens they read.
     """
 
     start_s: float
     steps: int
     first_step_s: float
     growth_s: float
+    decodes: int = 0
+    context: int = 0
 
     def end_s(self, steps: int) -> float:
         """When the first ``steps`` of them were over."""
@@ -177,7 +180,7 @@ class Replica:
         seconds = self.cost.seconds(StepWork(1.0, decodes, context, tokens, work))
         growth = self._growth(chunks) if steady else 0.0
         steps = self._steady_steps(chunks, seconds, growth, next_arrival_s) if steady else 1
-        stretch = Stretch(now, steps, seconds, growth)
+        stretch = Stretch(now, steps, seconds, growth, decodes, context)
         self.log.append(stretch)
         self.now_s = stretch.end_s(steps)
         self.busy_s += self.now_s - now
@@ -233,8 +236,8 @@ def steps_to_pass(time_s: float, first_s: float, growth_s: float) -> int:
     """The fewest steps that together last ``time_s`` or longer, each ``growth_s`` longer than the one before."""
     if time_s <= first_s:
         return 1
-    if growth_s <= 0:
-        return math.ceil(time_s / first_s)
     half = growth_s / 2
     linear = first_s - half
-    return max(1, math.ceil((-linear + math.sqrt(linear * linear + 4 * half * time_s)) / (2 * half) - 1e-9))
+    # The root of half n^2 + linear n = time_s, in the form that loses no digits where the growth is small.
+    root = 2 * time_s / (linear + math.sqrt(linear * linear + 4 * half * time_s))
+    return max(1, math.ceil(root * (1 - 1e-12)))

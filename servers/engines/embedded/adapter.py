@@ -21,6 +21,7 @@ from kvload.servers.engines.base import (
     served_name,
 )
 from kvload.servers.engines.embedded.metrics import METRICS
+from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.host.installed import find_python, own_torch_cuda
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
@@ -41,6 +42,7 @@ class EmbeddedAdapter(Adapter):
     metrics = METRICS
     scoring = "chunked"
     in_kvload = True
+    scheduling = Scheduling("--max-num-seqs", "--chunk-tokens", "--block-size", 128, 512, 64)
     progress_lines = ((PROGRESS, "{0}"),)
 
     def find(

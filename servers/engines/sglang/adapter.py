@@ -6,6 +6,7 @@ from dataclasses import replace
 from kvload.errors import UsageError
 from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
+from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting
 from kvload.servers.engines.sglang.metrics import METRICS
 from kvload.servers.engines.sglang.settings import SETTINGS
@@ -40,6 +41,7 @@ class SglangAdapter(InstalledEngine):
     pool_memory = re.compile(r"KV Cache is allocated.*?#tokens: (\d+), K size: ([\d.]+) GB, V size: ([\d.]+) GB")
     pool_in_tokens = "--kv-memory (SGLang is given tokens)"
     auto_on_gpu = True
+    scheduling = Scheduling("--max-running-requests", "--chunked-prefill-size", "--page-size", 256, 8192, 1)
     # Seen on 0.5.17; prompts of token ids or plain text go another way and have them.
     streams_chat_token_ids = False
     settings = SETTINGS

@@ -8,6 +8,7 @@ from kvload.errors import UsageError
 from kvload.servers.catalogue.methods import MethodSpec, read_method
 from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag, key_by_environment
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
+from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting
 from kvload.servers.engines.vllm import plugin
 from kvload.servers.engines.vllm.metrics import METRICS
@@ -49,6 +50,7 @@ class VllmAdapter(InstalledEngine):
     metrics = METRICS
     scoring = "forced"
     auto_on_gpu = True
+    scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 8192, 16)
     settings = SETTINGS
     dtype_source = ("config", "cache.py")
     dtype_lists = (re.compile(r"CacheDType *= *Literal\[([^\]]*)\]"),)

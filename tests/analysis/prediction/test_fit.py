@@ -1,0 +1,106 @@
+"""Steps rebuilt from a run's records and the model fitted to them, against a simulated server whose costs are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvload.analysis.prediction.errors import HeldOut, leave_out, ratio_skill
+from kvload.analysis.prediction.fit import draw, fit
+from kvload.analysis.prediction.steps import Steps, lone_first_tokens, rebuild
+from kvload.analysis.records.table import load
+from kvload.errors import UsageError
+from kvload.step_model import FEATURES
+
+TRUE = np.array([6e-3, 8e-5, 1.5e-8, 4e-5, 2e-9])
+
+
+def steps_of(rng: np.random.Generator, count: int, noise: float = 0.0) -> Steps:
+    decodes = rng.integers(1, 64, count).astype(float)
+    context = decodes * rng.integers(100, 8000, count)
+    prompt = np.where(rng.random(count) < 0.3, rng.integers(10, 2000, count), 0).astype(float)
+    work = np.stack([np.ones(count), decodes, context, prompt, prompt * (prompt + 1) / 2], axis=1)
+    return Steps(work, work @ TRUE * np.exp(rng.normal(0, noise, count)))
+
+
+def test_exact_steps_give_the_coefficients_back() -> None:
+    found = fit(steps_of(np.random.default_rng(0), 400))
+    assert found.coefficients == pytest.approx(TRUE, rel=1e-6)
+
+
+def test_stalls_do_not_bend_the_fit() -> None:
+    rng = np.random.default_rng(1)
+    steps = steps_of(rng, 2000, 0.02)
+    seconds = np.where(rng.random(2000) < 0.03, steps.seconds * 5, steps.seconds)
+    found = fit(Steps(steps.work, seconds))
+    predicted = found.seconds(steps.work)
+    assert np.median(np.abs(predicted / (steps.work @ TRUE) - 1)) < 0.01
+
+
+def test_the_covariance_says_how_far_coefficients_scatter() -> None:
+    rng = np.random.default_rng(2)
+    fits = [fit(steps_of(rng, 300, 0.05)) for _ in range(200)]
+    seconds = np.array([f.coefficients for f in fits])
+    said = np.sqrt(np.mean([np.diag(f.covariance) for f in fits], axis=0))
+    scatter = seconds.std(axis=0)
+    assert (said[:4] > 0.6 * scatter[:4]).all()
+    assert (said[:4] < 1.8 * scatter[:4]).all()
+    drawn = np.array([draw(fits[0].coefficients, fits[0].covariance, 0.02, rng) for _ in range(300)])
+    assert (drawn >= 0).all()
+
+
+def test_the_corner_is_foretold_from_the_near_steps() -> None:
+    steps = steps_of(np.random.default_rng(3), 500, 0.02)
+    errors = leave_out(steps, np.digitize(steps.work[:, 1], [8, 16, 32]))
+    assert HeldOut.of(errors).mape < 0.03
+
+
+def test_too_few_steps_are_refused() -> None:
+    with pytest.raises(UsageError, match="too few"):
+        fit(steps_of(np.random.default_rng(0), 5))
+
+
+def test_ratio_skill_is_none_of_the_methods_own_error() -> None:
+    true = np.array([0.5, 0.6, 2.0, 1.0])
+    assert ratio_skill(true, true).skill == 1
+    nothing = ratio_skill(true, np.ones(4))
+    assert nothing.skill == 0
+    assert nothing.sign_right == 0
+    assert nothing.moving == 3
+    assert ratio_skill(np.ones(3), np.ones(3)).skill is None
+
+
+def test_a_run_gives_back_the_costs_of_the_server_it_was_made_against(tmp_path: Path) -> None:
+    from kvload.experiment.simulated_run import write_run
+    from kvload.servers.simulator.cluster import Load, serve
+    from kvload.step_model import StepModel
+
+    rng = np.random.default_rng(4)
+    count = 300
+    model = StepModel(
+        method="none",
+        coefficients=tuple(TRUE.tolist()),
+        covariance=[[0.0] * 5] * 5,
+        hull=dict.fromkeys(FEATURES, (0.0, 1e12)),
+        steps=1,
+        error_p50=0.0,
+        error_p90=0.0,
+        overhead_s=0.012,
+        pool_tokens=200_000,
+        max_sequences=64,
+        chunk_tokens=4096,
+    )
+    gaps = np.where(np.arange(count) < 30, 5.0, rng.exponential(0.15, count))
+    served_load = Load(np.cumsum(gaps), rng.integers(20, 3000, count), rng.integers(20, 200, count))
+    run = write_run(tmp_path / "run", serve(served_load, model), served_load, model, slo={}, seed=0)
+    table = load(run)
+    assert table.ok.all()
+    steps = rebuild(table, chunk_tokens=4096)
+    found = fit(steps)
+    predicted = found.seconds(steps.work) / (steps.work @ TRUE) - 1
+    assert np.abs(predicted).mean() < 0.02
+    assert found.coefficients[:4] == pytest.approx(TRUE[:4], rel=0.12)
+    prompts, ttft_s = lone_first_tokens(table)
+    assert len(prompts) >= 20
+    work = np.stack([np.ones_like(prompts), 0 * prompts, 0 * prompts, prompts, prompts * (prompts + 1) / 2], axis=1)
+    assert np.median(ttft_s - work @ TRUE) == pytest.approx(0.012, abs=1e-3)
