@@ -21,6 +21,8 @@ COMMANDS = {
     "replay": "Replay a trace against a server and report what happened.",
     "compare": "Replay one trace under several methods and compare request by request.",
     "sweep": "Raise the load on several methods and show what each carries within the limits.",
+    "predict": "Predict a trace under each method, from step times of runs that were made already.",
+    "plan": "How many servers a trace needs under each method, and what they cost.",
     "capacity": "Find the highest request rate that meets the limits.",
     "report": "Render the report of a run folder again.",
     "quality": "Compare per-sample score files of several arms.",

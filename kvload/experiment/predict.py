@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 import numpy as np
@@ -19,12 +19,16 @@ from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Load, Policy, Served, serve
 from kvload.step_model import FEATURES, StepModel, StepModels
+from kvload.untrusted import DECODE_ERRORS
 
 if TYPE_CHECKING:
     from kvload.workloads.schedule.arrivals import ArrivalSpec
 
 DRAWS = 20
 """Simulations behind an interval; each with coefficients and drift of its own."""
+
+LEAST_SHARE = 0.005
+"""Share of steps outside what was measured that is worth a word."""
 
 SATURATED = 0.85
 """Share of time a server works beyond which waiting times hang on small errors of the step time."""
@@ -58,7 +62,7 @@ def fit_models(paths: Sequence[Path], overrides: Overrides | None = None) -> Ste
     for path in paths:
         run = RunDir.open(path)
         manifest = run.manifest()
-        by_method.setdefault(_method_of(manifest, path), []).append((run, manifest, load(run)))
+        by_method.setdefault(method_of(manifest, path), []).append((run, manifest, load(run)))
     models = [_fit_one(method, runs, overrides) for method, runs in by_method.items()]
     models.sort(key=lambda model: model.method not in {"none", "auto"})
     return StepModels(kvload_version=__version__, models=models)
@@ -131,7 +135,12 @@ def _shape(method: str, manifest: RunManifest, overrides: Overrides) -> StepMode
     )
 
 
-def _method_of(manifest: RunManifest, path: Path) -> str:
+def method_of(manifest: RunManifest, path: Path) -> str:
+    """The method of a run's server.
+
+    Raises:
+        UsageError: the run does not say.
+    """
     if manifest.server.method is None:
         raise UsageError(
             "the run does not say which method its server had",
@@ -243,7 +252,7 @@ def read_load(
             raise UsageError(
                 f"request '{request.id}' does not say {what}",
                 where=str(path),
-                hint="predictions need a trace with lengths; --output gives one to answers that have none",
+                hint="give a run folder in its place, whose server counted tokens; --output sets the answers' length",
             )
         prompts.append(max(1, length))
         outputs.append(max(1, output))
@@ -270,16 +279,42 @@ def _cached(block_ids: list[int] | None, block_size: int | None, seen: set[int])
     return hit
 
 
+@dataclass(frozen=True)
+class Serving:
+    """How loads are served.
+
+    Attributes:
+        replicas, policy: servers, and how requests are spread over them.
+        draws: simulations behind an interval; 0 for none.
+        seed: decides everything that is drawn.
+    """
+
+    replicas: int = 1
+    policy: Policy = "round-robin"
+    draws: int = DRAWS
+    seed: int = 0
+
+
+def policy_of(text: str) -> Policy:
+    """A policy by its name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    for policy in get_args(Policy):
+        if policy == text:
+            found: Policy = policy
+            return found
+    raise UsageError(f"no policy '{text}'", where="--policy", hint=f"known: {', '.join(get_args(Policy))}")
+
+
 def predict(
     load_of_rate: Mapping[float, Load],
     models: StepModels,
     methods: Sequence[str],
     slo: Mapping[str, float],
+    serving: Serving | None = None,
     *,
-    replicas: int = 1,
-    policy: Policy = "round-robin",
-    draws: int = DRAWS,
-    seed: int = 0,
     length_ratios: Mapping[str, Floats] | None = None,
 ) -> list[Prediction]:
     """Serve loads under each method, many times over with step times as they may be.
@@ -288,26 +323,133 @@ def predict(
         load_of_rate: loads by their rate in requests a second.
         methods: the first is the baseline that ratios are to.
         slo: limits in seconds on ``ttft``, ``tpot`` and ``e2e``.
-        replicas, policy: servers, and how requests are spread over them.
-        draws: simulations behind an interval; 0 for none.
+        serving: servers, draws and seed.
         length_ratios: by method, ratios of answer lengths to the baseline's, drawn from for every request.
     """
+    serving = serving or Serving()
     found: list[Prediction] = []
     for rate, load_ in load_of_rate.items():
         baseline: Sequence[Mapping[str, float]] | None = None
         for method in methods:
             model = models.of(method)
-            rng = np.random.default_rng([seed, 17])
-            stretched = _stretched(load_, (length_ratios or {}).get(method), np.random.default_rng([seed, 3]))
-            central = serve(stretched, model, replicas=replicas, policy=policy)
+            rng = np.random.default_rng([serving.seed, 17])
+            stretched = _stretched(load_, (length_ratios or {}).get(method), np.random.default_rng([serving.seed, 3]))
+            central = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             runs = [figures(central, stretched, slo)]
-            for _ in range(draws):
+            for _ in range(serving.draws):
                 coefficients = draw(np.array(model.coefficients), np.array(model.covariance), model.drift, rng).tolist()
-                served = serve(stretched, model, coefficients=coefficients, replicas=replicas, policy=policy)
+                served = serve(
+                    stretched,
+                    model,
+                    coefficients=coefficients,
+                    replicas=serving.replicas,
+                    policy=serving.policy,
+                )
                 runs.append(figures(served, stretched, slo))
             found.append(_prediction(method, rate, model, central, runs, baseline))
             baseline = baseline or runs
     return found
+
+
+def write_runs(
+    out: Path,
+    loads: Mapping[float, Load],
+    models: StepModels,
+    methods: Sequence[str],
+    slo: Mapping[str, float],
+    serving: Serving,
+) -> list[RunDir]:
+    """The central simulation of every rate and method as a run folder ``OUT/METHOD-RATE``.
+
+    Raises:
+        RunDirError: one cannot be written.
+    """
+    from kvload.experiment.simulated_run import write_run
+
+    runs = []
+    for rate, load_ in loads.items():
+        for method in methods:
+            model = models.of(method)
+            served = serve(load_, model, replicas=serving.replicas, policy=serving.policy)
+            name = f"{method.replace(':', '-').replace('=', '-')}-{rate:.4g}"
+            runs.append(write_run(out / name, served, load_, model, slo=slo, seed=serving.seed))
+    return runs
+
+
+def read_ratios(path: Path) -> dict[str, Floats]:
+    """Ratios of answer lengths to the baseline's, by method: ``{"kivi-2": [1.0, 1.3, ...]}``.
+
+    Raises:
+        UsageError: it cannot be read, or a ratio is not above 0.
+    """
+    try:
+        lists = msgspec.json.decode(path.read_bytes(), type=dict[str, list[float]])
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except DECODE_ERRORS as error:
+        raise UsageError(f"holds no ratios by method: {error}", where=str(path)) from error
+    if any(not (0 < ratio < float("inf")) for ratios in lists.values() for ratio in ratios):
+        raise UsageError("ratios are above 0", where=str(path))
+    return {method: np.array(ratios) for method, ratios in lists.items()}
+
+
+def read_loads(
+    path: Path,
+    *,
+    rates: str | None,
+    burstiness: float,
+    speed: float,
+    seed: int,
+    format: str | None = None,  # noqa: A002
+    limit: int | None = None,
+    default_output: int | None = None,
+) -> dict[float, Load]:
+    """The load of a trace at several rates, by the mean rate (requests a second) that each has.
+
+    Args:
+        rates: as in ``1,2,4``; the recorded arrivals, ``speed`` times as fast, where None.
+        burstiness: shape of gamma gaps where a rate is given.
+
+    Raises:
+        TraceError: the trace cannot be read.
+        UsageError: a rate does not parse, or the trace has no lengths.
+    """
+    from kvload.units import parse_rate
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
+
+    if rates is None:
+        specs = [ArrivalSpec(kind="trace", speed=speed, seed=seed)]
+    else:
+        wanted = [parse_rate(text, where="--rate") for text in rates.split(",")]
+        specs = [ArrivalSpec(kind="gamma", rate=rate, burstiness=burstiness, seed=seed) for rate in wanted]
+    loads = {}
+    for spec in specs:
+        if path.is_dir():
+            found = _again(load_of_run(load(RunDir.open(path))), spec, limit)
+        else:
+            found = read_load(path, spec, format=format, limit=limit, default_output=default_output)
+        span_s = float(found.arrival_s[-1] - found.arrival_s[0])
+        loads[spec.rate or (len(found) / span_s if span_s else float(len(found)))] = found
+    return loads
+
+
+def load_of_run(table: RecordTable) -> Load:
+    """What a run sent: arrivals as sent, lengths as counted. Requests without an answer are left out."""
+    rows = np.flatnonzero(table.ok & ~np.isnan(table.t_send_s) & ~np.isnan(table.output_tokens))
+    rows = rows[np.argsort(table.t_send_s[rows], kind="stable")]
+    prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)[rows]
+    known = ~np.isnan(prompts)
+    rows, prompts = rows[known], prompts[known]
+    outputs = np.maximum(1, table.output_tokens[rows] - table.end_tokens[rows])
+    return Load(table.t_send_s[rows], prompts.astype(np.int64), outputs.astype(np.int64))
+
+
+def _again(load_: Load, spec: ArrivalSpec, limit: int | None) -> Load:
+    """A run's requests with other arrivals."""
+    from kvload.workloads.schedule.arrivals import offsets
+
+    rows = slice(None, limit)
+    return Load(offsets(load_.arrival_s[rows], spec), load_.prompt_tokens[rows], load_.output_tokens[rows])
 
 
 def figures(served: Served, load_: Load, slo: Mapping[str, float]) -> dict[str, float]:
@@ -383,4 +525,4 @@ def _outside(served: Served, model: StepModel) -> dict[str, float]:
             for name, value in (("decodes", stretch.decodes), ("context", stretch.context)):
                 limit = model.hull.get(name)
                 beyond[name] += stretch.steps if limit is not None and value > limit[1] * 1.001 else 0
-    return {name: count / total for name, count in beyond.items() if count and total}
+    return {name: count / total for name, count in beyond.items() if total and count / total >= LEAST_SHARE}

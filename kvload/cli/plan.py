@@ -1,0 +1,58 @@
+"""``kvload plan``: how many servers a trace needs under each method, why, and what they cost."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def plan(
+    path: Annotated[str, typer.Argument(metavar="TRACE | RUN", help="A trace with lengths, or a run folder.")],
+    slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")],
+    model: Annotated[Path, typer.Option(help="Step models, as 'kvload predict fit' makes them.")] = Path("model.json"),
+    method: Annotated[list[str] | None, typer.Option(help="Methods, the baseline first; all if left out.")] = None,
+    target: Annotated[float, typer.Option(help="Share of requests that must meet all limits.", min=0.01, max=1)] = 0.99,
+    rate: Annotated[str | None, typer.Option(help="Requests a second; as recorded if left out.")] = None,
+    speed: Annotated[float, typer.Option(help="Times as fast as recorded.", min=0.001)] = 1.0,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most so many requests.", min=1)] = None,
+    output_tokens: Annotated[int | None, typer.Option("--output", help="Answer length where there is none.")] = None,
+    most: Annotated[int, typer.Option(help="No more servers than these.", min=1)] = 256,
+    policy: Annotated[str, typer.Option(help="round-robin, least-loaded or sticky.")] = "least-loaded",
+    gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU-hour.", min=0)] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of a server.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
+    format_name: Annotated[str | None, typer.Option("--format", help="The trace's format.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """How many servers each method needs for a trace, with the reason, and what they cost."""
+    import json
+    from dataclasses import asdict
+
+    from kvload.cli.predict_tables import print_plans
+    from kvload.experiment import predict
+    from kvload.experiment.capacity_plan import Wanted, plan_servers
+    from kvload.step_model import read
+    from kvload.units import parse_limits
+    from kvload.workloads.traces.samples import trace_path
+
+    models = read(model)
+    methods = method or [each.method for each in models.models]
+    loads = predict.read_loads(
+        trace_path(path),
+        rates=rate,
+        burstiness=1.0,
+        speed=speed,
+        seed=seed,
+        format=format_name,
+        limit=limit,
+        default_output=output_tokens,
+    )
+    wanted = Wanted(parse_limits(slo, where="--slo"), target, most, predict.policy_of(policy))
+    found = [plan_servers(load, models.of(name), wanted) for load in loads.values() for name in methods]
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        print_plans(found, gpu_hour, gpus)

@@ -1,0 +1,158 @@
+"""What ``kvload predict`` and ``kvload plan`` print."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kvload.experiment.capacity_plan import Plan
+    from kvload.experiment.predict import Prediction
+    from kvload.experiment.predict_check import Cell
+    from kvload.step_model import StepModels
+
+
+def print_models(models: "StepModels") -> None:
+    """One line a method: what a step costs, and how well that fits."""
+    table = _table("method", "steps", "a step", "a decode", "1k context", "1k prompt", "error", "drift")
+    for model in models.models:
+        step, decode, context, prompt, _ = model.coefficients
+        table.add_row(
+            model.method,
+            f"{model.steps:,}",
+            f"{step * 1e3:.2f} ms",
+            f"{decode * 1e6:.0f} us",
+            f"{context * 1e9:.1f} us",
+            f"{prompt * 1e6:.1f} ms",
+            f"{model.error_p50:.1%}, p90 {model.error_p90:.1%}",
+            f"{model.drift:.1%}" if model.drift_runs else f"{model.drift:.1%}, assumed",
+        )
+    _print(table)
+    _say("error: of single steps, in-sample; drift: spread of equal runs. See also kvload predict check RUN...")
+
+
+def print_predictions(found: Sequence["Prediction"], slo: Mapping[str, float], replicas: int) -> None:
+    """One line a method and rate, then what to keep in mind."""
+    table = _table(
+        "requests/s", "method", "TTFT p50", "TTFT p99", "TPOT", "meets SLO" if slo else "tokens/s", "goodput/s"
+    )
+    for each in found:
+        table.add_row(
+            f"{each.rate_rps:.3g}",
+            each.method,
+            _range(each, "ttft.p50"),
+            _range(each, "ttft.p99"),
+            _range(each, "tpot.mean"),
+            _share(each) if slo else f"{each.central['tokens_per_s']:,.0f}",
+            f"{each.central['goodput']:.3g}",
+        )
+    _print(table)
+    servers = "one server" if replicas == 1 else f"{replicas} servers"
+    _say(f"{servers}, simulated; in brackets the middle 80 % of what it may be. No server was asked.")
+    for each in found:
+        if not each.ratio:
+            continue
+        goodput, latency = each.ratio["goodput"], each.ratio["e2e.mean"]
+        _say(f"{each.rate_rps:.3g}/s {each.method}: E2E {_times(latency)}, goodput {_times(goodput)} the baseline's")
+    for each in found:
+        for note in _notes(each):
+            _say(f"{each.rate_rps:.3g}/s {each.method}: {note}")
+
+
+def print_checks(cells: Sequence["Cell"]) -> None:
+    """Every cell, and the worst of each figure."""
+    table = _table("run", "method", "figure", "measured", "predicted", "80 %", "error", "busy")
+    for cell in cells:
+        share = cell.figure == "attainment"
+        table.add_row(
+            cell.run,
+            cell.method,
+            cell.figure,
+            f"{cell.measured:.1%}" if share else _time(cell.measured),
+            f"{cell.predicted:.1%}" if share else _time(cell.predicted),
+            "in" if cell.held else "out",
+            f"{100 * cell.error:+.1f} points" if share else f"{cell.error:+.1%}",
+            f"{cell.busy:.0%}",
+        )
+    _print(table)
+    held = sum(cell.held for cell in cells)
+    _say(f"{held} of {len(cells)} cells lie in their 80 % interval")
+    for figure in dict.fromkeys(cell.figure for cell in cells):
+        of = [cell for cell in cells if cell.figure == figure]
+        worst = max(of, key=lambda cell: abs(cell.error))
+        mean = sum(abs(cell.error) for cell in of) / len(of)
+        unit = " points" if figure == "attainment" else " %"
+        _say(f"{figure}: mean error {100 * mean:.1f}{unit}, worst {100 * worst.error:+.1f}{unit} ({worst.run})")
+
+
+def print_plans(found: Sequence["Plan"], gpu_hour: float | None, gpus: int) -> None:
+    """One line a method."""
+    heading = ["method", "servers", "meets SLO", "one fewer fails at", "GPU-hours"]
+    table = _table(*heading, *(["cost", "per million tokens"] if gpu_hour is not None else []))
+    for each in found:
+        hours = each.hours * gpus
+        row = [
+            each.method,
+            "too few" if each.servers is None else str(each.servers),
+            f"{each.attainment:.1%}",
+            each.reason,
+            f"{hours:.3g}",
+        ]
+        if gpu_hour is not None:
+            row += [f"{hours * gpu_hour:.3g}", f"{hours * gpu_hour / each.tokens * 1e6:.3g}" if each.tokens else "-"]
+        table.add_row(*row)
+    _print(table)
+    _say("simulated; memory: no room in the cache, compute: servers busy or steps too long, tail: bursts")
+
+
+def _notes(each: "Prediction") -> list[str]:
+    notes = []
+    if each.near_saturation:
+        notes.append(f"near saturation ({each.busy:.0%} busy): waiting times hang on small errors of the step time")
+    for name, share in each.outside.items():
+        what = {"decodes": "more requests at once", "context": "longer contexts"}[name]
+        notes.append(f"{share:.0%} of the steps have {what} than were measured: outside what the model knows")
+    if each.refused:
+        notes.append(f"{each.refused} requests are larger than the whole cache")
+    if each.preemptions:
+        notes.append(f"{each.preemptions} preemptions")
+    return notes
+
+
+def _range(each: "Prediction", name: str) -> str:
+    low, high = _time(each.low[name]), _time(each.high[name])
+    return f"{_time(each.central[name])} ({low} to {high})"
+
+
+def _time(value_s: float) -> str:
+    """Three digits, in the unit that suits them."""
+    return f"{value_s * 1e3:.3g} ms" if value_s < 1 else f"{value_s:.3g} s"
+
+
+def _share(each: "Prediction") -> str:
+    return f"{each.central['attainment']:.1%} ({each.low['attainment']:.0%} to {each.high['attainment']:.0%})"
+
+
+def _times(ratio: tuple[float, float, float]) -> str:
+    return f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f}) times"
+
+
+def _table(*headings: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in {"method", "run", "figure"} else "right")
+    return table
+
+
+def _print(table: "Table") -> None:
+    from kvload.terminal import console
+
+    console().print(table)
+
+
+def _say(text: str) -> None:
+    from kvload.terminal import console
+
+    console().print(text)

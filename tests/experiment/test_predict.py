@@ -1,0 +1,131 @@
+"""Predictions from run folders: fitted, held against other runs of the same (simulated) server, and planned with."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvload.cli.main import run
+from kvload.errors import UsageError
+from kvload.experiment.capacity_plan import Wanted, plan_servers
+from kvload.experiment.predict import Serving, fit_models, predict
+from kvload.experiment.predict_check import check_runs
+from kvload.experiment.simulated_run import write_run
+from kvload.servers.simulator.cluster import Load, serve
+from kvload.step_model import StepModel, StepModels, read, write
+
+SLO = {"ttft": 0.5, "tpot": 0.03}
+
+
+def server(method: str = "none", scale: float = 1.0, pool_tokens: int = 60_000) -> StepModel:
+    """A server whose decode attention costs ``scale`` times the baseline's."""
+    return StepModel(
+        method=method,
+        engine="vllm",
+        coefficients=(6e-3, 1e-4, scale * 6e-8, 4e-5, 2e-9),
+        covariance=[[0.0] * 5] * 5,
+        hull={},
+        steps=1,
+        error_p50=0.0,
+        error_p90=0.0,
+        overhead_s=0.01,
+        pool_tokens=pool_tokens,
+        max_sequences=256,
+        chunk_tokens=8192,
+    )
+
+
+def load_at(rate: float, count: int, seed: int) -> Load:
+    rng = np.random.default_rng(seed)
+    return Load(
+        np.cumsum(rng.exponential(1 / rate, count)), rng.integers(50, 3000, count), rng.integers(20, 250, count)
+    )
+
+
+def make_run(folder: Path, model: StepModel, rate: float, seed: int, count: int = 250) -> Path:
+    load = load_at(rate, count, seed)
+    write_run(folder, serve(load, model), load, model, slo=SLO, seed=seed)
+    return folder
+
+
+def test_rates_that_were_not_fitted_are_foretold(tmp_path: Path) -> None:
+    models = fit_models([make_run(tmp_path / "fit", server(), 3.0, 1)])
+    cells = check_runs([make_run(tmp_path / f"at{rate}", server(), rate, 2) for rate in (1.0, 4.0)], models, {})
+    assert {cell.figure for cell in cells} == {"ttft.p50", "ttft.p99", "tpot.mean", "e2e.mean", "attainment"}
+    for cell in cells:
+        assert abs(cell.error) < 0.06, cell
+    with pytest.raises(UsageError, match="was fitted from this run"):
+        check_runs([tmp_path / "fit"], models, {})
+
+
+def test_the_ratio_of_methods_is_foretold_with_its_sign(tmp_path: Path) -> None:
+    fitted = [make_run(tmp_path / name, server(name, scale), 3.0, 1) for name, scale in (("none", 1.0), ("int4", 0.3))]
+    models = fit_models(fitted)
+    assert [model.method for model in models.models] == ["none", "int4"]
+    (_, faster) = predict({5.0: load_at(5.0, 300, 9)}, models, ["none", "int4"], SLO, Serving(draws=5))
+    true = serve(load_at(5.0, 300, 9), server("int4", 0.3)), serve(load_at(5.0, 300, 9), server())
+    expected = np.nanmean(true[0].e2e_s) / np.nanmean(true[1].e2e_s)
+    ratio, low, high = faster.ratio["e2e.mean"]
+    assert ratio == pytest.approx(expected, rel=0.05)
+    assert low <= ratio <= high < 1
+
+
+def test_longer_answers_eat_the_speed_up() -> None:
+    models = StepModels(kvload_version="0", models=[server(), server("kivi-2", 0.5)])
+    load = {3.0: load_at(3.0, 200, 1)}
+    plain = predict(load, models, ["none", "kivi-2"], SLO, Serving(draws=0))[1]
+    longer = predict(
+        load, models, ["none", "kivi-2"], SLO, Serving(draws=0), length_ratios={"kivi-2": np.array([1.4, 1.6])}
+    )[1]
+    assert plain.ratio["e2e.mean"][0] < 1 < longer.ratio["e2e.mean"][0]
+
+
+def test_a_plan_needs_fewer_servers_where_the_cache_holds_more() -> None:
+    wanted = Wanted(SLO, 0.95, 64, "least-loaded")
+    load = load_at(60.0, 1500, 3)
+    tight = plan_servers(load, server(pool_tokens=30_000), wanted)
+    roomy = plan_servers(load, server(pool_tokens=400_000), wanted)
+    assert tight.servers is not None
+    assert roomy.servers is not None
+    assert roomy.servers < tight.servers
+    assert tight.reason == "memory"
+    assert plan_servers(load, server(), Wanted({"ttft": 1e-4}, 0.95, 4, "round-robin")).servers is None
+    with pytest.raises(UsageError, match="--slo"):
+        plan_servers(load, server(), Wanted({}, 0.95, 4, "round-robin"))
+
+
+def test_the_command_line_from_runs_to_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_run(tmp_path / "fit", server(), 3.0, 1)
+    file = tmp_path / "model.json"
+    assert run(["predict", "fit", str(made), "-o", str(file)]) == 0
+    assert (
+        run(["predict", str(made), "--model", str(file), "--rate", "1,8", "--slo", "ttft=500ms", "--draws", "2"]) == 0
+    )
+    assert "goodput/s" in capsys.readouterr().out
+    out = tmp_path / "simulated"
+    arguments = ["predict", str(made), "--model", str(file), "--out", str(out), "--json", "--draws", "0"]
+    assert run(arguments) == 0
+    (cell,) = json.loads(capsys.readouterr().out)
+    assert cell["method"] == "none"
+    (folder,) = out.iterdir()
+    assert run(["report", str(folder)]) == 0
+    assert "simulated" in capsys.readouterr().out
+    assert run(["plan", str(made), "--model", str(file), "--slo", "ttft=500ms", "--gpu-hour", "2"]) == 0
+    assert "GPU-hours" in capsys.readouterr().out
+    for wrong in (
+        ["predict", str(tmp_path / "no.jsonl"), "--model", str(file)],
+        ["predict", str(made), "--model", "no"],
+    ):
+        assert run(wrong) == 2
+    assert run(["predict", str(made), "--model", str(file), "--method", "h2o"]) == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kvload_version": "1", "models": [{}]}', "[" * 100_000])
+def test_a_damaged_file_of_models_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"model\.json"):
+        read(path)
+    write(path, StepModels(kvload_version="1", models=[server()]))
+    assert read(path).of("none") == server()
