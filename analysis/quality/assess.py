@@ -15,7 +15,7 @@ import numpy as np
 from kvload.analysis.quality import scorers
 from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate, NegativeCount, first_of_each, negative_samples
 from kvload.analysis.records.table import Bools, Floats, Ints
-from kvload.analysis.statistics.estimates import LEVEL, Estimate, paired_difference
+from kvload.analysis.statistics.estimates import FEWEST, LEVEL, Estimate, paired_difference
 from kvload.errors import UsageError
 from kvload.records import RequestRecord
 
@@ -227,6 +227,7 @@ def assess(
     if table.duplicates:
         notes.append(f"{table.duplicates:,} duplicates left out")
     notes += [f"{count:,} rows have no score under {name}" for name, count in table.missing.items() if count]
+    notes += _twins(methods)
     if floor is None:
         notes.append("no noise floor was measured: the baseline was run once")
     return Quality(
@@ -239,6 +240,21 @@ def assess(
         missing=dict(table.missing),
         notes=notes,
     )
+
+
+def _twins(methods: Mapping[str, Floats]) -> list[str]:
+    """Methods that are one and the same by their scores."""
+    first: dict[bytes, str] = {}
+    notes = []
+    for name, scores in methods.items():
+        # Few scores, or all the same one, may be equal by chance.
+        known = scores[~np.isnan(scores)]
+        if len(known) < FEWEST or len(np.unique(known)) < 2:
+            continue
+        other = first.setdefault(np.nan_to_num(scores, nan=-1.0).tobytes(), name)
+        if other != name:
+            notes.append(f"{name} has the very scores of {other} in all {len(known):,} rows: are they one method?")
+    return notes
 
 
 def _change(

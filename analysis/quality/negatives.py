@@ -1,18 +1,21 @@
 """Negative samples: requests on which a method does clearly worse than the baseline did.
 
-A request is negative where the baseline passes the gate and the method's score falls more than ``theta`` below the
+A request is negative where the baseline passes the gate and the method's score falls by ``theta`` or more below the
 baseline's, relative to it. A baseline of 0 has nothing to lose and is never negative. Scores also fall by chance, so
 every count stands beside its mirror (the same rule with the roles exchanged: the baseline falls below the method) and,
-where the baseline was run twice, beside the count of the second run.
+where the baseline was run twice, beside the count of the second run. What counts is the net: negative less mirror. One
+theta is primary, the least; its p-values are adjusted for the number of methods (Holm 1979).
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from kvload.analysis.records.table import Bools, Floats, Ints
+from kvload.analysis.statistics.estimates import LEVEL, Estimate
+from kvload.analysis.statistics.layout import holm, mean_change, t_quantile
 from kvload.analysis.statistics.significance import TestResult, mcnemar
 from kvload.errors import UsageError
 
@@ -93,7 +96,10 @@ class NegativeCount:
         negative, mirror: counts by the rule and by the rule with exchanged roles.
         floor_pairs: those rows of ``pairs`` that the baseline's second run has a score of; None without a second run.
         floor_negative, floor_mirror: the counts of that second run over these rows.
+        net: negative less mirror with its interval over requests, in samples.
         against_mirror: McNemar's test of negative against mirror.
+        adjusted_p: its p-value after Holm's correction over all methods at the primary theta: over all tasks together,
+            or over all methods and tasks; None at other thetas and for sets of methods.
         against_floor: McNemar's test of negative against the second run's negative over the same rows.
         rows: which rows are negative.
     """
@@ -108,15 +114,20 @@ class NegativeCount:
     floor_pairs: int | None
     floor_negative: int | None
     floor_mirror: int | None
+    net: Estimate
     against_mirror: TestResult
     against_floor: TestResult | None
+    adjusted_p: float | None = None
     rows: tuple[int, ...] = field(repr=False)
 
 
 def fallen(before: Floats, after: Floats, theta: float) -> Bools:
-    """Where ``after`` lies more than ``theta`` below ``before``, relative to it; never where ``before`` is 0."""
+    """Where ``after`` lies ``theta`` or more below ``before``, relative to it; never where ``before`` is 0.
+
+    Scores are rounded: what misses ``theta`` by the rest of a binary fraction has reached it.
+    """
     with np.errstate(invalid="ignore"):
-        found: Bools = (before > 0) & (before - after > (theta + _ROUNDING) * before)
+        found: Bools = (before > 0) & (after < before) & (before - after >= (theta - _ROUNDING) * before)
     return found
 
 
@@ -184,7 +195,34 @@ def negative_samples(
                 counts.append(
                     _count(group, task, theta, rows, present, present & base_gate, negative, mirror, second, clusters)
                 )
-    return counts
+    return _adjusted(counts, every_theta)
+
+
+def _adjusted(counts: list[NegativeCount], thetas: Sequence[float]) -> list[NegativeCount]:
+    primary = thetas[0] if thetas else None
+    found = list(counts)
+    for by_task in (False, True):
+        family = [
+            place
+            for place, count in enumerate(counts)
+            if count.theta == primary and len(count.methods) == 1 and (count.task is not None) is by_task
+        ]
+        adjusted = holm([counts[place].against_mirror.p_value for place in family])
+        for place, p_value in zip(family, adjusted, strict=True):
+            found[place] = replace(counts[place], adjusted_p=p_value)
+    return found
+
+
+def _net(lost: Bools, won: Bools, units: Ints | None) -> Estimate:
+    """Negative less mirror over all rows, its error by request; no change of n does not exclude that 3 of them do."""
+    change = lost.astype(np.float64) - won
+    number = np.arange(len(change)) if units is None else units
+    found = mean_change(change, np.zeros(len(change), np.int64), number, bounded=True)
+    method, total = "t, by request", float(change.sum())
+    if found.request_se is None:
+        return Estimate(estimate=total, method=method, n=found.requests)
+    half = max(t_quantile((1 + LEVEL) / 2, found.requests - 1) * found.request_se, found.least_half) * len(change)
+    return Estimate(estimate=total, low=total - half, high=total + half, method=method, n=found.requests)
 
 
 def first_of_each(keys: Iterable[Hashable]) -> tuple[list[int], int]:
@@ -245,6 +283,7 @@ def _count(
         floor_pairs=floor_pairs,
         floor_negative=None if floor is None else int(floor[0].sum()),
         floor_mirror=None if floor is None else int(floor[1].sum()),
+        net=_net(lost, won, units),
         # a row counts as lost where it is negative, as won where it is its mirror; it is never both
         against_mirror=mcnemar(~won, ~lost, units),
         against_floor=against_floor,

@@ -1,13 +1,19 @@
 """Per-sample scores that other harnesses wrote: per arm and dataset a JSON list of ``{"id": ..., "score": ...}``.
 
-Three layouts::
+Layouts::
 
     ROOT/ARM/DATASET.json      a folder of arms
     ARM/DATASET.json           one folder for each arm
-    ARM__DATASET.json          files; without "__" the whole name is the arm
+    ARM__DATASET.json          files, or a folder of them; without "__" the whole name is the arm
+    any other                  by a pattern of {arm} and {dataset}, as {arm}_{dataset}_eval.json
+
+Where a pattern fits a name in several ways (arms and datasets with underscores), the split is taken whose arm and
+dataset occur most often among all files.
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +46,12 @@ class ScoreFile:
     duplicates: int
 
 
-def read_scores(paths: Iterable[Path]) -> list[ScoreFile]:
+def read_scores(paths: Iterable[Path], pattern: str | None = None) -> list[ScoreFile]:
     """All score files at the given places.
+
+    Args:
+        paths: files, and folders.
+        pattern: how the arm and the dataset stand in a file's name, or with a slash in its path below the folder.
 
     Raises:
         UsageError: a place holds no score files, two files are of the same arm and dataset, or a file is malformed; the
@@ -49,7 +59,7 @@ def read_scores(paths: Iterable[Path]) -> list[ScoreFile]:
     """
     found: dict[tuple[str, str], ScoreFile] = {}
     rows = 0
-    for arm, dataset, path in _places(paths):
+    for arm, dataset, path in _places(paths) if pattern is None else _matched(paths, pattern):
         if (arm, dataset) in found:
             other = found[arm, dataset].path
             raise UsageError(f"scores of '{arm}' on '{dataset}' are given twice", where=f"{path}, {other}")
@@ -117,10 +127,15 @@ def _baseline(arms: Sequence[str], wanted: str | None) -> str:
         if wanted not in arms:
             raise UsageError(f"no scores of '{wanted}'", where="--baseline", hint=f"there are: {', '.join(arms)}")
         return wanted
-    named = [arm for arm in arms if arm.lower() in BASELINE_NAMES]
-    if len(named) != 1:
-        raise UsageError("which arm is the baseline?", hint=f"name one by --baseline: {', '.join(arms)}")
-    return named[0]
+    for name_of in (str.lower, _first_word):
+        named = [arm for arm in arms if name_of(arm) in BASELINE_NAMES]
+        if len(named) == 1:
+            return named[0]
+    raise UsageError("which arm is the baseline?", hint=f"name one by --baseline: {', '.join(arms)}")
+
+
+def _first_word(arm: str) -> str:
+    return re.split(r"[^a-z0-9]", arm.lower(), maxsplit=1)[0]
 
 
 def _others(files: Sequence[ScoreFile], base: str, datasets: Sequence[str]) -> list[str]:
@@ -157,10 +172,64 @@ def _places(paths: Iterable[Path]) -> Iterator[tuple[str, str, Path]]:
         inner = [] if own else sorted(path.glob("*/*.json"))
         if not own and not inner:
             raise UsageError("the folder holds no score files", where=str(path), hint="wanted: ARM/DATASET.json")
+        flat = bool(own) and all(SEPARATOR in file.stem for file in own)
         for file in own:
-            yield path.resolve().name, file.stem, file
+            arm, _, dataset = file.stem.partition(SEPARATOR) if flat else (path.resolve().name, "", file.stem)
+            yield arm, dataset, file
         for file in inner:
             yield file.parent.name, file.stem, file
+
+
+def _matched(paths: Iterable[Path], pattern: str) -> Iterator[tuple[str, str, Path]]:
+    """Files whose names follow a pattern."""
+    template = _template(pattern)
+    files: dict[Path, str] = {}
+    for path in paths:
+        if not path.exists():
+            raise UsageError("there is no such file or folder", where=str(path))
+        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            files[file] = file.relative_to(path).as_posix() if path.is_dir() and "/" in pattern else file.name
+    splits = {file: list(_splits(template, name)) for file, name in files.items()}
+    fitting = {file: found for file, found in splits.items() if found}
+    if not fitting:
+        some = ", ".join(list(files.values())[:3]) or "none"
+        raise UsageError(f"no file fits '{pattern}'", where="--pattern", hint=f"there are: {some}")
+    arms = Counter(arm for found in fitting.values() for arm in {arm for arm, _ in found})
+    datasets = Counter(dataset for found in fitting.values() for dataset in {dataset for _, dataset in found})
+    for file, found in fitting.items():
+        arm, dataset = max(found, key=lambda split: (arms[split[0]] * datasets[split[1]], len(split[0])))
+        yield arm, dataset, file
+
+
+def _template(pattern: str) -> list[str]:
+    """A pattern's fixed parts and, between them, the names of what varies."""
+    parts = re.split(r"(\{arm\}|\{dataset\})", pattern)
+    names = parts[1::2]
+    if names.count("{arm}") != 1 or names.count("{dataset}") > 1:
+        raise UsageError(
+            f"'{pattern}' is not a pattern",
+            where="--pattern",
+            hint="write {arm} and {dataset}: '{arm}__{dataset}.json'",
+        )
+    if len(parts) == 5 and not parts[2]:
+        raise UsageError("something must stand between {arm} and {dataset}", where="--pattern")
+    return parts
+
+
+def _splits(template: list[str], name: str) -> Iterator[tuple[str, str]]:
+    """Every way in which a name fits: arm and dataset."""
+    head, tail = template[0], template[-1]
+    if not name.startswith(head) or not name.endswith(tail) or len(name) <= len(head) + len(tail):
+        return
+    middle = name[len(head) : len(name) - len(tail)]
+    if len(template) == 3:
+        yield middle, _ONE_DATASET
+        return
+    between, place = template[2], 0
+    while (place := middle.find(between, place + 1)) > 0:
+        pair = middle[:place], middle[place + len(between) :]
+        if pair[1]:
+            yield pair if template[1] == "{arm}" else pair[::-1]
 
 
 def _read(path: Path) -> tuple[dict[str, float], int]:

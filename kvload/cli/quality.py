@@ -17,12 +17,18 @@ def quality(
         list[Path],
         typer.Argument(help="Folders ARM/DATASET.json, one of such folders, or files ARM__DATASET.json."),
     ],
+    pattern: Annotated[
+        str | None, typer.Option(help="How files are named otherwise: '{arm}_{dataset}_eval.json'.")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="Arm to compare with, if not named none, base, fp16 ...")] = None,
     floor: Annotated[str | None, typer.Option(help="The arm that is the baseline's second run (A/A).")] = None,
-    theta: Annotated[str, typer.Option(help="Relative falls that make a sample negative, by comma.")] = "0.1,0.2,0.5",
+    theta: Annotated[
+        str, typer.Option(help="Relative falls that make a sample negative, by comma; the least is primary.")
+    ] = "0.1,0.2,0.5",
     gate: Annotated[str, typer.Option(help="What the baseline must reach: median, mean, or a score.")] = "median",
     sets: Annotated[list[str] | None, typer.Option("--set", help="Arms, by comma, to count common ones of.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    details: Annotated[bool, typer.Option("--details", help="Print every arm, task and theta.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     trace: Annotated[str | None, typer.Option(help="With --export: the trace whose ids the scores have.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write the negative samples' requests as a trace.")] = None,
@@ -36,7 +42,7 @@ def quality(
 
     if (export is None) != (trace is None):
         raise UsageError("--export and --trace need each other")
-    table = as_table(read_scores(scores), baseline)
+    table = as_table(read_scores(scores, pattern), baseline)
     found = assess(
         table,
         floor=floor,
@@ -63,4 +69,4 @@ def quality(
     from kvload.analysis.report.quality_text import print_quality
     from kvload.terminal import console
 
-    print_quality(found, console())
+    print_quality(found, console(), details=details)

@@ -1,6 +1,7 @@
 """Quality of runs and of score files, through the command itself as well."""
 
 import contextlib
+import io
 import json
 import tempfile
 from dataclasses import replace
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from kvload.analysis.quality import score_files
 from kvload.analysis.quality.assess import AGREEMENT, assess, score_arms, stack
 from kvload.analysis.quality.negatives import Gate
 from kvload.analysis.quality.score_files import as_table, read_scores
+from kvload.analysis.report.quality_text import print_quality
 from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.records import RequestRecord
@@ -227,6 +230,8 @@ def test_the_command_prints_exports_and_can_be_replayed(tmp_path: Path, capfd: p
     assert [request.id for request in written if request.session] == [f"q{n}" for n in range(20)]
     assert build_schedule(iter(written), model="m").planned[0].request_id == "a"
     assert run(["quality", folder, "--set", "h2o,kivi-4"]) == 0
+    assert "Negative under all arms of a set" in capfd.readouterr().out
+    assert run(["quality", folder, "--details"]) == 0
     assert "Negative samples" in capfd.readouterr().out
     assert run(["quality", folder, "--gate", "best"]) == 2
     assert "is not a gate" in capfd.readouterr().err
@@ -267,3 +272,74 @@ def test_a_cut_answer_is_not_scored_by_whatever_number_came_last() -> None:
     )
     cut = msgspec.structs.replace(asked, finish_reason="length")
     assert float(score_arms([asked], {"arm": [cut]}).arms["arm"][0]) == 0
+
+
+STUDY = "{arm}_{dataset}_eval.json"
+ARMS = (
+    "fp16_Meta-Llama-3-8B-instruct_8192_b1",
+    "gear_Meta-Llama-3-8B-instruct_8192_b1_4bits",
+    "gear_Meta-Llama-3-8B-instruct_8192_b1_8bits",
+    "h2o_Meta-Llama-3-8B-instruct_8192_b1_c2048_w32_k7_maxpool",
+    "h2o_Meta-Llama-3-8B-instruct_8192_b1_c2048_w64_k7_maxpool",
+    "h2o_Meta-Llama-3-8B-instruct_8192_b1_c256_w64_k7_maxpool",
+    "kivi_Meta-Llama-3-8B-instruct_8192_b1_4bits",
+    "streamingllm_Meta-Llama-3-8B-instruct_8192_b1_c2048",
+)
+DATASETS = (
+    *("2wikimqa", "gov_report", "hotpotqa", "lcc", "multi_news", "multifieldqa_en", "passage_count", "qasper"),
+    *("passage_retrieval_en", "qmsum", "repobench-p", "samsum", "trec", "triviaqa", "narrativeqa"),
+)
+
+
+def study(folder: Path) -> None:
+    """A flat folder named as the MLSys'25 study names its files (LLMkvsys/rethink-kv-compression)."""
+    for number, arm in enumerate(ARMS):
+        for dataset in DATASETS:
+            rng = np.random.default_rng([0 if "w32" in arm or "w64_k7" in arm else number, DATASETS.index(dataset)])
+            values = {f"{dataset}-{i}": round(float(rng.random()), 2) for i in range(20)}
+            scores(folder, STUDY.format(arm=arm, dataset=dataset), values)
+
+
+def test_a_flat_folder_is_read_by_a_pattern_although_names_have_underscores(tmp_path: Path) -> None:
+    study(tmp_path)
+    found = read_scores([tmp_path], STUDY)
+    assert {file.arm for file in found} == set(ARMS)
+    assert {file.dataset for file in found} == set(DATASETS)
+    assert len(found) == len(ARMS) * len(DATASETS)
+    table = as_table(found)
+    assert table.base_name == ARMS[0]  # by its first word
+    notes = assess(table, rng=np.random.default_rng(0)).notes
+    assert any(note.startswith(f"{ARMS[4]} has the very scores of {ARMS[3]}") for note in notes)
+
+
+def test_a_flat_folder_with_double_underscores_needs_no_pattern(tmp_path: Path) -> None:
+    for arm in ("none", "kivi"):
+        scores(tmp_path, f"{arm}__gsm8k.json", {"a": 1.0})
+    assert {(file.arm, file.dataset) for file in read_scores([tmp_path])} == {("none", "gsm8k"), ("kivi", "gsm8k")}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{dataset}.json", "not a pattern"),
+        ("{arm}{dataset}.json", "must stand between"),
+        ("x{arm}.json", "no file fits"),
+    ],
+)
+def test_a_pattern_that_says_nothing_is_refused(tmp_path: Path, pattern: str, message: str) -> None:
+    scores(tmp_path, "none__gsm8k.json", {"a": 1.0})
+    with pytest.raises(UsageError, match=message):
+        read_scores([tmp_path], pattern)
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_eight_arms_on_fifteen_tasks_are_readable(tmp_path: Path, width: int) -> None:
+    study(tmp_path)
+    found = assess(as_table(read_scores([tmp_path], STUDY)), rng=np.random.default_rng(0))
+    shown = Console(file=io.StringIO(), width=width)
+    print_quality(found, shown)
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert len(text.splitlines()) < 260
+    assert "adjusted p" in text
+    assert "all 7 arms" in text

@@ -49,7 +49,7 @@ def test_counts_are_those_of_the_rule(rows: list[tuple[float, float, float, str]
         high, low = float(before[row]), float(after[row])
         if math.isnan(high) or math.isnan(low) or high == 0 or high < limit(before, tasks[row]):
             return False
-        return (high - low) / high > theta + 1e-11
+        return low < high and (high - low) / high >= theta - 1e-11
 
     for methods in (("one",), ("two",), ("one", "two")):
         columns = [{"one": one, "two": two}[name] for name in methods]
@@ -75,10 +75,39 @@ def test_a_zero_baseline_is_never_negative() -> None:
     assert not fallen(np.zeros(3), np.zeros(3), 0.0).any()
 
 
-def test_a_fall_of_just_theta_is_not_more_than_theta() -> None:
-    base = np.array([1.0, 0.3, 10.0, 0.7])
-    assert not fallen(base, base * 0.9, 0.1).any()
-    assert fallen(base, base * 0.899, 0.1).all()
+def test_a_fall_of_just_theta_counts_and_no_fall_never_does() -> None:
+    base = np.array([1.0, 0.3, 10.0, 0.7, 0.2])
+    assert fallen(base, base * 0.9, 0.1).all()
+    assert fallen(np.array([0.2, 1.0]), np.array([0.18, 0.9]), 0.1).all()  # edit similarities, rounded
+    assert not fallen(base, base * 0.901, 0.1).any()
+    assert not fallen(base, base, 0.0).any()
+
+
+def test_the_net_has_an_interval_and_p_values_are_adjusted_over_the_methods() -> None:
+    rng = np.random.default_rng(0)
+    base = np.ones(400)
+    methods = {"bad": (rng.random(400) > 0.1).astype(float), **{f"m{i}": base.copy() for i in range(9)}}
+    counts = negative_samples(base, methods, tasks=["x"] * 400, thetas=[0.1, 0.5])
+    bad, same = only(counts, "bad"), only(counts, "m0")
+    assert bad.net.estimate == bad.negative - bad.mirror == bad.negative
+    assert bad.net.low is not None
+    assert 0 < bad.net.low < bad.negative
+    assert (same.net.low, same.net.high) == (pytest.approx(-3.0), pytest.approx(3.0))
+    assert bad.against_mirror.p_value is not None
+    assert bad.adjusted_p == pytest.approx(10 * bad.against_mirror.p_value)
+    assert only(counts, "bad", theta=0.5).adjusted_p is None
+
+
+def test_the_nets_interval_covers_chance() -> None:
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        first, second = (np.where(rng.random(150) < 0.2, 0.0, 1.0) for _ in range(2))
+        net = negative_samples(first, {"m": second}, tasks=["x"] * 150, thetas=[0.1])[0].net
+        assert net.low is not None
+        assert net.high is not None
+        held += net.low <= 0 <= net.high
+    assert held >= 182
 
 
 def test_gates_are_taken_within_a_task() -> None:
