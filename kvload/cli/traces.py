@@ -21,7 +21,7 @@ from kvload.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from kvload.workloads.traces.selection import Selection
     from kvload.workloads.traces.trace import TraceRequest
@@ -122,48 +122,128 @@ def convert_trace(
     print(*map(plain, notes.sentences()), counts, sep="\n", file=sys.stderr)
 
 
-@app.command("sample", help="Make a trace by seed: lengths and arrivals, or (--probe) scored questions.")
+@app.command(
+    "sample",
+    help="Make a trace by seed: lengths and arrivals, or questions with answers (--probe, or --needle for any model).",
+)
 def sample_trace(
     requests: Annotated[int, typer.Option(help="How many requests.")] = 100,
-    rate: Annotated[float, typer.Option(help="Arrivals per second (of conversations, with --sessions).")] = 4.0,
+    rate: Annotated[float, typer.Option(help="Arrivals per second (of conversations, where there are any).")] = 4.0,
     burstiness: Annotated[float, typer.Option(help="1 is Poisson; below 1 arrivals come in bursts.")] = 1.0,
-    input_mean: Annotated[float, typer.Option(help="Mean prompt length in tokens.")] = 512.0,
-    output_mean: Annotated[float, typer.Option(help="Mean answer length in tokens.")] = 128.0,
-    input_max: Annotated[int, typer.Option(help="Longest prompt in tokens.")] = 8192,
-    output_max: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 2048,
+    input_length: Annotated[
+        str | None, typer.Option("--input", help="Prompt length in tokens: 1024, or 512-2k for any between.")
+    ] = None,
+    output_length: Annotated[
+        str | None, typer.Option("--output", help="Answer length in tokens: 128, or 64-256 for any between.")
+    ] = None,
+    isl_osl: Annotated[
+        str | None, typer.Option(help="Lengths of prompt and answer, taken in turn: 1024:128,8k:512.")
+    ] = None,
+    input_mean: Annotated[float, typer.Option(help="Mean of long-tailed prompt lengths, without --input.")] = 512.0,
+    output_mean: Annotated[float, typer.Option(help="Mean of long-tailed answer lengths, without --output.")] = 128.0,
+    input_max: Annotated[int, typer.Option(help="Longest of them.")] = 8192,
+    output_max: Annotated[int, typer.Option(help="Longest of them.")] = 2048,
+    like: Annotated[
+        str | None, typer.Option(help="Mean lengths of a dataset: sharegpt (161 and 338 tokens) or alpaca (19 and 58).")
+    ] = None,
+    shared_prefix: Annotated[
+        int, typer.Option(help="Tokens that stand before every prompt, the same for all.", min=0)
+    ] = 0,
+    prefixes: Annotated[int, typer.Option(help="How many different ones, taken in turn.", min=1)] = 1,
     sessions: Annotated[int, typer.Option(help="Spread the requests over so many conversations.")] = 0,
+    turns: Annotated[float | None, typer.Option(help="Conversations with so many turns in the mean.")] = None,
     think: Annotated[str, typer.Option(help="Mean pause before a later turn.")] = "2s",
     seed: Seed = 0,
     probe: Annotated[bool, typer.Option("--probe", help="Ask the probe model's questions.")] = False,
+    needle: Annotated[
+        bool, typer.Option("--needle", help="Ask for one fact in a long text; for any chat model, 256 to 128k tokens.")
+    ] = False,
     tasks: Annotated[str, typer.Option(help="With --probe: tasks in turn, by comma.")] = "recall,list",
-    context: Annotated[str, typer.Option(help="With --probe: prompt lengths in turn, by comma: 512,2k.")] = "1k",
-    output: Output = None,
+    context: Annotated[
+        str | None,
+        typer.Option(help="With --probe or --needle: prompt lengths in turn, by comma: 512,2k; 1k if absent."),
+    ] = None,
+    depths: Annotated[
+        str, typer.Option(help="With --needle: where the fact stands, in turn, 0 (start) to 1 (end).")
+    ] = "0.1,0.3,0.5,0.7,0.9",
+    distractors: Annotated[int, typer.Option(help="With --needle: facts of the same kind about other things.")] = 3,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="With --needle: a model's folder, to make lengths exact; estimated for any model if absent."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; standard output if absent.")
+    ] = None,
 ) -> None:
+    from kvload.errors import UsageError
     from kvload.units import parse_duration, parse_tokens
-    from kvload.workloads.schedule import synthetic
+    from kvload.workloads.schedule import questions, synthetic
+    from kvload.workloads.schedule.needle import estimated_tokens, needles, tokenizer_count
 
+    if output is None and sys.stdout.isatty():
+        raise UsageError(
+            "the trace would be written to the terminal", hint="name a file by -o, or send it through a pipe"
+        )
+    if context is not None and not (probe or needle):
+        raise UsageError(
+            "prompt lengths of questions are asked for, and no questions",
+            where="--context",
+            hint="add --needle or --probe",
+        )
+    means = (input_mean, output_mean)
+    if like is not None:
+        if like not in synthetic.MEASURED:
+            raise UsageError(
+                f"no such dataset: '{like}'", where="--like", hint=f"known: {', '.join(synthetic.MEASURED)}"
+            )
+        means = synthetic.MEASURED[like]
     spec = synthetic.SyntheticSpec(
         requests=requests,
         rate=rate,
         burstiness=burstiness,
-        input_mean=input_mean,
-        output_mean=output_mean,
-        input_max=input_max,
-        output_max=output_max,
+        input=synthetic.LongTailed(means[0], input_max, synthetic.INPUT_SPREAD)
+        if input_length is None
+        else synthetic.parse_lengths(input_length, where="--input"),
+        output=synthetic.LongTailed(means[1], output_max, synthetic.OUTPUT_SPREAD)
+        if output_length is None
+        else synthetic.parse_lengths(output_length, where="--output"),
+        pairs=() if isl_osl is None else synthetic.parse_pairs(isl_osl, where="--isl-osl"),
+        shared_prefix=shared_prefix,
+        prefixes=prefixes,
         sessions=sessions,
+        turns_mean=turns,
         think_mean_s=parse_duration(think, where="--think"),
         seed=seed,
     )
-    if probe:
-        from kvload.servers.probe.tasks.generator import generate
-
-        lengths = [parse_tokens(part, where="--context") for part in context.split(",")]
-        made = [generate(tasks.split(","), length, -(-requests // len(lengths)), seed) for length in lengths]
-        trace = synthetic.asked(synthetic.interleaved(made, requests), spec.arrivals)
-    else:
+    if not (probe or needle):
         trace = synthetic.synthetic(spec)
-    count = _write(trace, output)
-    print(f"{count:,} requests written", file=sys.stderr)
+    else:
+        lengths = [parse_tokens(part.strip(), where="--context") for part in (context or "1k").split(",")]
+        each = -(-requests // len(lengths))
+        made: list[Sequence[questions.Question]]
+        if probe:
+            from kvload.servers.probe.tasks.generator import generate
+
+            made = [generate(tasks.split(","), length, each, seed) for length in lengths]
+        else:
+            count = estimated_tokens if tokenizer is None else tokenizer_count(tokenizer)
+            places = _shares(depths)
+            made = [
+                needles(length, each, depths=places, distractors=distractors, seed=seed, token_count=count)
+                for length in lengths
+            ]
+        trace = questions.asked(questions.interleaved(made, requests), spec.arrivals)
+    written = _write(trace, output)
+    print(f"{written:,} requests written", file=sys.stderr)
+
+
+def _shares(text: str) -> list[float]:
+    from kvload.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"'{text}' is no list of shares", where="--depths", hint="write 0.1,0.5,0.9") from None
 
 
 def _selection(start: str, end: str | None, limit: int | None, sample: float, seed: int) -> "Selection":

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from kvload.cli.main import run
 from kvload.errors import TraceError, UsageError
 from kvload.workloads.schedule.arrivals import ArrivalSpec
-from kvload.workloads.schedule.synthetic import SyntheticSpec, asked, synthetic
+from kvload.workloads.schedule.questions import asked
+from kvload.workloads.schedule.synthetic import LongTailed, SyntheticSpec, synthetic
 from kvload.workloads.traces.convert import Conversion, ConversionCounts, common_factor, convert
 from kvload.workloads.traces.describe import describe
 from kvload.workloads.traces.formats import detect_format, read_trace
@@ -110,7 +111,9 @@ def test_one_factor_fits_the_longest() -> None:
 
 
 def test_made_up_traces_have_the_figures_asked_for() -> None:
-    spec = SyntheticSpec(requests=5000, rate=10, input_mean=300, output_mean=80, seed=5)
+    spec = SyntheticSpec(
+        requests=5000, rate=10, input=LongTailed(300, 8192, 0.9), output=LongTailed(80, 2048, 0.6), seed=5
+    )
     found = describe(synthetic(spec))
     assert found.requests == 5000
     assert found.rate == pytest.approx(10, rel=0.06)
