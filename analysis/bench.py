@@ -131,7 +131,7 @@ def _manifest(records: int) -> RunManifest:
     return RunManifest(
         run_id="bench",
         kvload_version="0",
-        server=ServerInfo(url="http://127.0.0.1:1"),
+        servers=[ServerInfo(url="http://127.0.0.1:1")],
         trace=TraceInfo(path="bench.jsonl", sha256="0" * 64, format="kvload", rows=records, used=records),
         mode="free",
         seed=0,

@@ -33,6 +33,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         prompt_digest: see :func:`prompt_digest`.
         input_tokens: prompt length as planned, in tokens, where the trace states it.
         prompt_tokens: prompt length as the server counted it (``usage.prompt_tokens``).
+        server: position in :attr:`RunManifest.servers` of the one that answered.
         t_sched_s: when the schedule wanted the request to start.
         t_send_s: when its first byte was handed to the kernel.
         t_headers_s: when the first byte of the response arrived.
@@ -68,6 +69,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     t_sched_s: float
     status: Status
     worker: int = 0
+    server: int = 0
     session: str | None = None
     turn: int | None = None
     task: str | None = None
@@ -163,10 +165,11 @@ class ServerSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     Gauges: ``running`` and ``waiting`` requests, ``cache_usage`` (share of the pool, 0 to 1), ``pool_tokens``.
     The others are the server's own running totals: ``preemptions``, ``prefix_queries`` and ``prefix_hits`` (tokens),
     ``prompt_tokens``, ``generation_tokens``, finished ``requests``, and summed ``queue_s``, ``prefill_s``,
-    ``decode_s`` with ``requests`` as their count.
+    ``decode_s`` with ``requests`` as their count. ``server`` is its position in :attr:`RunManifest.servers`.
     """
 
     t_s: float
+    server: int = 0
     running: float | None = None
     waiting: float | None = None
     cache_usage: float | None = None
@@ -223,6 +226,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Everything about a run that is not a request.
 
     Attributes:
+        servers: every server the run was made against; records and samples name theirs by its position.
         mode: ``free`` (natural end of sequence) or ``forced`` (lengths as in the trace).
         arrivals: the schedule in words and numbers (``{"kind": "trace", "speed": 2.0, ...}``).
         slo: limits in seconds by metric (``ttft``, ``tpot``, ``e2e``).
@@ -236,7 +240,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     run_id: str
     kvload_version: str
-    server: ServerInfo
+    servers: list[ServerInfo]
     trace: TraceInfo
     mode: Literal["free", "forced"]
     seed: int
@@ -257,6 +261,26 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     arm: str | None = None
     repeat: int | None = None
     notes: list[str] = []
+
+    @property
+    def server(self) -> ServerInfo:
+        """The first server: the only one, where a run was not spread over several."""
+        return self.servers[0]
+
+
+def decode_manifest(content: bytes) -> RunManifest:
+    """A run's manifest, also one of version 0.1.0, which named a single ``server``.
+
+    Raises:
+        msgspec.MsgspecError: it does not parse, or names no server.
+    """
+    found = msgspec.json.decode(content)
+    if isinstance(found, dict) and "server" in found and "servers" not in found:
+        found["servers"] = [found.pop("server")]
+    manifest = msgspec.convert(found, RunManifest)
+    if not manifest.servers:
+        raise msgspec.ValidationError("`servers` is empty")
+    return manifest
 
 
 def prompt_digest(prompt: str | list[int] | list[dict[str, Any]]) -> str:

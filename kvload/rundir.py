@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from kvload.errors import RunDirError
 from kvload.private import make_folder, open_file, write_bytes
-from kvload.records import RequestRecord, RunManifest, ServerSample
+from kvload.records import RequestRecord, RunManifest, ServerSample, decode_manifest
 
 CHUNK_DTYPE = np.dtype([("us", "<u4"), ("tokens", "<u2")])
 """One token-carrying chunk: microseconds since the request's ``t_send_s``, and the tokens in it."""
@@ -143,7 +143,7 @@ class RunDir:
             RunDirError: it is missing or does not parse.
         """
         try:
-            return msgspec.json.decode(self.manifest_path.read_bytes(), type=RunManifest)
+            return decode_manifest(self.manifest_path.read_bytes())
         except OSError as error:
             raise RunDirError(f"cannot read the manifest: {error.strerror}", where=str(self.manifest_path)) from error
         except msgspec.MsgspecError as error:

@@ -1,11 +1,16 @@
 """The contract between workloads and analysis."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvload.errors import RunDirError
 from kvload.records import RequestRecord, RunManifest, ServerInfo, TraceInfo, prompt_digest
+from kvload.rundir import RunDir
+from kvload.workloads.run import recording
 
 
 def record(**changes: object) -> RequestRecord:
@@ -60,7 +65,7 @@ def test_a_manifest_is_partial_until_told_otherwise() -> None:
     manifest = RunManifest(
         run_id="r",
         kvload_version="0",
-        server=ServerInfo(url="http://127.0.0.1:1"),
+        servers=[ServerInfo(url="http://127.0.0.1:1")],
         trace=TraceInfo(path="t", sha256="0", format="kvload", rows=1, used=1),
         mode="free",
         seed=0,
@@ -82,3 +87,41 @@ def test_digests_are_stable_and_tell_prompts_apart() -> None:
 @given(st.text(alphabet=st.characters(exclude_categories=[])))
 def test_any_text_has_a_digest(text: str) -> None:
     assert len(prompt_digest(text)) == 32
+
+
+def test_a_manifest_of_the_first_version_names_its_server_alone(tmp_path: Path) -> None:
+    old = {
+        "run_id": "r",
+        "kvload_version": "0.1.0",
+        "server": {"url": "http://127.0.0.1:1", "engine": "vllm", "pool_tokens": 64},
+        "trace": {"path": "t", "sha256": "0", "format": "kvload", "rows": 1, "used": 1},
+        "mode": "free",
+        "seed": 0,
+        "arrivals": {"kind": "trace"},
+        "planned": 1,
+        "duration_s": 3,
+        "partial": False,
+    }
+    (tmp_path / "manifest.json").write_bytes(msgspec.json.encode(old))
+    manifest = RunDir.open(tmp_path).manifest()
+    assert manifest.servers == [ServerInfo(url="http://127.0.0.1:1", engine="vllm", pool_tokens=64)]
+    assert (manifest.server, manifest.duration_s) == (manifest.servers[0], 3.0)
+    for broken in ({**old, "servers": []}, {**old, "server": 3}, {name: old[name] for name in old if name != "server"}):
+        (tmp_path / "manifest.json").write_bytes(msgspec.json.encode(broken))
+        with pytest.raises(RunDirError):
+            RunDir.open(tmp_path)
+
+
+def test_a_record_names_the_server_that_answered_it() -> None:
+    assert record().server == 0
+    line = msgspec.json.encode(record(server=2))
+    assert msgspec.json.decode(line, type=RequestRecord).server == 2
+
+
+def test_records_take_over_what_plan_and_answer_have_under_the_same_name() -> None:
+    planned, answered = set(recording._PLANNED), set(recording._ANSWERED)
+    assert {"index", "request_id", "prompt_digest", "max_tokens", "seed", "expected", "scorer", "task"} <= planned
+    assert {"status", "cause", "text", "output_tokens", "finish_reason", "clock", "queue_s", "retries"} <= answered
+    assert not planned & answered
+    own = {"t_sched_s", "t_send_s", "t_headers_s", "t_first_s", "t_answer_s", "t_last_s", "t_end_s", "worker", "server"}
+    assert set(RequestRecord.__struct_fields__) == planned | answered | own | {"chunk_offset", "chunk_count"}

@@ -16,7 +16,7 @@ def manifest() -> RunManifest:
     return RunManifest(
         run_id="r",
         kvload_version="0",
-        server=ServerInfo(url="http://127.0.0.1:1"),
+        servers=[ServerInfo(url="http://127.0.0.1:1")],
         trace=TraceInfo(path="t", sha256="0", format="kvload", rows=1, used=1),
         mode="free",
         seed=0,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -34,63 +34,6 @@ _PARALLEL_FROM_BYTES = 64 << 20
 
 
 _MISSING: Any = float("nan")
-
-
-class _Row(msgspec.Struct, gc=False):
-    """The measured fields of a :class:`RequestRecord`; all other fields of a line are skipped by the decoder.
-
-    A missing number is NaN at once: turning None into NaN later costs more than decoding the line.
-    """
-
-    index: int
-    request_id: str
-    prompt_digest: str
-    max_tokens: int
-    t_sched_s: float
-    status: Status
-    turn: int | None = _MISSING
-    input_tokens: int | None = _MISSING
-    prompt_tokens: int | None = _MISSING
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = _MISSING
-    t_send_s: float | None = _MISSING
-    t_first_s: float | None = _MISSING
-    t_answer_s: float | None = _MISSING
-    t_last_s: float | None = _MISSING
-    t_end_s: float | None = _MISSING
-    output_tokens: int | None = _MISSING
-    output_tokens_source: str | None = None
-    first_chunk_tokens: int | None = _MISSING
-    end_tokens: int = 0
-    reasoning_tokens: int | None = _MISSING
-    count_doubt: str | None = None
-    in_bursts: bool = False
-    damaged: bool = False
-    chunk_offset: int = 0
-    chunk_count: int = 0
-    chunk_tick_us: int = 1
-    finish_reason: str | None = None
-    cause: str | None = None
-    clock: str = "user"
-    retries: int = 0
-    queue_s: float | None = _MISSING
-
-
-_INT_COLUMNS = (
-    *("index", "max_tokens", "min_tokens", "retries", "end_tokens"),
-    *("chunk_offset", "chunk_count", "chunk_tick_us"),
-)
-_FLOAT_COLUMNS = (
-    *("t_sched_s", "t_send_s", "t_first_s", "t_answer_s", "t_last_s", "t_end_s", "queue_s"),
-    *("input_tokens", "prompt_tokens", "output_tokens", "first_chunk_tokens", "reasoning_tokens"),
-    *("temperature", "top_p", "seed", "turn"),
-)
-_BOOL_COLUMNS = ("ignore_eos", "in_bursts", "damaged")
-_PLAIN_COLUMNS = (*_INT_COLUMNS, *_FLOAT_COLUMNS, *_BOOL_COLUMNS, "status", "prompt_digest", "request_id")
-_WORD_COLUMNS = ("cause", "finish_reason", "clock", "output_tokens_source", "count_doubt")
 
 
 @dataclass(frozen=True)
@@ -131,6 +74,7 @@ class RecordTable:
     index: Ints
     status: Ints
     shard: Ints
+    server: Ints
     max_tokens: Ints
     min_tokens: Ints
     retries: Ints
@@ -196,6 +140,33 @@ class RecordTable:
             else:
                 kept[field.name] = value[rows] if isinstance(value, np.ndarray) else value
         return RecordTable(**kept)
+
+
+def _columns_of(kind: Any) -> tuple[str, ...]:
+    """The columns of a kind that are fields of a record as they are."""
+    hints = get_type_hints(RecordTable)
+    return tuple(name for name in hints if hints[name] == kind and name in _RECORD and name != "status")
+
+
+_RECORD = {field.name: field for field in msgspec.structs.fields(RequestRecord)}
+_INT_COLUMNS, _FLOAT_COLUMNS, _BOOL_COLUMNS = _columns_of(Ints), _columns_of(Floats), _columns_of(Bools)
+_PLAIN_COLUMNS = (*_INT_COLUMNS, *_FLOAT_COLUMNS, *_BOOL_COLUMNS, "status", "prompt_digest", "request_id")
+_WORD_COLUMNS = _columns_of(Words)
+
+
+def _row_field(name: str) -> tuple[str, Any, Any] | tuple[str, Any]:
+    field = _RECORD[name]
+    if field.required:
+        return name, field.type
+    missing = _MISSING if field.default is None and name in _FLOAT_COLUMNS else field.default
+    return name, field.type, missing
+
+
+_Row = msgspec.defstruct("_Row", sorted(map(_row_field, (*_PLAIN_COLUMNS, *_WORD_COLUMNS)), key=len), gc=False)
+"""The measured fields of a :class:`RequestRecord`; all other fields of a line are skipped by the decoder.
+
+A missing number is NaN at once: turning None into NaN later costs more than decoding the line.
+"""
 
 
 def proven(table: RecordTable) -> RecordTable:
@@ -298,7 +269,7 @@ def _in_parallel(shards: Sequence[Shard]) -> list[dict[str, Any]] | None:
             return None
 
 
-def _batches(path: Path) -> Iterator[list[_Row]]:
+def _batches(path: Path) -> Iterator[list[Any]]:
     """Rows of complete lines, some megabytes at a time."""
     decoder = msgspec.json.Decoder(_Row)
     done = 0
@@ -334,7 +305,7 @@ def _name_bad_line(path: Path, start: int) -> None:
                 raise RunDirError(str(error), where=f"{path}:{number}") from error
 
 
-def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _columns(rows: list[Any], codes: dict[str, dict[str | None, int]]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for name in _INT_COLUMNS:
         yield name, np.fromiter(map(attrgetter(name), rows), np.int64, len(rows))
     for name in _FLOAT_COLUMNS:
@@ -353,7 +324,7 @@ def _columns(rows: list[_Row], codes: dict[str, dict[str | None, int]]) -> Itera
     yield "request_id", np.fromiter(map(attrgetter("request_id"), rows), np.object_, len(rows))
 
 
-def _numbers(rows: list[_Row], name: str) -> Floats:
+def _numbers(rows: list[Any], name: str) -> Floats:
     try:
         return np.fromiter(map(attrgetter(name), rows), np.float64, len(rows))
     except TypeError:

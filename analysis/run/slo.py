@@ -72,8 +72,11 @@ def _cannot_have(table: RecordTable, metric: str) -> Bools:
 
     That is the TPOT of one token, where the server counts one or no more were asked for.
     """
-    if metric != "tpot":
-        return np.zeros(len(table), np.bool_)
+    return one_token(table) if metric == "tpot" else np.zeros(len(table), np.bool_)
+
+
+def one_token(table: RecordTable) -> Bools:
+    """Answers that have one token by proof: :attr:`kvload.records.RequestRecord.has_one_token` of all at once."""
     one = (table.output_tokens == 1) | (table.output_tokens - table.end_tokens == 1)
     known = table.output_tokens_source.equals("usage") | table.output_tokens_source.equals("token_ids")
     found: Bools = one & (known | (table.max_tokens == 1)) & ~np.isnan(table.t_first_s)

@@ -139,7 +139,7 @@ class _OneReplay:
         calibration = self._calibrate(schedule)
         notes = [*options.notes, *self._warm_up(schedule)]
         server = self._reset_cache(server)
-        run.update_manifest(server=server, notes=notes, calibration=calibration)
+        run.update_manifest(servers=[server], notes=notes, calibration=calibration)
         log_start = self._log_size()
 
         def scrape(sample: ServerSample) -> None:
@@ -218,7 +218,7 @@ class _OneReplay:
         return RunManifest(
             run_id=f"{time.time_ns():x}",
             kvload_version=__version__,
-            server=server,
+            servers=[server],
             trace=schedule.trace,
             mode=schedule.mode,
             seed=run.schedule.seed,

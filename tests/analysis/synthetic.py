@@ -16,7 +16,7 @@ def manifest(planned: int, **changes: Any) -> RunManifest:
     values: dict[str, Any] = {
         "run_id": "synthetic",
         "kvload_version": "0.1.0",
-        "server": ServerInfo(url="http://127.0.0.1:1", engine="embedded", model="tiny", method="none"),
+        "servers": [ServerInfo(url="http://127.0.0.1:1", engine="embedded", model="tiny", method="none")],
         "trace": TraceInfo(path="trace.jsonl", sha256="0" * 64, format="kvload", rows=planned, used=planned),
         "mode": "free",
         "seed": 7,

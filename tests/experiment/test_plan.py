@@ -109,7 +109,7 @@ def test_only_a_finished_run_is_complete_and_an_unfinished_one_is_kept(tmp_path:
     manifest = RunManifest(
         run_id="r",
         kvload_version="0",
-        server=ServerInfo(url="http://x"),
+        servers=[ServerInfo(url="http://x")],
         trace=TraceInfo(path="t", sha256="", format="kvload", rows=1, used=1),
         mode="free",
         seed=0,

@@ -254,7 +254,7 @@ def _manifest(planned: int) -> RunManifest:
     return RunManifest(
         run_id="calibration",
         kvload_version="",
-        server=ServerInfo(url=""),
+        servers=[ServerInfo(url="")],
         trace=TraceInfo(path="", sha256="", format="", rows=planned, used=planned),
         mode="free",
         seed=0,
@@ -278,11 +278,12 @@ def _compare(
         sends.append(record.t_send_s)
         lags.append(record.t_send_s - record.t_sched_s)
         answer = truth.get(f"kvload-{record.index}")
-        if record.status != "ok" or record.t_first_s is None or answer is None or len(rows) != len(answer.writes_ns):
+        ttft_s = record.ttft_s
+        if record.status != "ok" or ttft_s is None or answer is None or len(rows) != len(answer.writes_ns):
             continue
         clocks.add(record.clock)
         true_ttft = (answer.writes_ns[0] - answer.arrival_ns) / 1e9
-        ttft_errors.append(abs(record.t_first_s - record.t_send_s - true_ttft))
+        ttft_errors.append(abs(ttft_s - true_ttft))
         gaps = np.diff(rows["us"].astype(np.float64)) * (record.chunk_tick_us * 1e-6)
         itl_errors.append(np.abs(gaps - np.diff(answer.writes_ns) / 1e9))
     cpu_s = manifest.client.get("cpu_s", {})

@@ -224,22 +224,25 @@ class Session:
         """Show a request to Locust's own statistics."""
         if record.status == "unsent":
             return
-        ended = record.t_last_s if record.t_last_s is not None else record.t_end_s
-        took = None if ended is None or record.t_send_s is None else (ended - record.t_send_s) * 1e3
         problem = None if record.status == "ok" else RuntimeError(record.cause or record.status)
         fire = self.environment.events.request.fire
         name = record.task or "replay"
         fire(
             request_type="e2e",
             name=name,
-            response_time=took or 0,
+            # None is left out of its percentiles
+            response_time=_ms(record.e2e_s),
             response_length=record.output_tokens or 0,
             exception=problem,
             context={},
         )
-        if record.t_first_s is not None and record.t_send_s is not None:
-            ttft = (record.t_first_s - record.t_send_s) * 1e3
-            fire(request_type="ttft", name=name, response_time=ttft, response_length=0, exception=None, context={})
+        if record.ttft_s is not None:
+            ttft_ms = _ms(record.ttft_s)
+            fire(request_type="ttft", name=name, response_time=ttft_ms, response_length=0, exception=None, context={})
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else value_s * 1e3
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]

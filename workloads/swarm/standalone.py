@@ -74,7 +74,7 @@ class StandaloneRun:
         manifest = RunManifest(
             run_id=f"{time.time_ns():x}",
             kvload_version=__version__,
-            server=ServerInfo(url=address.url, model=model),
+            servers=[ServerInfo(url=address.url, model=model)],
             trace=schedule.trace,
             mode=schedule.mode,
             seed=seed,

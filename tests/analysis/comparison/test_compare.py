@@ -37,9 +37,9 @@ def arms_of(folder: Path, others: int = 2, count: int = 120, repeats: int = 2, t
                 seed=seed * 10 + repeat,
                 change=lambda i: {"tpot_s": tpot_s, "text": f"{text} {i}", "queue_s": 0.01},
                 repeat=repeat,
-                server=ServerInfo(
-                    url="http://127.0.0.1:1", engine="embedded", method=name, pool_tokens=1000 * (seed + 1)
-                ),
+                servers=[
+                    ServerInfo(url="http://127.0.0.1:1", engine="embedded", method=name, pool_tokens=1000 * (seed + 1))
+                ],
             )
             for sample in scrapes([(t, {"cache_usage": 0.1 * t, "waiting": 0.0, "running": 3.0}) for t in (0, 1, 2)]):
                 run.append_scrape(sample)

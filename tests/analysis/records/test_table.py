@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kvload.analysis.records import latency, table
+from kvload.analysis.run import slo
 from kvload.errors import RunDirError
 from kvload.records import RequestRecord
 from tests.analysis.synthetic import answer, mixed, write
@@ -40,6 +41,30 @@ def test_the_narrow_row_has_the_types_of_the_record() -> None:
             assert narrow[field.name] == whole[field.name]
         default = None if isinstance(field.default, float) and math.isnan(field.default) else field.default
         assert default == defaults[field.name]
+
+
+def test_metrics_of_a_table_are_those_of_its_records(tmp_path: Path) -> None:
+    """The record defines them; the table computes them for all at once."""
+    rng = np.random.default_rng(3)
+    odd = [
+        {"output_tokens": 1, "first_chunk_tokens": 1},
+        {"output_tokens": None, "first_chunk_tokens": None},
+        {"in_bursts": True},
+        {"end_tokens": 1},
+        {"t_first_s": None, "t_last_s": None},
+        {"t_send_s": None},
+    ]
+    rows = []
+    for number, changes in enumerate(odd):
+        record, chunks = answer(rng, number, tokens=12)
+        rows.append((msgspec.structs.replace(record, **changes), chunks))
+    for run in (mixed(tmp_path / "mixed"), write(tmp_path / "odd", rows)):
+        columns = table.load(run)
+        records = sorted((record for record, _ in run.records()), key=lambda record: record.index)
+        for name in ("ttft", "tpot", "e2e", "lag"):
+            expected = [math.nan if (value := getattr(record, f"{name}_s")) is None else value for record in records]
+            np.testing.assert_allclose(latency.METRICS[name](columns), expected, rtol=1e-12, atol=1e-12, err_msg=name)
+        np.testing.assert_array_equal(slo.one_token(columns), [record.has_one_token for record in records])
 
 
 def test_gaps_are_those_between_the_chunks_of_answered_requests(

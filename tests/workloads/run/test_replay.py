@@ -35,7 +35,7 @@ def new_run(path: Path, url: str, planned: int) -> RunDir:
     manifest = RunManifest(
         run_id="r",
         kvload_version="0",
-        server=ServerInfo(url=url),
+        servers=[ServerInfo(url=url)],
         trace=TraceInfo(path="t", sha256="", format="kvload", rows=planned, used=planned),
         mode="free",
         seed=0,
