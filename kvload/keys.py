@@ -38,6 +38,17 @@ def key_named(variable: str, environ: Mapping[str, str], where: str) -> str:
     return check_key(key, variable)
 
 
+def bearer(key: str) -> dict[str, str]:
+    """The header that carries a key (RFC 6750)."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def overridden(headers: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    """Headers with others in place of those of the same name, whatever its case (RFC 9110, 5.1)."""
+    names = {name.lower() for name in others}
+    return {name: value for name, value in headers.items() if name.lower() not in names} | dict(others)
+
+
 def check_key(key: str, where: str) -> str:
     """The key, if a header can carry it (RFC 9110, 5.5: visible characters, no line ends).
 

@@ -81,7 +81,7 @@ def capacity(
         server=server.server,
         address=read_address(server, insecure=sending.insecure),
         model=server.model,
-        headers=read_headers(sending.header),
+        headers=read_headers(sending),
         swarm=read_page(page, autostart=True),
     )
     plan = CapacityPlan(

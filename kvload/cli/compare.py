@@ -19,6 +19,7 @@ from kvload.cli.options import (
     TraceFlags,
     grouped,
     one_trace,
+    read_arm_keys,
     read_arrivals,
     read_gates,
     read_headers,
@@ -42,6 +43,9 @@ def compare(
     method: Annotated[list[str] | None, typer.Option(help="A method to launch; may be repeated.")] = None,
     arm: Annotated[
         list[str] | None, typer.Option(help="NAME=http://HOST:PORT, a server that runs already; may be repeated.")
+    ] = None,
+    arm_key: Annotated[
+        list[str] | None, typer.Option(help="NAME=VARIABLE: the environment variable with the key of one arm's server.")
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="The arm to compare with; none or auto, else the first.")] = None,
     floor: Annotated[
@@ -76,7 +80,7 @@ def compare(
     from kvload.workloads.traces.samples import trace_path
 
     paths, limits_s = trace_and_limits(what or [], limits)
-    headers = read_headers(sending.header)
+    headers = read_headers(sending)
     outcome = Outcome(conditions=read_gates(limits.fail_if), as_json=json_output, limits=limits_s)
     swarm = read_page(page, autostart=True)
     if paths and all(Path(path).is_dir() for path in paths) and resume is None:
@@ -120,6 +124,7 @@ def compare(
         outcome,
         is_new=resume is None,
         headers=headers,
+        arm_headers=read_arm_keys(arm_key, [each.name for each in plan.arms]),
         verify=verify,
         swarm=swarm,
         dry_run=dry_run,

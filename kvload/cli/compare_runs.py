@@ -31,6 +31,7 @@ def make_runs(
     *,
     is_new: bool,
     headers: Mapping[str, str],
+    arm_headers: Mapping[str, Mapping[str, str]],
     verify: bool,
     swarm: "Swarm",
     dry_run: bool,
@@ -66,7 +67,7 @@ def make_runs(
             display.notice(f"the page of each run is at http://{swarm.web_host}:{swarm.web_port}/kvload/")
         watcher = Watcher(on_run, on_launch, Listener(display.progress, lambda text: display.notice(f"  {text}")))
         try:
-            run_all(plan, folder, watcher, headers=headers, verify=verify, swarm=swarm)
+            run_all(plan, folder, watcher, headers=headers, arm_headers=arm_headers, verify=verify, swarm=swarm)
         except KeyboardInterrupt:
             display.notice(f"interrupted: go on with kvload compare --resume {folder}")
             raise

@@ -145,6 +145,9 @@ class SendingFlags:
     timeout: Annotated[str, typer.Option(help="A request's limit; none for no limit.")] = "10min"
     drain: Annotated[str, typer.Option(help="Wait so long for the last answers.")] = "2min"
     header: Annotated[list[str] | None, typer.Option(help="'Name: value', sent along; may be repeated.")] = None
+    api_key: Annotated[
+        str | None, typer.Option(help="The server's key; better in KVLOAD_API_KEY, where no process list shows it.")
+    ] = None
     insecure: Annotated[bool, typer.Option("--insecure", help="Accept any certificate (https).")] = False
     keep_cache: Annotated[bool, typer.Option("--keep-cache", help="Do not empty the prefix cache first.")] = False
     calibrate: Annotated[
@@ -301,22 +304,50 @@ def read_gates(texts: Sequence[str] | None) -> "tuple[Gate, ...]":
     return tuple(gates.parse(text) for text in texts or ())
 
 
-def read_headers(texts: Sequence[str] | None) -> dict[str, str]:
-    """Names and values of ``--header``.
+def read_headers(sending: SendingFlags) -> dict[str, str]:
+    """Names and values of ``--header``, and what ``--api-key`` stands for.
 
     Raises:
-        UsageError: one is not ``Name: value``.
+        UsageError: one is not ``Name: value``, or the key is none that a header can carry.
     """
     from kvload.errors import UsageError
+    from kvload.keys import bearer, check_key, overridden
 
     headers: dict[str, str] = {}
-    for text in texts or ():
+    for text in sending.header or ():
         name, separator, value = text.partition(":")
         if not separator or not name.strip():
             # the text may be a key: it is not repeated
             raise UsageError("a header is written 'Name: value'", where="--header")
         headers[name.strip()] = value.strip()
+    if sending.api_key:
+        return overridden(headers, bearer(check_key(sending.api_key, "--api-key")))
     return headers
+
+
+def read_arm_keys(texts: Sequence[str] | None, arms: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Headers of single arms by name, from ``--arm-key NAME=VARIABLE``.
+
+    Args:
+        arms: the names that are known.
+
+    Raises:
+        UsageError: one is not ``NAME=VARIABLE``, names no arm, or its variable is not set.
+    """
+    import os
+
+    from kvload.errors import UsageError
+    from kvload.keys import bearer, key_named
+
+    found: dict[str, dict[str, str]] = {}
+    for text in texts or ():
+        name, separator, variable = text.rpartition("=")
+        if not separator or not name or not variable:
+            raise UsageError("written NAME=VARIABLE, the variable that holds the key", where="--arm-key")
+        if name not in arms:
+            raise UsageError(f"there is no arm '{name}'", where="--arm-key", hint=f"arms: {', '.join(arms)}")
+        found[name] = bearer(key_named(variable, os.environ, "--arm-key"))
+    return found
 
 
 def read_arrivals(trace: TraceFlags, flags: ArrivalFlags, seed: int) -> "ArrivalSpec":

@@ -61,7 +61,7 @@ def replay(
     from kvload.experiment.replay import Listener, replay_once
     from kvload.workloads.traces.samples import trace_path
 
-    headers = read_headers(sending.header)
+    headers = read_headers(sending)
     if worker:
         from kvload.workloads.run.headers import request_headers
         from kvload.workloads.swarm.remote import run_worker

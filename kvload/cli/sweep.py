@@ -84,7 +84,7 @@ def sweep(
     from kvload.experiment import sweep as sweeps
 
     limits = read_limits(slo, goodput)
-    headers = read_headers(sending.header)
+    headers = read_headers(sending)
     show = sweep_runs.Shown(as_json=json_output, limits=limits or None, price_per_gpu_hour=gpu_hour)
     if resume is not None:
         if what or method or arm:

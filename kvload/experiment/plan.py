@@ -37,6 +37,11 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     baseline: bool = False
     floor: bool = False
 
+    @property
+    def base(self) -> str:
+        """Its name, or that of the arm that it runs a second time."""
+        return self.name.removesuffix(FLOOR_SUFFIX) if self.floor else self.name
+
     def address(self, *, insecure: bool) -> Address | None:
         """Where the server is that someone else runs; None for one that is launched.
 

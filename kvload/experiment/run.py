@@ -10,6 +10,7 @@ from kvload.errors import ServerError
 from kvload.experiment.options import ReplayOptions
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
+from kvload.keys import overridden
 from kvload.private import make_folder
 from kvload.rundir import RunDir
 from kvload.workloads.run.plan import Swarm
@@ -54,6 +55,7 @@ def run_all(
     watcher: Watcher,
     *,
     headers: Mapping[str, str] | None = None,
+    arm_headers: Mapping[str, Mapping[str, str]] | None = None,
     verify: bool = True,
     swarm: Swarm | None = None,
 ) -> None:
@@ -61,6 +63,7 @@ def run_all(
 
     Args:
         headers: sent with every request; they are not part of the plan, since they may hold keys.
+        arm_headers: for the servers of single arms, in place of headers of the same name.
         verify: check each launched server's cache before it is used.
         swarm: Locust's web page while a run goes on.
 
@@ -76,7 +79,8 @@ def run_all(
         make_folder(folder.parent)
         arm = plan.arm(run.arm)
         with serving(arm, plan.launch, watcher.on_launch, verify=verify) as server:
-            options = _options(plan, out, run, server, headers or {}, swarm or Swarm())
+            sent = overridden(headers or {}, (arm_headers or {}).get(arm.base, {}))
+            options = _options(plan, out, run, server, sent, swarm or Swarm())
             manifest = replay_once(options, watcher.listener).manifest()
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt

@@ -17,7 +17,7 @@ import msgspec
 from kvload.address import Address
 from kvload.errors import KvloadError, ServerError, UsageError
 from kvload.http import request as http_request
-from kvload.keys import api_key
+from kvload.keys import api_key, bearer
 from kvload.records import ServerInfo
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
 from kvload.servers.host.machine import gpu_used_mib
@@ -239,7 +239,7 @@ def first_token(entry: ServerEntry, vocabulary: int | None, headers: Mapping[str
 def api_headers(env: Mapping[str, str], engine_args: tuple[str, ...] = ()) -> dict[str, str]:
     """The ``Authorization`` header for a server started with an API key in its arguments or its environment."""
     key = api_key(env, flag_value(engine_args, "--api-key") or env.get("VLLM_API_KEY"))
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return bearer(key) if key else {}
 
 
 class LogFollower:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import kvload
-from kvload.keys import api_key
+from kvload.keys import api_key, bearer
 
 HEADERS_VARIABLE = "KVLOAD_HEADERS"
 """Environment variable that hands headers to the Locust processes: they stand in no file and on no command line."""
@@ -21,7 +21,7 @@ def request_headers(headers: Mapping[str, str], environ: Mapping[str, str] | Non
     found = dict(headers)
     key = api_key(os.environ if environ is None else environ)
     if key and not any(name.lower() == "authorization" for name in found):
-        found["Authorization"] = f"Bearer {key}"
+        found |= bearer(key)
     return found
 
 
