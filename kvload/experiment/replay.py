@@ -25,8 +25,13 @@ if TYPE_CHECKING:
     from kvload.workloads.run.live import Progress
     from kvload.workloads.schedule.build import Schedule
     from kvload.workloads.schedule.request import PlannedRequest
+    from kvload.workloads.schedule.texts import TokenCounter
+    from kvload.workloads.traces.trace import TraceRequest
 
 SCRAPE_EVERY_S = 0.5
+_TEMPLATE_FIELDS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+"""Fields of a request that change what its chat template makes of it."""
+
 CALIBRATED_FROM_S = 30.0
 """A run this long is worth the ten seconds of a calibration."""
 
@@ -205,7 +210,30 @@ class _OneReplay:
             vocabulary=self.vocabulary,
             max_model_len=server.max_model_len,
             served_models=None if self.options.model is not None else self._served_models,
+            count_tokens=self._token_counter(server),
         )
+
+    def _token_counter(self, server: ServerInfo) -> "TokenCounter":
+        """Asks the server how long a text is; gives up at the first question that it does not answer."""
+        from kvload.servers.watch import discover
+
+        gave_up = False
+
+        def count(request: "TraceRequest") -> int | None:
+            nonlocal gave_up
+            if gave_up:
+                return None
+            body: dict[str, Any] = {"model": server.model}
+            if request.messages is not None:
+                body["messages"] = request.messages
+                body |= {name: request.sampling[name] for name in _TEMPLATE_FIELDS if name in request.sampling}
+            else:
+                body["prompt"] = request.prompt
+            found = discover.token_count(self.address, body, self.headers)
+            gave_up = found is None
+            return found
+
+        return count
 
     def _served_models(self) -> "Collection[str]":
         from kvload.servers.watch import discover

@@ -11,6 +11,9 @@ from kvload.servers.engines.base import Adapter, Reported, Said
 from kvload.servers.watch.prometheus import parse
 from kvload.servers.watch.scrape import METRICS_LIMIT, engine_of, to_sample
 
+TOKENS_LIMIT = 64 * 1024 * 1024
+"""Bytes of an answer of ``/tokenize`` that are read: the ids of millions of tokens."""
+
 
 def server_info(base: Address, headers: Mapping[str, str] | None = None, *, timeout_s: float = 10.0) -> ServerInfo:
     """Ask a server for its model, engine, version and cache.
@@ -74,6 +77,23 @@ def served_models(base: Address, headers: Mapping[str, str] | None = None) -> li
     listed = _optional_json(base, "/v1/models", headers, 10.0).get("data")
     models = listed if isinstance(listed, list) else []
     return [str(model["id"]) for model in models if isinstance(model, dict) and "id" in model]
+
+
+def token_count(base: Address, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> int | None:
+    """How many tokens a prompt has, by the server's ``/tokenize`` (vLLM's, SGLang's and the embedded engine's).
+
+    Args:
+        body: ``model`` and ``prompt``, or ``messages`` with what their chat template takes.
+
+    Returns:
+        None where the server does not tell.
+    """
+    try:
+        answer = request(base, "/tokenize", body=dict(body), headers=headers, timeout_s=30.0, limit=TOKENS_LIMIT)
+        said = answer.json() if answer.ok else None
+    except KvloadError:
+        return None
+    return _whole(said.get("count")) if isinstance(said, dict) else None
 
 
 def vocab_size(base: Address, headers: Mapping[str, str] | None = None) -> int | None:

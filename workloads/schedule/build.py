@@ -36,6 +36,7 @@ from kvload.workloads.schedule.request import (
     request_body,
     shard,
 )
+from kvload.workloads.schedule.texts import TokenCounter, measured
 from kvload.workloads.traces import fitting
 from kvload.workloads.traces.fitting import TooLong
 from kvload.workloads.traces.formats import find_format, read_trace
@@ -81,13 +82,14 @@ def load_schedule(
     vocabulary: int | None = None,
     max_model_len: int | None = None,
     served_models: Callable[[], Collection[str]] | None = None,
+    count_tokens: TokenCounter | None = None,
 ) -> Schedule:
     """Read a trace file and plan its replay.
 
     Args:
         options: how it is read and what is made of it.
         vocabulary: tokens of the model's vocabulary, where they are known.
-        model, max_model_len, served_models: see :func:`build_schedule`.
+        model, max_model_len, served_models, count_tokens: see :func:`build_schedule`.
 
     Raises:
         TraceError: the file is malformed or its requests do not make a schedule.
@@ -117,6 +119,7 @@ def load_schedule(
         sampling=options.sampling,
         return_token_ids=options.return_token_ids,
         served_models=served_models,
+        count_tokens=count_tokens,
         notes=notes,
     )
     with path.open("rb") as file:
@@ -155,6 +158,7 @@ def build_schedule(
     sampling: Mapping[str, Any] | None = None,
     return_token_ids: bool = False,
     served_models: Callable[[], Collection[str]] | None = None,
+    count_tokens: TokenCounter | None = None,
     notes: Notes | None = None,
 ) -> Schedule:
     """Plan the replay of a trace.
@@ -176,6 +180,8 @@ def build_schedule(
         return_token_ids: ask the server for the answers' token ids.
         served_models: asked for the models that the server serves, if a row names one; a row's own model is asked for
             where it is among them. None asks for ``model`` always.
+        count_tokens: asked for the length of texts that may not fit the server's limit; where None, or where it does
+            not tell, it is estimated.
         notes: what was noted while the requests were read.
 
     Raises:
@@ -200,7 +206,8 @@ def build_schedule(
         chosen = scaled
     settled, reason = settle_mode(chosen, mode)
     needs = [_need(request, settled) for request in chosen]
-    fitted = fitting.fit(chosen, needs, max_model_len, too_long)
+    texts = measured(chosen, needs, max_model_len, count_tokens)
+    fitted = fitting.fit(texts.requests, needs, max_model_len, too_long, estimates=texts.estimates)
     changes += fitted.changes
     planner = _Planner(model, settled, prompts or PromptSpec(), default_max_tokens, max_model_len)
     planner.served_models = served_models

@@ -73,7 +73,7 @@ class NeedleQuestion:
 def estimated_tokens(text: str) -> int:
     """About how many tokens a text takes in any tokenizer, rather more: words, punctuation, ends of lines, digits.
 
-    On texts of 32k tokens it is 2 % above what the tokenizer of SmolLM2 (49k words) makes of them.
+    Look-ups of 32k tokens so made have 31.1k in the tokenizer of SmolLM2 (49k words).
     """
     return math.ceil(1.03 * len(re.findall(r"[^\W\d]+|\d{1,2}|[^\w\s]|\n+", text)))
 

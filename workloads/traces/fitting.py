@@ -1,14 +1,14 @@
 """Makes the lengths of a trace fit a server: scaled, capped or left out, only when told to, and always counted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from kvload.errors import TraceError
-from kvload.workloads.traces.trace import TraceRequest
+from kvload.workloads.traces.trace import TraceRequest, continues_conversation
 
 TooLong = Literal["error", "drop", "cap", "scale"]
 
@@ -69,21 +69,32 @@ class Fitted:
     dropped: int = 0
 
 
-def fit(requests: Sequence[TraceRequest], needs: Sequence[int], limit: int | None, policy: TooLong) -> Fitted:
+def fit(
+    requests: Sequence[TraceRequest],
+    needs: Sequence[int],
+    limit: int | None,
+    policy: TooLong,
+    *,
+    estimates: Mapping[int, int] | None = None,
+) -> Fitted:
     """Make prompt and answer of every request fit into ``limit`` tokens together.
 
     Args:
         requests: the requests; a prompt of unknown length is taken to fit.
         needs: for each, the answer's tokens that must find room.
         limit: the server's limit; None where it is not known: nothing changes.
-        policy: ``error`` raises; ``drop`` leaves out the requests that are too long; ``cap`` cuts their made-up prompt,
-            and the answer where that alone would take more than half the limit; ``scale`` cuts such answers and
-            multiplies all made-up prompts by the one factor that makes the longest fit.
+        policy: ``error`` raises; ``drop`` leaves out the requests that are too long, and the later turns that need
+            them; ``cap`` cuts their made-up prompt, and the answer where that alone would take more than half the
+            limit, of a text the answer alone; ``scale`` cuts such answers and multiplies all made-up prompts by the one
+            factor that makes the longest fit.
+        estimates: lengths of texts that are not known for sure, by index: they are dropped or capped where that is
+            asked for, and else only told.
 
     Raises:
         TraceError: requests are too long and the policy is ``error``, or a text is and the policy would have to cut it.
     """
-    sizes = [input_tokens(request) for request in requests]
+    guessed = dict(estimates or {})
+    sizes = [guessed.get(index, input_tokens(request)) for index, request in enumerate(requests)]
     long = [
         index
         for index, (size, need) in enumerate(zip(sizes, needs, strict=True))
@@ -91,40 +102,76 @@ def fit(requests: Sequence[TraceRequest], needs: Sequence[int], limit: int | Non
     ]
     if not long or limit is None:
         return Fitted(requests=list(requests))
-    longest = max(long, key=lambda index: (sizes[index] or 0) + needs[index])
+    sure = [index for index in long if index not in guessed]
+    if policy == "error" and not sure:
+        return Fitted(requests=list(requests), changes=[_guess(requests, sizes, long, limit)])
+    longest = max(sure or long, key=lambda index: (sizes[index] or 0) + needs[index])
     told = (
         f"{len(long)} of {len(requests)} requests do not fit the server's {limit} tokens (the longest, "
         f"'{requests[longest].id}', is {sizes[longest] or 0} + {needs[longest]})"
     )
+    if guessed:
+        told += "; lengths of texts are estimated, the server does not count them"
     if policy == "error":
         raise TraceError(told, hint="choose --too-long drop, cap or scale, or shorten the trace with --scale-input")
     if policy == "drop":
-        left_out = set(long)
+        left_out = _with_followers(requests, set(long))
         kept = [request for index, request in enumerate(requests) if index not in left_out]
-        return Fitted(kept, [f"{told}: dropped"], dropped=len(long))
-    texts = [index for index in long if not is_made_up(requests[index])]
+        return Fitted(kept, [f"{told}: dropped"], dropped=len(left_out))
+    texts = [index for index in long if not is_made_up(requests[index]) and (sizes[index] or 0) >= limit]
     if texts:
         raise TraceError(
             f"{len(texts)} requests of given text do not fit the server's {limit} tokens "
             f"('{requests[texts[0]].id}' is the first)",
             hint="a text is never cut: choose --too-long drop",
         )
-    if policy == "cap":
-        result = [squeezed(request, need, limit) for request, need in zip(requests, needs, strict=True)]
-        return Fitted(result, [f"{told}: capped"], changed=len(long))
-    factor = min(fitting_factor(requests[index], needs[index], limit) for index in long)
+    factor = 1.0
+    if policy == "scale":
+        made_up = [index for index in long if is_made_up(requests[index])]
+        factor = min((fitting_factor(requests[index], needs[index], limit) for index in made_up), default=1.0)
     result = [
-        squeezed(scale_input(request, factor), need, limit) for request, need in zip(requests, needs, strict=True)
+        squeezed(scale_input(request, factor), need, limit, guessed.get(index))
+        for index, (request, need) in enumerate(zip(requests, needs, strict=True))
     ]
     changed = sum(after is not before for after, before in zip(result, requests, strict=True))
+    if factor == 1.0:
+        return Fitted(result, [f"{told}: capped"], changed=len(long))
     return Fitted(result, [f"{told}: {changed} prompts scaled by {factor:.4g}"], changed=changed)
 
 
-def squeezed(request: TraceRequest, need: int, limit: int) -> TraceRequest:
-    """The request cut to ``limit`` tokens: its made-up prompt, and its answer where that takes over half of them."""
-    size = input_tokens(request) or 0
+def _guess(requests: Sequence[TraceRequest], sizes: Sequence[int | None], long: Sequence[int], limit: int) -> str:
+    longest = max(long, key=lambda index: sizes[index] or 0)
+    return (
+        f"{len(long)} of {len(requests)} texts may not fit the server's {limit} tokens (the longest, "
+        f"'{requests[longest].id}', has about {sizes[longest]}); the server does not count tokens, and may refuse them "
+        "(--too-long drop leaves them out)"
+    )
+
+
+def _with_followers(requests: Sequence[TraceRequest], dropped: set[int]) -> set[int]:
+    """The indices, and those of later turns that cannot be sent without them."""
+    found = set(dropped)
+    sessions: set[str] = set()
+    for index, request in enumerate(requests):
+        if request.session is None:
+            continue
+        if index in dropped:
+            sessions.add(request.session)
+        elif request.session in sessions and request.turn and continues_conversation(request):
+            found.add(index)
+    return found
+
+
+def squeezed(request: TraceRequest, need: int, limit: int, estimate: int | None = None) -> TraceRequest:
+    """The request cut to ``limit`` tokens: its made-up prompt, and its answer where that takes over half of them.
+
+    Of a text, whose length may be an ``estimate``, the answer alone is cut, to what the text leaves.
+    """
+    size = input_tokens(request) or 0 if estimate is None else estimate
     if size + need <= limit:
         return request
+    if not is_made_up(request):
+        return cap_output(request, max(limit - size, 1))
     room = _answer_room(size, need, limit)
     return cap_input(cap_output(request, room), limit - room)
 

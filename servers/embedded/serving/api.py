@@ -127,12 +127,16 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    """Token ids of a text."""
+    """Token ids of a text, or of messages under the model's chat template."""
     service = request.app[SERVICE]
-    text = parse_json(await request.read()).get("prompt")
-    if not isinstance(text, str):
-        raise RequestError(400, "prompt must be a text", "prompt")
-    tokens = await _encode(service, text)
+    body = parse_json(await request.read())
+    if "messages" in body:
+        tokens = await _prompt(service, parse_request({"model": service.model, **body}, chat=True, model=service.model))
+    else:
+        text = body.get("prompt")
+        if not isinstance(text, str):
+            raise RequestError(400, "prompt must be a text", "prompt")
+        tokens = await _encode(service, text)
     return web.json_response({"tokens": tokens, "count": len(tokens), "max_model_len": service.max_model_len})
 
 

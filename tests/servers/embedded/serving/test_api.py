@@ -156,6 +156,16 @@ def test_chat_uses_the_template(server: Server) -> None:
     assert text == answer["choices"][0]["message"]["content"]
 
 
+def test_messages_are_counted_under_their_template(server: Server) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    status, answer = server.post("/tokenize", messages=messages)
+    assert status == 200
+    assert answer["tokens"] == server.tokenizer("<user>hi<assistant>").input_ids
+    assert answer["count"] == len(answer["tokens"])
+    assert server.post("/tokenize", prompt="hi")[1]["count"] == 2
+    assert server.post("/tokenize", messages="hi")[0] == 400
+
+
 def test_echo_gives_the_prompts_log_likelihood(server: Server) -> None:
     prompt = [(37 * i) % 256 for i in range(60)]
     with torch.no_grad():
