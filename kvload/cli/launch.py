@@ -27,7 +27,8 @@ app = typer.Typer(add_completion=False)
 def launch_command(
     ctx: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="A model's folder or hub name; kvload's own probe model where left out.")
+        str | None,
+        typer.Argument(help="A model's folder, .gguf file or hub name; kvload's probe model where left out."),
     ] = None,
     method: Annotated[
         str, typer.Option(help="KV-cache compression, as in 'kvload methods'; raw:NAME for an engine's own dtype.")

@@ -211,6 +211,7 @@ class Adapter(ABC):
             none.
         pool_in_tokens: what ``--kv-memory`` is turned into tokens by, in words, where the engine takes no bytes: then
             the pool's size shows nothing of the method.
+        reads_gguf: whether it takes a GGUF file in place of a folder.
         in_kvload: whether it is part of kvload, always installed.
         auto_on_gpu: whether ``--engine auto`` takes it where a GPU and it are there.
         streams_chat_token_ids: whether a streamed chat can carry token ids.
@@ -228,6 +229,7 @@ class Adapter(ABC):
     scoring: str = "forced"
     pool_memory: re.Pattern[str] | None = None
     pool_in_tokens: str | None = None
+    reads_gguf: bool = False
     in_kvload: bool = False
     auto_on_gpu: bool = False
     streams_chat_token_ids: bool = True
@@ -316,7 +318,10 @@ def served_name(model: ModelFacts) -> str:
     """The name a model gets in the API: its folder's, the hub's, or ``probe`` for kvload's own."""
     if model.folder is not None and model.folder == MODEL_DIR:
         return "probe"
-    return model.folder.name if model.folder is not None and Path(model.name).expanduser().is_dir() else model.name
+    if model.folder is None:
+        # A hub's name as it is; a file that the engine reads itself without its folder.
+        return Path(model.name).stem if model.name.endswith(".gguf") else model.name
+    return model.folder.name if Path(model.name).expanduser().is_dir() else model.name
 
 
 def has_flag(arguments: tuple[str, ...], *flags: str) -> bool:

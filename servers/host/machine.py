@@ -40,11 +40,28 @@ class Machine:
     memory_bytes: int
 
     @property
+    def has_bfloat16(self) -> bool:
+        """Whether the processor multiplies matrices of bfloat16."""
+        return has_bfloat16(self.cpu_flags)
+
+    @property
     def has_avx512(self) -> bool:
         """Whether the processor has AVX-512 or AMX; taken as given where its features cannot be read."""
         if platform.machine().lower() not in {"x86_64", "amd64"} or not self.cpu_flags:
             return True
         return bool(self.cpu_flags & {"avx512f", "amx_tile"})
+
+
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def has_bfloat16(cpu_flags: frozenset[str] | None = None) -> bool:
+    """Whether a processor has instructions for products of bfloat16; without them they are slower than float32's.
+
+    Args:
+        cpu_flags: the kernel's names of its features; this machine's where None.
+    """
+    return bool(BFLOAT16_FLAGS & (_processor()[1] if cpu_flags is None else cpu_flags))
 
 
 def look() -> Machine:

@@ -15,7 +15,9 @@ from kvload.errors import UsageError
 from kvload.servers.embedded.cache.api import CacheGeometry, KVCache
 from kvload.servers.embedded.model.attention import ATTENTION_NAME, Probe, StepContext, attention
 from kvload.servers.embedded.model.graph import Recording
+from kvload.servers.embedded.model.packed import PackedLinear, can_pack, pack
 from kvload.servers.embedded.model.support import check_config, context_limit, text_config
+from kvload.servers.host.machine import has_bfloat16
 from kvload.servers.kernels.attention import AttentionExtras
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Model:
         context_limit: positions it can take; None where unknown.
         eos_ids: tokens that end an answer.
         recording: the recorded forward pass; None where the model is run as it is.
+        packed_layers: linear layers whose weights were brought into the processor's own order.
     """
 
     module: Any
@@ -44,6 +47,14 @@ class Model:
     context_limit: int | None
     eos_ids: frozenset[int]
     recording: Recording | None = None
+    packed_layers: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a step reads."""
+        parameters = {part.data_ptr(): part.nbytes for part in self.module.parameters()}
+        packed_bytes = [layer.weight_bytes for layer in self.module.modules() if isinstance(layer, PackedLinear)]
+        return int(sum(parameters.values()) + sum(packed_bytes))
 
     @torch.inference_mode()
     def forward(
@@ -93,8 +104,8 @@ def load_model(
         name: a folder with ``config.json`` (and weights, unless ``load_format`` is ``dummy``), or a name on the hub.
         load_format: ``dummy`` makes random weights, the same for the same seed.
         device: where it runs.
-        dtype: of weights and cache; None for the configuration's on a GPU and float32 on a CPU, whose 16-bit
-            arithmetic is several times slower without special instructions.
+        dtype: of weights and cache; None for the configuration's, on a CPU only where it has the instructions for it
+            (float32 otherwise: its 16-bit arithmetic is then several times slower).
         seed: of random weights.
         on_progress: told what is being done.
 
@@ -114,7 +125,7 @@ def load_model(
     check_config(config, model_class, name)
     AttentionInterface.register(ATTENTION_NAME, attention)
     if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else _configured_dtype(config)
+        dtype = default_dtype(config, device)
     on_progress("loading weights" if load_format == "auto" else "making random weights")
     try:
         if load_format == "dummy":
@@ -130,7 +141,7 @@ def load_model(
         raise UsageError(
             f"the model cannot be loaded: {error}", where=name, hint="--load-format dummy makes random weights"
         ) from error
-    return record(inspect_model(module.eval(), name))
+    return record(packed(inspect_model(module.eval(), name)))
 
 
 def inspect_model(module: Any, name: str) -> Model:
@@ -143,6 +154,8 @@ def inspect_model(module: Any, name: str) -> Model:
     Raises:
         UsageError: its layers do something the cache cannot stand for.
     """
+    # A padding row matters to training alone; while the pass is recorded, torch fails at comparing it with a size.
+    module.get_input_embeddings().padding_idx = None
     config = text_config(module.config)
     parameters = inspect.signature(type(module).forward).parameters
     embeddings = module.get_input_embeddings().weight
@@ -166,6 +179,20 @@ def inspect_model(module: Any, name: str) -> Model:
     )
 
 
+def packed(model: Model) -> Model:
+    """The model with its linear layers packed, where that makes them faster."""
+    geometry = model.geometry
+    if not can_pack(geometry.dtype, geometry.device):
+        return model
+    ids = torch.arange(8, device=geometry.device) % model.vocab_size
+
+    def check() -> torch.Tensor:
+        with torch.inference_mode():
+            return run_module(model.module, ids, torch.arange(8, device=geometry.device), ids, Probe())
+
+    return replace(model, packed_layers=pack(model.module, check))
+
+
 def record(model: Model) -> Model:
     """The model with its forward pass recorded, or as it was where that cannot be done (the log says why)."""
     try:
@@ -184,6 +211,14 @@ def _eos_ids(module: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _configured_dtype(config: Any) -> torch.dtype:
+def default_dtype(config: Any, device: torch.device) -> torch.dtype:
+    """The dtype that a model of this configuration runs in where the user names none.
+
+    On a GPU the configuration's if it is one of 16 bits, else bfloat16. On a CPU bfloat16 for a model of 16 bits where
+    the processor has instructions for it, else float32.
+    """
     configured = getattr(text_config(config), "dtype", None) or getattr(config, "dtype", None)
-    return configured if configured in (torch.float16, torch.bfloat16) else torch.bfloat16
+    narrow = torch.float16 if configured == torch.float16 else torch.bfloat16 if configured == torch.bfloat16 else None
+    if device.type == "cpu":
+        return torch.bfloat16 if narrow is not None and has_bfloat16() else torch.float32
+    return narrow or torch.bfloat16

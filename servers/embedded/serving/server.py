@@ -30,7 +30,7 @@ from kvload.servers.embedded.core.sequence import Sequence
 from kvload.servers.embedded.core.steps import StepLog
 from kvload.servers.embedded.core.tokenizer import load_tokenizer
 from kvload.servers.embedded.model.model import Model, load_model
-from kvload.servers.embedded.model.threads import default_threads
+from kvload.servers.embedded.model.threads import Threads, choose_threads, idle_cores, usable_cores
 from kvload.servers.embedded.serving.api import Service, build_app
 from kvload.servers.embedded.serving.delivery import deliver
 
@@ -55,8 +55,9 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     method = parse_method(options.method)
     device = _device(options.device)
-    threads = options.threads or default_threads()
-    torch.set_num_threads(threads)
+    # Loading is mostly reading; how many threads the model gets follows from its size.
+    torch.set_num_threads(options.threads or 1)
+    idle = idle_cores()
     listener = _listen(options.host, options.port)
     model = load_model(
         options.model,
@@ -66,6 +67,10 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         seed=options.seed,
         on_progress=say,
     )
+    threads = choose_threads(model.weight_bytes, usable_cores(), idle)
+    if options.threads is not None:
+        threads = Threads(options.threads, "as asked")
+    torch.set_num_threads(threads.count)
     tokenizer = load_tokenizer(options.model, model.vocab_size)
     say("allocating cache")
     chunk_tokens = options.chunk_tokens or max(512 if device.type == "cpu" else 2048, 2 * options.max_num_seqs)
@@ -225,7 +230,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _info(
-    options: argparse.Namespace, method: MethodSpec, model: Model, cache: KVCache, threads: int, chunk_tokens: int
+    options: argparse.Namespace, method: MethodSpec, model: Model, cache: KVCache, threads: Threads, chunk_tokens: int
 ) -> dict[str, Any]:
     import transformers
 
@@ -236,7 +241,9 @@ def _info(
         "method": str(method),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "dtype": str(model.geometry.dtype).removeprefix("torch."),
-        "threads": threads,
+        "threads": threads.count,
+        "threads_why": threads.why,
+        "packed_layers": model.packed_layers,
         "kernels": cache.kernels_name,
         "kv_cache_bytes": cache.total_bytes,
         "kv_cache_size_tokens": cache.pool_tokens,

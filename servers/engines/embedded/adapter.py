@@ -61,7 +61,7 @@ class EmbeddedAdapter(Adapter):
         port: int,
         build: Build,
         model: ModelFacts,
-        machine: Machine,  # noqa: ARG002  the protocol's
+        machine: Machine,
     ) -> LaunchPlan:
         """The command line; the method is checked against the catalogue.
 
@@ -91,9 +91,9 @@ class EmbeddedAdapter(Adapter):
             command=tuple(command),
             env={**env, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
             served_name=name,
-            claim=_claim(method, request, model, build, CLAIM_TOKENS),
+            claim=_claim(method, request, model, build, machine, CLAIM_TOKENS),
             # The engine's pool counts stored tokens: all in the long run, or the kept ones of a method that evicts.
-            pool_claim=_claim(method, request, model, build, 1 if row.evicts else POOL_CLAIM_TOKENS),
+            pool_claim=_claim(method, request, model, build, machine, 1 if row.evicts else POOL_CLAIM_TOKENS),
             compresses=row.compresses,
             error_limit=row.error_limit,
             prefix_cache="off",
@@ -118,17 +118,20 @@ def _offer(row: Method) -> Offer:
     return Offer(EmbeddedAdapter.name, row.name, row.claim(Stored(CLAIM_TOKENS, CLAIM_HEAD_DIM, 2, options)))
 
 
-def _claim(spec: MethodSpec, request: LaunchRequest, model: ModelFacts, build: Build, tokens: int) -> Claim | None:
+def _claim(
+    spec: MethodSpec, request: LaunchRequest, model: ModelFacts, build: Build, machine: Machine, tokens: int
+) -> Claim | None:
     if model.layers is None or model.kv_heads is None or model.head_size is None:
         return None
-    element = _element_bytes(flag_value(request.engine_args, "--dtype"), model, build)
+    element = _element_bytes(flag_value(request.engine_args, "--dtype"), model, build, machine)
     scale = model.layers * model.kv_heads
     claimed = METHODS[spec.name].claim(Stored(tokens, model.head_size, element, spec.options))
     return Claim(scale * claimed, scale * 2 * model.head_size * element)
 
 
-def _element_bytes(dtype: str | None, model: ModelFacts, build: Build) -> int:
-    """Bytes of an uncompressed element: the engine computes in float32 on a CPU unless told otherwise."""
+def _element_bytes(dtype: str | None, model: ModelFacts, build: Build, machine: Machine) -> int:
+    """Bytes of an uncompressed element, in the dtype that the engine will choose; see ``embedded/model/model.py``."""
     if dtype in {None, "auto"}:
-        dtype = "float32" if build.device == "cpu" else model.dtype or "bfloat16"
+        narrow = machine.has_bfloat16 and model.dtype in {"bfloat16", "float16"}
+        dtype = "bfloat16" if build.device == "cuda" or narrow else "float32"
     return 4 if dtype == "float32" else 2

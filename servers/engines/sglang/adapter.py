@@ -40,6 +40,7 @@ class SglangAdapter(InstalledEngine):
     scoring = "prefix"
     pool_memory = re.compile(r"KV Cache is allocated.*?#tokens: (\d+), K size: ([\d.]+) GB, V size: ([\d.]+) GB")
     pool_in_tokens = "--kv-memory (SGLang is given tokens)"
+    reads_gguf = True
     auto_on_gpu = True
     scheduling = Scheduling("--max-running-requests", "--chunked-prefill-size", "--page-size", 256, 8192, 1)
     # Seen on 0.5.17; prompts of token ids or plain text go another way and have them.

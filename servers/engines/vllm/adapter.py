@@ -49,6 +49,7 @@ class VllmAdapter(InstalledEngine):
     reset_path = "/reset_prefix_cache"
     metrics = METRICS
     scoring = "forced"
+    reads_gguf = True
     auto_on_gpu = True
     scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 8192, 16)
     settings = SETTINGS

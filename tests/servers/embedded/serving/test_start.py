@@ -1,7 +1,7 @@
 """The command line, and what is refused before a server serves."""
 
-import argparse
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,24 +14,17 @@ import torch
 from kvload.errors import UsageError
 from kvload.servers.embedded.bench.decode import TINY_LLAMA
 from kvload.servers.embedded.cache.api import CacheGeometry
-from kvload.servers.embedded.model.threads import default_threads, usable_cores
-from kvload.servers.embedded.serving.arguments import parse_arguments, parse_bytes
+from kvload.servers.embedded.model.threads import choose_threads, idle_cores, usable_cores
+from kvload.servers.embedded.serving.arguments import parse_arguments
 from kvload.servers.embedded.serving.server import settle_context
 from tests.servers.embedded.reference_cache import ReferenceCache
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("1000", 1000), ("512MiB", 512 * 2**20), ("2GB", 2 * 10**9), ("1.5g", 1_500_000_000), ("3 ki", 3072), ("7B", 7)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "0", "-5", "5 apples", "1e9", "MiB"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
-        parse_bytes(text)
+@pytest.mark.parametrize("text", ["1000", "0B", "5 apples"])
+def test_sizes_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--model", "m", "--kv-memory", text])
+    assert "--kv-memory" in capsys.readouterr().err
 
 
 def test_a_step_must_hold_more_than_all_decoding_requests(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,8 +46,14 @@ def test_the_context_is_what_model_and_cache_can_take() -> None:
         settle_context(cache, 81, 80)
 
 
-def test_threads_leave_a_core_free() -> None:
-    assert 1 <= default_threads() <= max(1, usable_cores() - 1)
+def test_threads_follow_the_model_and_what_is_idle() -> None:
+    assert choose_threads(10 << 20, 16, 16.0).count == 1
+    assert choose_threads(300 << 20, 2, 1.9).count == 2
+    assert choose_threads(300 << 20, 2, 0.3).count == 1
+    assert choose_threads(300 << 20, 8, 7.8).count == 7
+    assert choose_threads(300 << 20, 8, 4.1).count == 3
+    assert choose_threads(300 << 20, 64, 60.0).count == 8
+    assert 0 <= idle_cores() <= usable_cores() + (os.cpu_count() or 1)
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":

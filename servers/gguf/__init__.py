@@ -1,0 +1,1 @@
+"""GGUF files as model folders: read, dequantised, written as safetensors with a tokenizer for transformers."""
