@@ -244,7 +244,8 @@ class Cursor:
             number = value if isinstance(value, int) else float(value)
         except ValueError:
             raise self.wrong(name, value, "a time") from None
-        if not math.isfinite(number) or number < 0:
+        # more than nanoseconds since 1970 could count, and integers without bound are no floats
+        if not 0 <= number <= MAX_SECONDS * 1e9:
             raise self.wrong(name, value, "a time of 0 or more")
         survey = self._reading.survey
         if survey is not None and len(survey.times) < SURVEYED_ROWS:

@@ -4,7 +4,7 @@ What a trace asks for is sent. What is decided by the replay itself (the stream,
 field of a request that kvload knows is kept in ``extra`` and named once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from kvload.workloads.traces.names import OUTPUT_LENGTHS
@@ -58,6 +58,14 @@ def sampling_of(cursor: Cursor, row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def named_rest(cursor: Cursor, row: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The fields of a row that are neither known to its reader nor sent; each is named once as not sent."""
+    rest = {key: value for key, value in row.items() if key not in known and key not in REQUEST_FIELDS}
+    for key in rest:
+        cursor.notes.group(NOT_SENT, key)
+    return rest
+
+
 def extra_body(cursor: Cursor, value: object, name: str) -> dict[str, Any]:
     """Fields that are merged into the request whatever they are called, as OpenAI's client does.
 
@@ -88,6 +96,20 @@ def refuse_many(cursor: Cursor, row: Mapping[str, Any]) -> None:
         raise cursor.error("field 'use_beam_search' is set: kvload measures one answer for each request")
 
 
+def _listed_prompt(cursor: Cursor, prompt: list[Any]) -> dict[str, Any]:
+    """Token ids, or the one text or list of ids of a batch of one."""
+    if prompt and isinstance(prompt[0], str | list):
+        if len(prompt) > 1:
+            raise cursor.error(
+                f"field 'prompt' holds {len(prompt)} prompts: kvload measures one answer for each request",
+                hint="write a row for each prompt",
+            )
+        if isinstance(prompt[0], str):
+            return {"prompt": prompt[0]}
+        return {"prompt_token_ids": cursor.ids(prompt[0], "prompt")}
+    return {"prompt_token_ids": cursor.ids(prompt, "prompt")}
+
+
 def split_request(cursor: Cursor, request: Mapping[str, Any], *others: str) -> dict[str, Any]:
     """Keyword arguments for a TraceRequest: the prompt, lengths, the model, ``sampling``, and the rest as ``extra``.
 
@@ -101,20 +123,18 @@ def split_request(cursor: Cursor, request: Mapping[str, Any], *others: str) -> d
     read = {*others, *OUTPUT_LENGTHS}
     found: dict[str, Any] = {
         "sampling": sampling_of(cursor, request),
-        "extra": {key: value for key, value in request.items() if key not in REQUEST_FIELDS and key not in read},
+        "extra": named_rest(cursor, request, read),
     }
-    for key in found["extra"]:
-        cursor.notes.group(NOT_SENT, key)
     if request.get("messages") is not None:
         found["messages"] = cursor.messages(request["messages"], "messages")
     elif isinstance(request.get("prompt"), list):
-        found["prompt_token_ids"] = cursor.ids(request["prompt"], "prompt")
+        found |= _listed_prompt(cursor, request["prompt"])
     elif request.get("prompt") is not None:
         found["prompt"] = cursor.text(request["prompt"], "prompt")
     else:
         raise cursor.error("fields 'messages' and 'prompt' are missing: one of them says what to send")
     for name in ("max_completion_tokens", "max_tokens"):
-        if request.get(name) is not None:
+        if request.get(name) is not None and request[name] != -1:  # -1 is "no limit" in some servers' logs
             found["max_tokens"] = cursor.tokens(request[name], name)
             break
     for name in OUTPUT_LENGTHS:

@@ -362,3 +362,70 @@ def test_a_trace_comes_through_a_pipe(tmp_path: Path) -> None:
     )
     assert done.stdout.count(b'"prompt":"x"') == 2
     assert b"fields that are not sent: colour (2)" in done.stderr
+
+
+# --- more of what was met
+
+
+def test_several_prompts_in_one_row_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="'prompt' holds 2 prompts"):
+        read(tmp_path, [{"prompt": ["a", "b"]}])
+    assert read(tmp_path, [{"prompt": ["a"]}])[0][0].prompt == "a"
+    assert read(tmp_path, [{"prompt": [[1, 2]]}])[0][0].prompt_token_ids == [1, 2]
+
+
+def test_no_limit_is_no_limit(tmp_path: Path) -> None:
+    assert read(tmp_path, [{"prompt": "a", "max_tokens": -1}])[0][0].max_tokens is None
+
+
+def test_sglangs_own_requests(tmp_path: Path) -> None:
+    sampling = {"temperature": 0.5, "max_new_tokens": 9, "ignore_eos": True}
+    (text, ids), notes = read(
+        tmp_path, [{"text": "Hi", "sampling_params": sampling}, {"input_ids": [1, 2], "sampling_params": {}}]
+    )
+    assert (text.prompt, text.max_tokens) == ("Hi", 9)
+    assert text.sampling == {"temperature": 0.5, "ignore_eos": True}
+    assert (ids.prompt_token_ids, notes) == ([1, 2], [])
+
+
+def test_pictures_are_named_as_not_sent(tmp_path: Path) -> None:
+    _, notes = read(tmp_path, [{"text": "Hi", "image": "a.png"}])
+    assert notes == ["fields that are not sent: image (1)"]
+    found = Notes()
+    assert len(list(read_trace(Path(__file__).parent / "fixtures" / "azure_2025.csv.gz", notes=found))) == 3
+    assert found.sentences() == ["fields that are not sent: images of a request (2)"]
+
+
+def test_sharegpt_with_tools(tmp_path: Path) -> None:
+    turns = [
+        ("human", "Weather?"),
+        ("function_call", '{"name": "weather"}'),
+        ("observation", "rain"),
+        ("gpt", "It rains."),
+    ]
+    requests, _ = read(
+        tmp_path, [{"id": "c", "conversations": [{"from": role, "value": text} for role, text in turns]}]
+    )
+    assert [each.messages for each in requests] == [
+        [{"role": "user", "content": "Weather?"}],
+        [{"role": "tool", "content": "rain"}],
+    ]
+
+
+@pytest.mark.parametrize("value", [10**400, 1e300, -1, True, None, [], "soon", "nan"])
+def test_no_time_is_told(tmp_path: Path, value: object) -> None:
+    with pytest.raises(TraceError, match="field 'arrival' is"):
+        read(tmp_path, [{"id": "a", "arrival": value, "prompt": "x"}] if value is not None else [{"arrival": [1]}])
+
+
+def test_block_ids_of_any_size(tmp_path: Path) -> None:
+    ids = [2**63, 2**64 + 1, 10**30]
+    (request, later), _ = read(tmp_path, [turn(ids, 1500), turn(ids, 1536)])
+    assert request.block_ids == ids
+    assert not continues_conversation(later)
+
+
+def test_date_times_of_logs(tmp_path: Path) -> None:
+    times = ["2025-06-01 10:00:00,250", "2025-06-01T12:00:01.5+02:00", "2025-06-01T10:00:02.123456789Z"]
+    requests, _ = read(tmp_path, [{"timestamp": time, "body": {"prompt": "x"}} for time in times])
+    assert [request.arrival for request in requests] == [0, 1.25, 1.8734567]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import sampling_of
+from kvload.workloads.traces.request_fields import named_rest, sampling_of
 from kvload.workloads.traces.trace import TraceRequest
 from kvload.workloads.traces.turns import TurnCounter
 
@@ -50,8 +50,8 @@ def _request(
         session=session,
         turn=turn,
         model=None if fields.get("model") is None else cursor.text(fields["model"], "model"),
-        sampling=(sampling := sampling_of(cursor, fields)),
-        extra={key: value for key, value in fields.items() if key not in _KNOWN and key not in sampling},
+        sampling=sampling_of(cursor, fields),
+        extra=named_rest(cursor, fields, _KNOWN),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import extra_body, sampling_of
+from kvload.workloads.traces.request_fields import extra_body, named_rest, sampling_of
 from kvload.workloads.traces.trace import TraceRequest
 from kvload.workloads.traces.turns import TurnCounter
 
@@ -67,7 +67,7 @@ def _request(cursor: Cursor, row: dict[str, Any], name: str, session: str | None
         think_time=cursor.pause(delay, "delay", unit="ms") if turn and delay is not None else None,
         model=None if row.get("model") is None else cursor.text(row["model"], "model"),
         sampling=sampling,
-        extra={key: value for key, value in row.items() if key not in _KNOWN and key not in sampling},
+        extra=named_rest(cursor, row, _KNOWN),
     )
 
 

@@ -8,6 +8,7 @@ out where it is 0, and have up to 16.8 million rows; those of 2025 add ``NumImag
 from collections.abc import Iterator
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
+from kvload.workloads.traces.request_fields import NOT_SENT
 from kvload.workloads.traces.survey import TICKS_PER_S
 from kvload.workloads.traces.timestamps import TickParser
 from kvload.workloads.traces.trace import TraceRequest
@@ -32,12 +33,15 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
         if ticks is None:
             raise cursor.wrong("TIMESTAMP", row[time], "a date-time")
         zero = ticks if zero is None else zero
+        pictures = 0 if images is None else cursor.tokens(row[images], _IMAGES)
+        if pictures:
+            cursor.notes.group(NOT_SENT, "images of a request")
         yield TraceRequest(
             id=str(number),
             arrival=(ticks - zero) / TICKS_PER_S,
             input_length=cursor.tokens(row[context], "ContextTokens"),
             output_length=cursor.tokens(row[generated], "GeneratedTokens"),
-            extra={} if images is None else {"images": cursor.tokens(row[images], _IMAGES)},
+            extra={} if images is None else {"images": pictures},
         )
 
 

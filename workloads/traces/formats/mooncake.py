@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import NOT_SENT, REQUEST_FIELDS, extra_body, sampling_of, split_request
+from kvload.workloads.traces.request_fields import REQUEST_FIELDS, extra_body, named_rest, sampling_of, split_request
 from kvload.workloads.traces.trace import TraceRequest
 from kvload.workloads.traces.turns import TurnCounter
 
@@ -48,11 +48,7 @@ def _content(cursor: Cursor, row: dict[str, Any]) -> dict[str, Any]:
         found = split_request(cursor, cursor.mapping(row["payload"], "payload"))
         found["extra"] |= {key: value for key, value in row.items() if key not in _KNOWN}
     else:
-        found = {"sampling": sampling_of(cursor, row), "extra": {}}
-        for key, value in row.items():
-            if key not in _KNOWN and key not in REQUEST_FIELDS:
-                found["extra"][key] = value
-                cursor.notes.group(NOT_SENT, key)
+        found = {"sampling": sampling_of(cursor, row), "extra": named_rest(cursor, row, _KNOWN)}
         found |= _prompt(cursor, row)
     for name in ("output_length", "max_tokens"):
         if row.get(name) is not None:

@@ -21,7 +21,19 @@ _ROLES = {
     "bard": "assistant",
     "bing": "assistant",
     "system": "system",
+    "developer": "developer",
+    # datasets of conversations with tools
+    "function_call": "assistant",
+    "function-call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "function-response": "tool",
 }
+
+
+_ASKING = ("user", "tool")
+"""Roles that an answer of the assistant follows: a question, or what a tool that it called gave back."""
 
 
 def _matches(head: Head) -> int:
@@ -44,10 +56,10 @@ def _turns(cursor: Cursor, item: dict[str, Any], number: int) -> Iterator[TraceR
         role, text = _message(cursor, message, f"{name}[{position}]")
         if role != "assistant":
             asked.append({"role": role, "content": text})
-        elif any(each["role"] == "user" for each in asked):
+        elif any(each["role"] in _ASKING for each in asked):
             yield _request(session, turn, asked, {"recorded_answer": text})
             asked, turn = [], turn + 1
-    if any(each["role"] == "user" for each in asked):
+    if any(each["role"] in _ASKING for each in asked):
         yield _request(session, turn, asked, {})
 
 
