@@ -9,8 +9,10 @@
     +-- PairingError           two runs that must not be compared           exit 2
     +-- GateFailedError        a --fail-if condition came true              exit 1
     +-- ServerError            a server did not start, answer or survive    exit 3
+    +-- MachineError           this machine: disk, files, memory            exit 4
+    +-- InternalError          a fault of kvload's own that ended a run     exit 70
 
-Anything else that escapes is a fault in kvload itself and keeps its traceback.
+Anything else that escapes is a fault in kvload itself, keeps its traceback and exits with 70.
 """
 
 from enum import IntEnum
@@ -23,6 +25,8 @@ class ExitStatus(IntEnum):
     GATE_FAILED = 1
     USAGE = 2
     SERVER = 3
+    MACHINE = 4
+    FAULT = 70
     INTERRUPTED = 130
 
 
@@ -74,3 +78,15 @@ class ServerError(KvloadError):
     """A server that did not start, did not answer, or died."""
 
     exit_status = ExitStatus.SERVER
+
+
+class MachineError(KvloadError):
+    """This machine has no room: on its disk, in its memory, among the files a process may open."""
+
+    exit_status = ExitStatus.MACHINE
+
+
+class InternalError(KvloadError):
+    """A fault of kvload's own, in a process whose traceback is in its log."""
+
+    exit_status = ExitStatus.FAULT

@@ -7,7 +7,7 @@ wall time). Missing values are ``None``, never 0. Chunk arrival times live besid
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,6 +23,13 @@ but ``unsent`` counts as sent.
 
 GOOD_ENDS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
 """Reasons to stop with which an answer is whole. Any other, or none, is no success."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A number of something, or a place in a file: what is read from a damaged folder must be one, too."""
+
+Seed = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""A seed, as far as it is compared."""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -62,46 +69,46 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         expected, scorer, task: carried over from the trace for scoring.
     """
 
-    index: int
+    index: Count
     request_id: str
     prompt_digest: str
-    max_tokens: int
+    max_tokens: Count
     t_sched_s: float
     status: Status
-    worker: int = 0
-    server: int = 0
+    worker: Count = 0
+    server: Count = 0
     session: str | None = None
-    turn: int | None = None
+    turn: Count | None = None
     task: str | None = None
-    input_tokens: int | None = None
-    prompt_tokens: int | None = None
-    min_tokens: int = 0
+    input_tokens: Count | None = None
+    prompt_tokens: Count | None = None
+    min_tokens: Count = 0
     ignore_eos: bool = False
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int | None = None
+    seed: Seed | None = None
     t_send_s: float | None = None
     t_headers_s: float | None = None
     t_first_s: float | None = None
     t_answer_s: float | None = None
     t_last_s: float | None = None
     t_end_s: float | None = None
-    output_tokens: int | None = None
+    output_tokens: Count | None = None
     output_tokens_source: Literal["usage", "token_ids", "chunks"] | None = None
-    first_chunk_tokens: int | None = None
-    end_tokens: int = 0
-    reasoning_tokens: int | None = None
+    first_chunk_tokens: Count | None = None
+    end_tokens: Count = 0
+    reasoning_tokens: Count | None = None
     count_doubt: str | None = None
     in_bursts: bool = False
     damaged: bool = False
-    chunk_offset: int = 0
-    chunk_count: int = 0
-    chunk_tick_us: int = 1
+    chunk_offset: Count = 0
+    chunk_count: Count = 0
+    chunk_tick_us: Count = 1
     finish_reason: str | None = None
     cause: str | None = None
     error: str | None = None
-    http_status: int | None = None
-    retries: int = 0
+    http_status: Count | None = None
+    retries: Count = 0
     clock: Literal["kernel", "user"] = "user"
     text: str | None = None
     reasoning: str | None = None
@@ -222,6 +229,23 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     block_reuse: float | None = None
 
 
+class FailureKind(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The requests of a run that ended in one way other than ``ok``.
+
+    Attributes:
+        status, cause: as in their records.
+        count: how many there are.
+        first: what the first of them was told, in the server's own words where it said anything.
+        request_id: that request.
+    """
+
+    status: Status
+    cause: str | None
+    count: int
+    first: str | None = None
+    request_id: str | None = None
+
+
 class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything about a run that is not a request.
 
@@ -233,7 +257,10 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         client: workers, clock source, CPU share per worker, kernel timestamps, host.
         calibration: the client's own error against the mock server, where it was measured.
         planned: requests in the schedule; ``sent``, ``unsent`` fill in at the end.
-        partial: the run was interrupted or its server died; ``ended`` says why.
+        partial: the run did not come to its end; ``ended`` says why.
+        fault: whose doing that was: ``user`` (interrupted), ``server``, ``machine`` (disk, files, memory, a killed
+            process) or ``kvload``.
+        failures: how many requests ended in which way other than ``ok``, the most frequent first.
         started_at: wall-clock time (Unix seconds) of the run's zero.
         duration_s: from the run's zero to the end of its last request.
     """
@@ -258,6 +285,8 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     unsent: int | None = None
     partial: bool = True
     ended: str | None = None
+    fault: Literal["user", "server", "machine", "kvload"] | None = None
+    failures: list[FailureKind] = []
     arm: str | None = None
     repeat: int | None = None
     notes: list[str] = []

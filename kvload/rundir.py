@@ -10,7 +10,8 @@
     RUN/report.json ...          whatever was rendered from the above
 
 Every worker writes its own shard, so that a worker that dies takes nothing of the others along; a record that was cut
-short by a crash is the last line of its shard and is counted, not silently skipped.
+short by a crash is the last line of its shard and is counted, not silently skipped. The shard ``unaccounted`` holds
+what the end of the run had to say of requests without a record; should one of them come after all, that one counts.
 """
 
 import contextlib
@@ -26,12 +27,19 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from kvload.errors import RunDirError
+from kvload.errors import MachineError, RunDirError
 from kvload.private import make_folder, open_file, write_bytes
 from kvload.records import RequestRecord, RunManifest, ServerSample, decode_manifest
+from kvload.untrusted import DECODE_ERRORS
 
 CHUNK_DTYPE = np.dtype([("us", "<u4"), ("tokens", "<u2")])
 """One token-carrying chunk: microseconds since the request's ``t_send_s``, and the tokens in it."""
+
+
+UNACCOUNTED = "unaccounted"
+"""The shard of the requests that nobody had recorded when the run was completed."""
+
+_RESERVE_NAME = "reserve"
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,10 @@ class Shard:
 
 
 class RecordWriter:
-    """Appends records and their chunks to one shard; every record is on disk when :meth:`append` returns to the OS."""
+    """Appends records and their chunks to one shard; every record is on disk when :meth:`append` returns to the OS.
+
+    A record that cannot be written whole is not there at all: what was written of it is taken back.
+    """
 
     def __init__(self, shard: Shard) -> None:
         make_folder(shard.records_path.parent)
@@ -61,12 +72,21 @@ class RecordWriter:
         self._encoder = msgspec.json.Encoder()
 
     def append(self, record: RequestRecord, chunks: npt.NDArray[np.void]) -> RequestRecord:
-        """Write one record with its chunk rows (``CHUNK_DTYPE``) and return it with its place in the chunk file."""
+        """Write one record with its chunk rows (``CHUNK_DTYPE``) and return it with its place in the chunk file.
+
+        Raises:
+            OSError: it could not be written, for example since the disk is full.
+        """
         placed = msgspec.structs.replace(record, chunk_offset=self._chunk_rows, chunk_count=len(chunks))
+        line = self._encoder.encode(placed) + b"\n"
         if len(chunks):
-            self._chunks.write(chunks.astype(CHUNK_DTYPE, copy=False).tobytes())
-            self._chunk_rows += len(chunks)
-        self._records.write(self._encoder.encode(placed) + b"\n")
+            _write_whole(self._chunks, chunks.astype(CHUNK_DTYPE, copy=False).tobytes())
+        try:
+            _write_whole(self._records, line)
+        except OSError:
+            self._chunks.truncate(self._chunk_rows * CHUNK_DTYPE.itemsize)
+            raise
+        self._chunk_rows += len(chunks)
         return placed
 
     def close(self) -> None:
@@ -83,6 +103,18 @@ class RecordWriter:
         self.close()
 
 
+def _write_whole(file: IO[bytes], data: bytes) -> None:
+    """Append all of it or nothing: a full disk takes a part before it refuses."""
+    start = file.seek(0, os.SEEK_END)
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[file.write(view) :]
+    except OSError:
+        file.truncate(start)
+        raise
+
+
 class RunDir:
     """A run folder, opened for reading or still being written."""
 
@@ -94,7 +126,8 @@ class RunDir:
         """Make a new run folder.
 
         Raises:
-            RunDirError: the folder exists and is not empty, or cannot be written.
+            RunDirError: the folder exists and is not empty.
+            MachineError: it cannot be written.
         """
         run = cls(path)
         try:
@@ -104,8 +137,28 @@ class RunDir:
             make_folder(run.records_dir)
             run.write_manifest(manifest)
         except OSError as error:
-            raise RunDirError(f"cannot write the run folder: {error.strerror}", where=str(path)) from error
+            raise MachineError(f"cannot write the run folder: {error.strerror}", where=str(path)) from error
         return run
+
+    def reserve(self, size: int) -> None:
+        """Keep so many bytes of the disk for the end of the run, which must be written down even on a full one.
+
+        Raises:
+            MachineError: there is not so much room.
+        """
+        try:
+            with open_file(self.path / _RESERVE_NAME, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise MachineError(
+                f"no room for the run: {error.strerror}",
+                where=str(self.path),
+                hint="free some, or choose another --out",
+            ) from error
+
+    def release(self) -> None:
+        """Give back what :meth:`reserve` kept."""
+        (self.path / _RESERVE_NAME).unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -146,7 +199,7 @@ class RunDir:
             return decode_manifest(self.manifest_path.read_bytes())
         except OSError as error:
             raise RunDirError(f"cannot read the manifest: {error.strerror}", where=str(self.manifest_path)) from error
-        except msgspec.MsgspecError as error:
+        except DECODE_ERRORS as error:
             raise RunDirError(f"the manifest does not parse: {error}", where=str(self.manifest_path)) from error
 
     def write_manifest(self, manifest: RunManifest) -> None:
@@ -180,7 +233,10 @@ class RunDir:
             RunDirError: a line other than a shard's torn last one does not parse.
         """
         decoder = msgspec.json.Decoder(RequestRecord)
-        for shard in self.shards():
+        seen: set[int] = set()
+        shards = self.shards()
+        is_doubled = len(shards) > 1 and any(shard.name == UNACCOUNTED for shard in shards)
+        for shard in sorted(shards, key=lambda shard: shard.name == UNACCOUNTED):
             chunks = shard.chunks()
             with shard.records_path.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
@@ -188,8 +244,12 @@ class RunDir:
                         break
                     try:
                         record = decoder.decode(line)
-                    except msgspec.MsgspecError as error:
+                    except DECODE_ERRORS as error:
                         raise RunDirError(str(error), where=f"{shard.records_path}:{number}") from error
+                    if is_doubled:
+                        if shard.name == UNACCOUNTED and record.index in seen:
+                            continue
+                        seen.add(record.index)
                     yield record, chunks[record.chunk_offset : record.chunk_offset + record.chunk_count]
 
     def torn_records(self) -> int:
@@ -223,7 +283,7 @@ class RunDir:
                     break
                 try:
                     samples.append(decoder.decode(line))
-                except msgspec.MsgspecError as error:
+                except DECODE_ERRORS as error:
                     raise RunDirError(str(error), where=f"{self.scrapes_path}:{number}") from error
         return samples
 

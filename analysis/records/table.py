@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from kvload.errors import RunDirError
 from kvload.records import RequestRecord, Status
-from kvload.rundir import CHUNK_DTYPE, RunDir, Shard
+from kvload.rundir import CHUNK_DTYPE, UNACCOUNTED, RunDir, Shard
+from kvload.untrusted import DECODE_ERRORS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,6 +35,7 @@ _PARALLEL_FROM_BYTES = 64 << 20
 
 
 _MISSING: Any = float("nan")
+_LONGEST_S = 1e10
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ def load(run: RunDir) -> RecordTable:
     whole["shard"] = np.repeat(np.arange(len(parts)), [len(part["index"]) for part in parts])
     parts.clear()
     order = np.argsort(whole["index"], kind="stable")
+    order = order[_counts(whole["index"][order], whole["shard"][order], shards)]
     for name, values in whole.items():
         whole[name] = values[order]
     _check_unique(whole["index"], run)
@@ -240,6 +243,7 @@ def _read_shard(shard: Shard) -> dict[str, Any]:
     codes: dict[str, dict[str | None, int]] = {name: {} for name in _WORD_COLUMNS}
     columns = _joined([dict(_columns(batch, codes)) for batch in _batches(shard.records_path)], codes)
     _check_chunks(shard, columns)
+    _check_times(shard, columns)
     return columns
 
 
@@ -283,7 +287,7 @@ def _batches(path: Path) -> Iterator[list[Any]]:
             lines, rest = rest + block[:end], block[end:]
             try:
                 rows = decoder.decode_lines(lines)
-            except msgspec.MsgspecError:
+            except DECODE_ERRORS:
                 _name_bad_line(path, done)
                 raise
             yield rows
@@ -301,7 +305,7 @@ def _name_bad_line(path: Path, start: int) -> None:
                 continue
             try:
                 decoder.decode(line)
-            except msgspec.MsgspecError as error:
+            except DECODE_ERRORS as error:
                 raise RunDirError(str(error), where=f"{path}:{number}") from error
 
 
@@ -338,6 +342,21 @@ def _check_chunks(shard: Shard, columns: dict[str, Any]) -> None:
     there = shard.chunks_path.stat().st_size // CHUNK_DTYPE.itemsize if shard.chunks_path.exists() else 0
     if needed > there:
         raise RunDirError(f"has {there} chunk rows, but its records name {needed}", where=str(shard.chunks_path))
+
+
+def _check_times(shard: Shard, columns: dict[str, Any]) -> None:
+    """No run lasts for centuries: such a time is damage, and no figure could be made of it."""
+    for name in _FLOAT_COLUMNS:
+        if name.endswith("_s") and count_true(np.abs(columns[name]) > _LONGEST_S):
+            raise RunDirError(f"a record has a {name} that is no time of a run", where=str(shard.records_path))
+
+
+def _counts(index: Ints, shard: Ints, shards: Sequence[Shard]) -> Bools:
+    """Which records, ordered by index, count: not one of the shard of the unaccounted that came after all."""
+    late = np.array([one.name == UNACCOUNTED for one in shards], np.bool_)
+    first, last = np.searchsorted(index, index, side="left"), np.searchsorted(index, index, side="right")
+    kept: Bools = ~(late[shard] & (last - first > 1)) if late.any() else np.ones(len(index), np.bool_)
+    return kept
 
 
 def _check_unique(index: Ints, run: RunDir) -> None:

@@ -1,9 +1,11 @@
 """The ``kvload`` command: finds the command's module, runs it, and turns errors into messages and exit codes."""
 
 import difflib
+import errno
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,11 @@ COMMANDS = {
 
 Each has a module ``kvload.cli.NAME`` with a typer application named ``app``: one command, or a group of them."""
 
+
+_NO_ROOM = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+"""What this machine has no more of, rather than kvload a fault."""
 
 KEY_FLAGS = frozenset({"--header", "-H", "--api-key", "--arm-key"})
 """Flags whose values go to the server as they are: the address must then come from the user, too."""
@@ -81,7 +88,23 @@ def run(argv: list[str]) -> int:
         # The reader of our output went away (kvload ... | head): not an error of ours, and nothing can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.OK
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+            return _fault()
+        text = "out of memory" if isinstance(error, MemoryError) else error.strerror
+        where = "" if isinstance(error, MemoryError) or not error.filename else f"{error.filename}: "
+        print(f"error: {plain(where + str(text))}", file=sys.stderr)
+        return ExitStatus.MACHINE
+    except Exception:
+        return _fault()
     return status
+
+
+def _fault() -> int:
+    """A fault of kvload's own: its traceback, and a status that no gate and no server has."""
+    traceback.print_exc()
+    print("this is a fault in kvload: please report it with the lines above", file=sys.stderr)
+    return ExitStatus.FAULT
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -178,6 +178,9 @@ class LimitFlags:
         list[str] | None,
         typer.Option("--fail-if", help="Exit with 1 if this holds: 'attainment<0.99', 'ttft.p99>200ms'."),
     ] = None
+    allow_failures: Annotated[
+        str, typer.Option(help="Share of failed requests above which a run exits with 3: 0.2 or 20%.")
+    ] = "5%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -528,3 +531,20 @@ def read_launch(
         python=flags.python,
         engine_args=(*engine_args, *shared),
     )
+
+
+def read_share(text: str, where: str) -> float:
+    """A share, written as ``0.05`` or ``5%``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from kvload.errors import UsageError
+
+    try:
+        share = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"'{text}' is no share between 0 and 1", where=where, hint="write 0.05 or 5%")
+    return share

@@ -23,6 +23,7 @@ from kvload.cli.options import (
     read_headers,
     read_page,
     read_run,
+    read_share,
     trace_and_limits,
 )
 
@@ -48,6 +49,9 @@ def replay(
     master_host: Annotated[str, typer.Option(help="Where the master is, or listens.")] = "127.0.0.1",
     master_port: Annotated[int, typer.Option(help="The master's port.", min=1, max=65535)] = 5557,
     expect_workers: Annotated[int, typer.Option(help="Workers elsewhere to wait for.", min=0)] = 0,
+    token: Annotated[
+        str | None, typer.Option(help="What master and workers prove to each other; KVLOAD_WORKER_TOKEN if left out.")
+    ] = None,
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -57,6 +61,7 @@ def replay(
     from kvload.analysis import gates
     from kvload.cli.replay_display import Display
     from kvload.errors import ExitStatus, UsageError
+    from kvload.experiment.ending import error_of
     from kvload.experiment.options import ReplayOptions
     from kvload.experiment.replay import Listener, replay_once
     from kvload.workloads.traces.samples import trace_path
@@ -66,14 +71,21 @@ def replay(
         from kvload.workloads.run.headers import request_headers
         from kvload.workloads.swarm.remote import run_worker
 
-        return run_worker(master_host, master_port, request_headers(headers))
+        return run_worker(master_host, master_port, request_headers(headers), _run_token(token))
+    allowed = read_share(limits.allow_failures, "--allow-failures")
     names, limits_s = trace_and_limits(words or [], limits)
     conditions = read_gates(limits.fail_if)
     if master and not expect_workers:
         raise UsageError("say how many workers elsewhere to wait for", where="--master", hint="--expect-workers N")
     swarm = read_page(page)
     if master:
-        swarm = replace(swarm, master_host=master_host, master_port=master_port, remote_workers=expect_workers)
+        swarm = replace(
+            swarm,
+            master_host=master_host,
+            master_port=master_port,
+            remote_workers=expect_workers,
+            token=_run_token(token),
+        )
     due = read_arrivals(trace, arrivals, requests.seed)
     options = ReplayOptions(
         trace=trace_path(one_trace(names, "kvload replay TRACE")),
@@ -107,11 +119,22 @@ def replay(
         if page.web:
             display.notice(f"the page is at http://{page.web_host}:{page.web_port}/kvload/: start the run there")
         manifest = replay_once(options, Listener(display.progress, display.notice, report)).manifest()
-    for found in reports:
-        gates.check(conditions, gates.report_values(found))
     if manifest.ended == "interrupted":
         return ExitStatus.INTERRUPTED
-    return ExitStatus.SERVER if manifest.partial else ExitStatus.OK
+    if (error := error_of(manifest, allowed=allowed)) is not None:
+        raise error
+    for found in reports:
+        gates.check(conditions, gates.report_values(found))
+    return ExitStatus.OK
+
+
+def _run_token(given: str | None) -> str:
+    """The token of a run with workers elsewhere: the one given, else the environment's; empty where there is none."""
+    import os
+
+    from kvload.workloads.run.headers import TOKEN_VARIABLE
+
+    return given or os.environ.get(TOKEN_VARIABLE, "")
 
 
 def _report(run: Any, *, as_json: bool) -> Any:

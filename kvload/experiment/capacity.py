@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvload.errors import ServerError, UsageError
+from kvload.errors import UsageError
+from kvload.experiment.ending import error_of
 from kvload.experiment.options import ReplayOptions
 from kvload.experiment.replay import Listener, replay_once
 from kvload.experiment.sweep import needed
@@ -134,8 +135,8 @@ def _attempt(plan: CapacityPlan, rate: float, number: int, listener: Listener) -
     manifest = run.manifest()
     if manifest.ended == "interrupted":
         raise KeyboardInterrupt
-    if manifest.partial:
-        raise ServerError(f"the attempt did not come to its end: {manifest.ended}", where=str(run.path))
+    if manifest.partial and (error := error_of(manifest, where=str(run.path))) is not None:
+        raise error
     return point_of(run, rate, warm_up_s=plan.warm_up_s)
 
 

@@ -1,11 +1,13 @@
 """One replay, from options to a complete run folder: what ``kvload replay`` does, and ``compare`` for each arm."""
 
+import contextlib
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from kvload.address import Address
     from kvload.servers.lifecycle.registry import ServerEntry
     from kvload.workloads.run.live import Progress
+    from kvload.workloads.run.plan import Swarm
     from kvload.workloads.schedule.build import Schedule
     from kvload.workloads.schedule.request import PlannedRequest
     from kvload.workloads.schedule.texts import TokenCounter
@@ -140,6 +143,7 @@ class _OneReplay:
             slo=options.run.slo,
             swarm=options.swarm,
         )
+        plan = replace(plan, swarm=self._with_token(plan.swarm))
         run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
         calibration = self._calibrate(schedule)
         notes = [*options.notes, *self._warm_up(schedule)]
@@ -148,7 +152,9 @@ class _OneReplay:
         log_start = self._log_size()
 
         def scrape(sample: ServerSample) -> None:
-            run.append_scrape(sample)
+            # without room on the disk the run itself says so
+            with contextlib.suppress(OSError):
+                run.append_scrape(sample)
             replay.show_sample(sample)
 
         def start(zero_monotonic: float) -> None:
@@ -173,6 +179,18 @@ class _OneReplay:
         finally:
             self._scraping.close()
         return run
+
+    def _with_token(self, swarm: "Swarm") -> "Swarm":
+        """With workers elsewhere, where the user has given no token: a new one, which they are told."""
+        if not swarm.remote_workers or swarm.token:
+            return swarm
+        token = secrets.token_hex(8)
+        host = "MASTER" if swarm.master_host in {None, "127.0.0.1", "0.0.0.0", "::"} else swarm.master_host  # noqa: S104
+        self.listener.on_notice(
+            f"workers elsewhere: kvload replay --worker --master-host {host} --master-port {swarm.master_port}"
+            f" --token {token}"
+        )
+        return replace(swarm, token=token)
 
     def _complete(self, run: RunDir, log_start: int) -> None:
         self._keep_log(run, log_start)
@@ -327,7 +345,8 @@ class _OneReplay:
         try:
             answer = request(self.address, "/health", headers=self.headers, timeout_s=5.0)
         except ServerError as error:
-            return error.message
+            # a server that is slow to say how it is may be busy
+            return None if isinstance(error.__cause__, TimeoutError) else error.message
         return "/health answers 503" if answer.status == 503 else None
 
     def _log_size(self) -> int:

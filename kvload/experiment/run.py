@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvload.errors import ServerError
+from kvload.experiment.ending import error_of
 from kvload.experiment.options import ReplayOptions
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
@@ -84,12 +84,9 @@ def run_all(
             manifest = replay_once(options, watcher.listener).manifest()
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt
-        if manifest.partial:
-            raise ServerError(
-                f"the run of '{arm.name}' did not come to its end: {manifest.ended}",
-                where=str(folder),
-                hint=f"go on with kvload compare --resume {out}",
-            )
+        if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
+            error.hint = f"go on with kvload compare --resume {out}"
+            raise error
 
 
 def completed(plan: ExperimentPlan, out: Path) -> dict[str, tuple[RunDir, ...]]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from kvload.errors import KvloadError, RunDirError, ServerError, UsageError
+from kvload.experiment.ending import error_of
 from kvload.experiment.forecast import Forecast
 from kvload.experiment.options import ReplayOptions, RunOptions
 from kvload.experiment.plan import Arm, is_complete, set_aside
@@ -250,8 +251,8 @@ class SweepRunner:
         manifest = run.manifest()
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt
-        if manifest.partial:
-            raise ServerError(f"the run at {level:g} did not come to its end: {manifest.ended}", where=str(folder))
+        if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
+            raise error
         return point_of(run, level)
 
     def _options(self, arm: Arm, level: float, repeat: int, server: str | None, folder: Path) -> ReplayOptions:

@@ -17,7 +17,11 @@ from kvload.workloads.client.http1 import (
     parse_head,
 )
 
-MAX_ANSWER_BYTES = 1 << 29
+MAX_ANSWER_BYTES = 1 << 26
+"""Most that one answer may have on the wire: 64 MiB, some 300,000 chunks."""
+
+_TOO_LONG = f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB"
+_DONE = b"data: [DONE]"
 _LAST_CHUNKS = b"\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 """How an event stream ends in chunked transfer, where the server writes every event as a chunk of its own."""
 
@@ -41,6 +45,7 @@ class Connection:
         opened_for_it: the connection was opened for the request that is on it, and so cannot have been given up by the
             server before.
         steps_at_start: how often wall time had been stepped when the request began.
+        reads_seen: length of the answer's list of reads when it was last looked after.
     """
 
     __slots__ = (
@@ -48,6 +53,7 @@ class Connection:
         "_incoming",
         "_left",
         "_outgoing",
+        "_received",
         "_scanned",
         "_scanner",
         "_wants_write",
@@ -57,6 +63,7 @@ class Connection:
         "outbox",
         "payload",
         "raw",
+        "reads_seen",
         "receive",
         "shaken",
         "sock",
@@ -80,6 +87,8 @@ class Connection:
         self._wants_write = True
         self._scanner = ChunkScanner()
         self._scanned = 0
+        self._received = 0
+        self.reads_seen = 0
         self._left = 0
         self._framing: Framing = "chunked"
         self._incoming = ssl.MemoryBIO()
@@ -93,10 +102,11 @@ class Connection:
     def begin(self, raw: RawStream, payload: bytes, steps: int) -> None:
         """Take on a request; it is sent by the loop once the connection is open."""
         self.raw = raw
+        raw.connection = self
         self.payload = self.outbox = payload
         self.fast = False
         self.steps_at_start = steps
-        self._scanned = 0
+        self._scanned = self._received = self.reads_seen = 0
 
     def send_started(self) -> None:
         """The request's bytes go out: under TLS they are encrypted now."""
@@ -105,7 +115,9 @@ class Connection:
             self.outbox = self._outgoing.read()
 
     def finish(self) -> None:
-        """The request is over."""
+        """The request is over, or goes on elsewhere."""
+        if self.raw is not None:
+            self.raw.connection = None
         self.raw = None
         self.payload = self.outbox = b""
         self.fast = False
@@ -136,11 +148,14 @@ class Connection:
             new = new[start:]
             self._expect_body(head)
         self._scanned = len(reads)
+        self._received += len(new)
+        if self._received > MAX_ANSWER_BYTES:
+            raise WireError(_TOO_LONG)
         if self._framing == "chunked":
             return self._plainly_ended(raw) or self._scanner.feed(new)
         self._left -= len(new)
         if self._left < 0:
-            raise WireError("an endless answer" if self._framing == "close" else "bytes after the end of the answer")
+            raise WireError("bytes after the end of the answer")
         return self._left == 0 and self._framing == "length"
 
     @staticmethod
@@ -160,9 +175,28 @@ class Connection:
         self.state = State.BODY
         self._framing = head.framing
         self._scanner = ChunkScanner()
-        self._left = head.length if head.framing == "length" else MAX_ANSWER_BYTES
+        self._left = head.length if head.framing == "length" else 2 * MAX_ANSWER_BYTES
+        if head.framing == "length" and head.length > MAX_ANSWER_BYTES:
+            raise WireError(_TOO_LONG)
         if head.framing == "chunked" and self.tls is None:
             self.fast = True
+
+    def is_quiet(self) -> bool:
+        """Whether nothing of the answer came since this was last asked."""
+        count = 0 if self.raw is None else len(self.raw.reads)
+        quiet = count == self.reads_seen
+        self.reads_seen = count
+        return quiet
+
+    def is_too_long(self, read_bytes: int) -> bool:
+        """Whether the answer has passed :data:`MAX_ANSWER_BYTES`; no read gave more than ``read_bytes``."""
+        if self.raw is None or len(self.raw.reads) // 3 * read_bytes <= MAX_ANSWER_BYTES:
+            return False
+        return sum(map(len, self.raw.pieces)) > MAX_ANSWER_BYTES
+
+    def says_done(self) -> bool:
+        """The last that came holds ``[DONE]``: the answer is whole, although its framing has not ended."""
+        return self.raw is not None and _DONE in b"".join(self.raw.reads[-6::3])
 
     def ends_with_connection(self) -> bool:
         """The answer is one that lasts until its connection is closed."""

@@ -40,13 +40,8 @@ class RequestHeads:
             "accept-encoding": ("Accept-Encoding", "identity"),
             "content-type": ("Content-Type", "application/json"),
         }
-        for name, value in headers.items():
-            bad_name = not name or not name.isascii() or any(char in ' :\r\n\t()<>@,;\\"/[]?={}' for char in name)
-            if bad_name or name.lower() in {"content-length", "transfer-encoding", "connection"}:
-                raise UsageError(f"the header '{name}' cannot be set", where="--header")
-            if any(ord(char) < 0x20 or ord(char) == 0x7F for char in value) or not _is_latin(value):
-                raise UsageError(f"the value of the header '{name}' cannot be sent", where="--header")
-            fields[name.lower()] = (name, value)
+        check_headers(headers)
+        fields |= {name.lower(): (name, value) for name, value in headers.items()}
         self._start = f"POST {address.prefix}"
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.values())
         self._rest = f" HTTP/1.1\r\n{lines}X-Request-Id: "
@@ -56,8 +51,18 @@ class RequestHeads:
         return f"{self._start}{path}{self._rest}{request_id}\r\nContent-Length: {length}\r\n\r\n".encode("latin-1")
 
 
-def _is_latin(text: str) -> bool:
-    return all(ord(char) < 0x100 for char in text)
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse headers that cannot be sent.
+
+    Raises:
+        UsageError: a name that is none or is ours to set, or a value with characters that no header may carry.
+    """
+    for name, value in headers.items():
+        bad_name = not name or not name.isascii() or any(char in ' :\r\n\t()<>@,;\\"/[]?={}' for char in name)
+        if bad_name or name.lower() in {"content-length", "transfer-encoding", "connection"}:
+            raise UsageError(f"the header '{name}' cannot be set", where="--header")
+        if any(ord(char) < 0x20 or ord(char) == 0x7F or ord(char) > 0xFF for char in value):
+            raise UsageError(f"the value of the header '{name}' cannot be sent", where="--header")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ when there is something to do. Where chunks come thick it is better not to wait 
 """
 
 import contextlib
+import errno
 import os
 import select
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -32,6 +34,14 @@ _READ_BYTES = 1 << 13
 _EVENTS_AT_ONCE = 32
 """Connections read before it is looked whether a request is due."""
 
+_LOOK_AFTER_NS = 250_000_000
+_LOOK_AFTER_READS = 4096
+"""How often the answers that are coming in are looked after: for those that went quiet behind their end, and those that
+have no end. So many reads hold 32 MiB at most."""
+
+_THIS_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""Reasons for which a connection cannot be opened that are not the server's."""
+
 _Flow = tuple[Callable[..., Any], Callable[[Iterable[Any]], None], Connection]
 """A chunked body coming in over plain TCP, as far as its reads need it: how to receive, where to keep what came."""
 
@@ -42,7 +52,7 @@ class StreamLoop:
     Args:
         address: the server.
         headers: the user's headers, sent with every request.
-        timeout_s: a request's limit from its first byte sent to its end; None for none.
+        timeout_s: a request's limit from its start to its end; None for none.
         on_end: called with every request once it has ended, whatever way.
 
     Raises:
@@ -72,6 +82,10 @@ class StreamLoop:
         self._due_ns = NEVER_NS
         self._on_due: Callable[[int], None] = lambda _now: None
         self._tie = RunningTie()
+        self._look_after_ns = NEVER_NS
+        self._reads_since = 0
+        self._is_starting = False
+        self._ended_at_once: deque[RawStream] = deque()
         self.in_flight = 0
         self.stale_retries = 0
 
@@ -112,6 +126,9 @@ class StreamLoop:
         raw = RawStream(key, time.monotonic_ns())
         payload = self._heads.head(path, len(body), request_id) + body
         self.in_flight += 1
+        self._timeouts.begin(raw)
+        # what fails at once is handed back by the next turn: whoever starts a request may start the next when it ends
+        self._is_starting = True
         connection = self._pool.take()
         if connection is None:
             self._connect(raw, payload)
@@ -119,12 +136,15 @@ class StreamLoop:
             connection.begin(raw, payload, self._tie.steps)
             if connection.state is State.HEAD:
                 self._send(connection)
+        self._is_starting = False
         return raw
 
     def warm(self, connections: int) -> None:
         """Open connections until so many are idle or being opened."""
-        for _ in range(self._pool.lacking(connections)):
-            self._open(self._pool.new(spare=True))
+        # without room for another one here, the requests that want it will say so
+        with contextlib.suppress(OSError):
+            for _ in range(self._pool.lacking(connections)):
+                self._open(self._pool.new(spare=True))
 
     def cut(self) -> None:
         """End every request in flight as censored."""
@@ -149,10 +169,15 @@ class StreamLoop:
                 break
         self._pace.count(reads, len(self._flowing), now)
         self._tie.keep(now)
+        self._reads_since += reads
+        if now >= self._look_after_ns or self._reads_since > _LOOK_AFTER_READS:
+            self._look_after_all(now)
         if now >= self._timeouts.next_ns:
             for connection in self._timeouts.reached(now):
                 text = f"not finished {self._timeouts.limit_s:g} s after it was sent"
                 self._fail(connection, "timeout", text, status="timeout")
+        while self._ended_at_once:
+            self._on_end(self._ended_at_once.popleft())
         if self._due_ns <= (now := time.monotonic_ns()):
             self._fire(now)
         self._pool.close_discarded()
@@ -208,7 +233,22 @@ class StreamLoop:
         os.close(self._wake_fd)
 
     def _next_ns(self) -> int:
-        return min(self._due_ns, self._timeouts.next_ns)
+        return min(self._due_ns, self._timeouts.next_ns, self._look_after_ns)
+
+    def _look_after_all(self, now: int) -> None:
+        """End what has no end, and what has ended without saying so."""
+        self._reads_since = 0
+        for connection in list(self._pool.by_fd.values()):
+            if connection.state is not State.BODY or connection.raw is None:
+                continue
+            if connection.is_too_long(_READ_BYTES):
+                self._fail(connection, "malformed", "an answer without an end")
+            elif connection.is_quiet():
+                # a body that went on behind its end, in one read with it
+                self._look(connection)
+                if connection.state is State.BODY and connection.says_done():
+                    self._end(connection, reusable=False)
+        self._look_after_ns = now + _LOOK_AFTER_NS if self.in_flight else NEVER_NS
 
     def _arm(self) -> None:
         """Have the timer ready for what is due next, before anybody waits for this loop."""
@@ -229,16 +269,21 @@ class StreamLoop:
                 os.eventfd_read(self._wake_fd)
 
     def _connect(self, raw: RawStream, payload: bytes) -> None:
-        connection = self._pool.new()
+        try:
+            connection = self._pool.new()
+        except OSError as error:
+            raw.status, raw.cause, raw.error = "unsent", "this_machine", error.strerror
+            self._over(raw)
+            return
         connection.begin(raw, payload, self._tie.steps)
-        if self._open(connection):
-            self._timeouts.begin(raw, connection, time.monotonic_ns())
+        self._open(connection)
 
-    def _open(self, connection: Connection) -> bool:
-        problem = self._pool.open(connection)
-        if problem is not None:
-            self._fail(connection, "connect", problem)
-        return problem is None
+    def _open(self, connection: Connection) -> None:
+        code = self._pool.open(connection)
+        if code in _THIS_MACHINE:
+            self._fail(connection, "this_machine", os.strerror(code), status="unsent")
+        elif code:
+            self._fail(connection, "connect", os.strerror(code))
 
     def _send(self, connection: Connection) -> None:
         raw = connection.raw
@@ -247,7 +292,7 @@ class StreamLoop:
         if raw.t_send_ns is None:
             connection.send_started()
             raw.t_send_ns = time.monotonic_ns()
-            self._timeouts.begin(raw, connection, raw.t_send_ns)
+            self._look_after_ns = min(self._look_after_ns, raw.t_send_ns + _LOOK_AFTER_NS)
         payload = connection.outbox
         try:
             sent = connection.sock.send(payload)
@@ -374,7 +419,7 @@ class StreamLoop:
             self._fail(connection, cause, text)
             return
         payload = connection.payload
-        connection.raw = None
+        connection.finish()
         self._pool.discard(connection)
         self.stale_retries += 1
         raw.retries += 1
@@ -394,10 +439,19 @@ class StreamLoop:
             raw.t_end_ns = time.monotonic_ns()
             raw.tie_offset_ns = self._tie.offset_ns if connection.steps_at_start == self._tie.steps else None
             connection.finish()
-            self.in_flight -= 1
         if reusable:
             self._pool.keep(connection)
         else:
             self._pool.discard(connection)
         if raw is not None:
+            self._over(raw)
+
+    def _over(self, raw: RawStream) -> None:
+        self.in_flight -= 1
+        if not raw.t_end_ns:
+            raw.t_end_ns = time.monotonic_ns()
+        if self._is_starting:
+            self._ended_at_once.append(raw)
+            self.wake()
+        else:
             self._on_end(raw)

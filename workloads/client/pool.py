@@ -2,7 +2,6 @@
 
 import _socket
 import errno
-import os
 import select
 import socket
 from collections import deque
@@ -67,12 +66,15 @@ class ConnectionPool:
 
         Args:
             spare: it is opened ahead of the request that will want it.
+
+        Raises:
+            OSError: this process may have no more files, or this machine no more of something.
         """
-        self.opened += 1
         # the C class: gevent replaces the Python one by one that would block its own way
         sock = _socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.kernel_stamps = enable_receive_stamps(sock) and self.kernel_stamps  # type: ignore[arg-type]
+        self.opened += 1
         connection = Connection(sock, self._tls, self._host)
         self.by_fd[connection.fd] = connection
         if spare:
@@ -81,13 +83,13 @@ class ConnectionPool:
             connection.opened_for_it = True
         return connection
 
-    def open(self, connection: Connection) -> str | None:
-        """Begin to connect; returns what is wrong if it cannot even begin."""
-        code = connection.sock.connect_ex(self._address)
+    def open(self, connection: Connection) -> int:
+        """Begin to connect; returns the error's number if it cannot even begin, else 0."""
+        code: int = connection.sock.connect_ex(self._address)
         if code not in {0, errno.EINPROGRESS}:
-            return os.strerror(code)
+            return code
         self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
-        return None
+        return 0
 
     def lacking(self, wanted: int) -> int:
         """How many more connections must be opened for so many to be idle or on their way, up to a limit at a time."""

@@ -54,13 +54,19 @@ class Limits:
 
 @dataclass
 class Counts:
-    """How far a worker is. ``sent`` counts requests that were started, whether or not a byte went out."""
+    """How far a worker is.
+
+    Attributes:
+        sent: requests that were started, whether or not a byte went out.
+        answered: those to which the server said anything of an answer.
+    """
 
     planned: int = 0
     sent: int = 0
     done: int = 0
     failed: int = 0
     unsent: int = 0
+    answered: int = 0
     retries: int = 0
     merged_reads: int = 0
 
@@ -284,8 +290,12 @@ class Dispatcher:
         record = build_record(sent.planned, answer, due_ns=sent.due_ns, zero_ns=self.zero_ns, worker=self._worker)
         if record.status == "ok":
             self.counts.done += 1
+        elif record.status == "unsent":
+            self.counts.sent -= 1
+            self.counts.unsent += 1
         else:
             self.counts.failed += 1
+        self.counts.answered += record.status == "ok" or record.t_first_s is not None
         self.counts.retries += record.retries
         self.counts.merged_reads += answer.merged_reads
         self._sink(record, answer.chunks)

@@ -30,6 +30,7 @@ class LiveReport(msgspec.Struct, kw_only=True):
     done: int = 0
     failed: int = 0
     unsent: int = 0
+    answered: int = 0
     in_flight: int = 0
     cpu_s: float = 0.0
     rss_bytes: int = 0

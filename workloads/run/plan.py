@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 
 from kvload.address import Address
-from kvload.errors import UsageError
+from kvload.errors import MachineError, UsageError
 from kvload.private import make_folder, open_file, write_bytes
 from kvload.units import request_limits
+from kvload.workloads.client.http1 import RequestHeads
 from kvload.workloads.schedule.request import PlannedRequest
 
 _LENGTH = struct.Struct("<I")
@@ -52,6 +53,7 @@ class Swarm:
         master_host, master_port: where workers on other machines find the master; None for workers of this machine
             only.
         remote_workers: workers on other machines to wait for.
+        token: what they must know to be given work; made up for the run, and told, where empty.
     """
 
     web_host: str = "127.0.0.1"
@@ -60,6 +62,7 @@ class Swarm:
     master_host: str | None = None
     master_port: int = 5557
     remote_workers: int = 0
+    token: str = ""
 
     @property
     def page_stays(self) -> bool:
@@ -78,6 +81,9 @@ class ReplayPlan:
         sending: how they are sent.
         slo: limits in seconds by name, for the live figures.
         swarm: Locust's web page, and workers on other machines.
+
+    Raises:
+        UsageError: numbers that do not fit each other, or a header that cannot be sent.
     """
 
     planned: Sequence[PlannedRequest]
@@ -88,6 +94,7 @@ class ReplayPlan:
     swarm: Swarm = field(default_factory=Swarm)
 
     def __post_init__(self) -> None:
+        RequestHeads(self.address, self.headers)
         sending, remote = self.sending, self.swarm.remote_workers
         if sending.workers < 0 or remote < 0 or self.all_workers < 1:
             raise UsageError("at least one worker is needed", where="--workers")
@@ -116,6 +123,7 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     sending: Sending
     slo: dict[str, float]
     span_s: float
+    remote_workers: int = 0
 
     def part_of(self, limit: int | None, shard: int) -> int | None:
         """One worker's part of a limit on concurrency."""
@@ -123,7 +131,22 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def spool(plan: ReplayPlan, run_path: Path) -> Path:
-    """Write settings and shares below the run folder and return the folder they are in."""
+    """Write settings and shares below the run folder and return the folder they are in.
+
+    Raises:
+        MachineError: there is no room for them.
+    """
+    try:
+        return _spool(plan, run_path)
+    except OSError as error:
+        raise MachineError(
+            f"the schedule cannot be written down: {error.strerror}",
+            where=str(run_path),
+            hint="free some room, or choose another --out",
+        ) from error
+
+
+def _spool(plan: ReplayPlan, run_path: Path) -> Path:
     folder = run_path / "plan"
     make_folder(folder)
     settings = PlanSettings(
@@ -133,6 +156,7 @@ def spool(plan: ReplayPlan, run_path: Path) -> Path:
         sending=plan.sending,
         slo=request_limits(plan.slo),
         span_s=max((request.offset_s for request in plan.planned), default=0.0),
+        remote_workers=plan.swarm.remote_workers,
     )
     write_bytes(folder / "settings.json", msgspec.json.encode(settings))
     shares = shard_of(plan.planned, plan.all_workers)

@@ -38,7 +38,7 @@ def unsent_record(planned: PlannedRequest, cause: str, worker: int = 0) -> Reque
 
 
 def lost_record(planned: PlannedRequest, cause: str, worker: int, error: str) -> RequestRecord:
-    """The record of a request that was under way in a worker that died: what came of it is not known."""
+    """The record of a request that was sent, but what came of it is not known, and why."""
     return RequestRecord(
         **_planned_fields(planned, worker), t_sched_s=planned.offset_s, status="failed", cause=cause, error=error
     )

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import select
 import signal
 import socket
@@ -26,7 +27,8 @@ from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir
 from kvload.units import request_limits
 from kvload.workloads.run import plan as plans
-from kvload.workloads.run.completion import Outcome, complete
+from kvload.workloads.run.completion import Outcome, complete, reserve
+from kvload.workloads.run.faults import describe, fault_of
 from kvload.workloads.run.headers import child_environment
 from kvload.workloads.run.live import LiveBoard, Progress
 from kvload.workloads.run.plan import ReplayPlan
@@ -36,6 +38,11 @@ POLL_S = 0.25
 _HEALTH_EVERY_S = 1.0
 _DEAD_AFTER = 3
 _GIVE_UP_AFTER_S = 15.0
+"""How much longer than it was told the load generator may take to end."""
+
+START_PATIENCE_S = 90.0
+_SPOOL_BYTES_PER_S = 5e6
+"""How long the load generator may take to start, beside what reading the schedule takes."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,15 @@ def run_replay(plan: ReplayPlan, run: RunDir, hooks: Hooks | None = None) -> Run
     """Replay a plan and complete the run folder; returns the final manifest.
 
     The first interrupt (Ctrl-C) ends the sending and lets answers in flight come in, a second one cuts them off; the
-    manifest then says ``interrupted`` and is partial. Whatever happens every planned request has a record afterwards.
+    manifest then says ``interrupted`` and is partial; a third one does not wait for anything. Whatever happens every
+    planned request has a record afterwards, and the manifest says how the run ended.
 
     Args:
         plan: what to send where.
         run: a run folder whose manifest is written, without what only the end can tell.
+
+    Raises:
+        MachineError: there is no room for the run, or not even for its end.
     """
     return Replay(plan, run, hooks or Hooks()).run()
 
@@ -89,25 +100,39 @@ class Replay:
         self._events_fd = self._control_fd = -1
         self._pending = b""
         self._next_progress = 0.0
-        self._failed_seen = 0
+        self._failed_seen = self._answered_seen = 0
         self._dead_answers = 0
+        self._leashes: list[int] = []
+        self._token = plan.swarm.token or secrets.token_hex(16)
+        self._start_until = math.inf
         self._next_health = 0.0
         self._wall_started = time.monotonic()
 
     def run(self) -> RunManifest:
         """Run to the end and return the final manifest."""
+        reserve(self.run_dir, len(self.plan.planned))
         folder = plans.spool(self.plan, self.run_dir.path)
         # the workers have the bodies now: with long prompts they are most of what this process would hold
         self.plan = plans.without_bodies(self.plan)
+        if not self.plan.swarm.page_stays and not self.plan.swarm.remote_workers:
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            self._start_until = time.monotonic() + START_PATIENCE_S + size / _SPOOL_BYTES_PER_S
         former = self._catch_interrupts()
         try:
-            self._spawn(folder)
-            self._watch()
+            try:
+                self._spawn(folder)
+                self._watch()
+            except Exception as error:
+                # what was measured is kept, and the manifest says what failed
+                self.outcome.end_by(f"kvload failed: {describe(error)}", fault_of(error))
+                self._end_children()
+                complete(self.run_dir, self.plan, self.outcome)
+                raise
             if not self.plan.swarm.page_stays or not self.outcome.over:
                 self._end_children()
             manifest = complete(self.run_dir, self.plan, self.outcome)
             plans.remove(folder)
-            self.hooks.on_complete()
+            self._tell(self.hooks.on_complete)
             self._keep_page()
         finally:
             self._end_children()
@@ -119,21 +144,28 @@ class Replay:
         """Leave the web page where it is until somebody interrupts."""
         if not self.plan.swarm.page_stays or self._control_fd < 0 or self._interrupts:
             return
-        self.hooks.on_notice("the page stays until you interrupt (Ctrl-C)")
+        self._tell(self.hooks.on_notice, "the page stays until you interrupt (Ctrl-C)")
         while not self._interrupts and self._children[0].poll() is None:
             self._read_events(POLL_S)
+
+    def _tell(self, hook: Callable[..., None], *what: Any) -> None:
+        """Tell whoever wants to know; a terminal that has gone away ends nothing."""
+        with contextlib.suppress(OSError):
+            hook(*what)
 
     # -- children ---------------------------------------------------------------------------------------------------
 
     def _catch_interrupts(self) -> dict[int, Any]:
         def note(number: int, _frame: FrameType | None) -> None:
-            # asked to end from outside, we do not linger
+            # asked to end from outside, or with the terminal gone, we do not linger
             self._interrupts += 1 if number == signal.SIGINT else 2
 
         former: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals ends the run
-            for number in (signal.SIGINT, signal.SIGTERM):
-                former[number] = signal.signal(number, note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                # nohup: the end of the session is not meant for us
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    former[number] = signal.signal(number, note)
         return former
 
     def _spawn(self, folder: Path) -> None:
@@ -159,8 +191,13 @@ class Replay:
         os.close(control_read)
         if not alone:
             for number in range(plan.sending.workers):
+                # it ends when its end of this pipe does, that is with this process at the latest
+                held, leash = os.pipe()
+                self._leashes.append(leash)
                 worker = ["--worker", "--master-host", "127.0.0.1", "--master-port", str(port)]
-                self._start(worker, (), f"locust-worker-{number}")
+                worker += ["--kvload-control-fd", str(held)]
+                self._start(worker, (held,), f"locust-worker-{number}")
+                os.close(held)
 
     def _start(self, arguments: list[str], fds: tuple[int, ...], log_name: str) -> None:
         command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", self.plan.address.url, *arguments]
@@ -173,7 +210,7 @@ class Replay:
                 stdout=log,
                 stderr=log,
                 pass_fds=fds,
-                env=child_environment(self.plan.headers),
+                env=child_environment(self.plan.headers, token=self._token, run_folder=self.run_dir.path),
                 start_new_session=True,
                 cwd=self.run_dir.path,
                 umask=0o077,
@@ -194,14 +231,21 @@ class Replay:
         if self._control_fd >= 0:
             os.close(self._control_fd)
             self._control_fd = -1
+        if not self.outcome.over:
+            self._let_go()
         for child in self._children[1:]:
             _end(child, patience_s=5.0 if self.outcome.over else 0.5)
         for child in self._children[:1]:
-            _end(child, patience_s=10.0)
+            _end(child, patience_s=10.0 if self.outcome.over else 2.0)
+        self._let_go()
         if self._events_fd >= 0:
             self._read_events(0.0)
             os.close(self._events_fd)
             self._events_fd = -1
+
+    def _let_go(self) -> None:
+        while self._leashes:
+            os.close(self._leashes.pop())
 
     # -- while it runs ----------------------------------------------------------------------------------------------
 
@@ -216,22 +260,30 @@ class Replay:
             if time.monotonic() > self._give_up_at:
                 self.outcome.errors.append("the load generator did not end when told to")
                 break
+            if self.outcome.zero_ns is None and time.monotonic() > self._start_until:
+                self.outcome.end_by("the load generator did not start in time", "kvload")
+                self.outcome.errors.append(f"the load generator did not start in time: see {self._log_path}")
+                break
             if not alive or master.poll() is not None:
                 self._read_events(0.0)
                 if not self.outcome.over:
                     self._master_gone(master)
                 break
-        self.hooks.on_end()
+        self._tell(self.hooks.on_end)
         self._show_progress(final=True)
 
     def _master_gone(self, master: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             master.wait(5.0)
-        log = self.run_dir.path / "locust.log"
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if log.exists() else []
-        self.outcome.ended = self.outcome.ended or "the load generator ended unexpectedly"
-        self.outcome.errors.append(f"Locust ended with status {master.returncode} ({' '.join(last)}): see {log}")
-        self.hooks.on_notice(self.outcome.errors[-1])
+        killed = master.returncode is not None and master.returncode < 0
+        self.outcome.end_by("the load generator ended unexpectedly", "machine" if killed else "kvload")
+        last = _last_line(self._log_path)
+        self.outcome.errors.append(f"Locust ended with status {master.returncode} ({last}): see {self._log_path}")
+        self._tell(self.hooks.on_notice, self.outcome.errors[-1])
+
+    @property
+    def _log_path(self) -> Path:
+        return self.run_dir.path / "locust.log"
 
     def _read_events(self, patience_s: float) -> bool:
         """Handle what the master has to tell; False once its pipe is closed."""
@@ -248,22 +300,28 @@ class Replay:
     def _handle(self, event: Mapping[str, Any]) -> None:
         notice = self.outcome.take(event)
         if notice is not None:
-            self.hooks.on_notice(notice)
+            self._tell(self.hooks.on_notice, notice)
         if event["event"] == "started":
-            self.hooks.on_start(event["zero_ns"] / 1e9)
+            self._tell(self.hooks.on_start, event["zero_ns"] / 1e9)
         elif event["event"] == "stopped":
             self._stopping = True
 
     def _heed_interrupts(self) -> None:
         if self._interrupts and not self._stopping:
             self._stopping = True
-            self.outcome.ended = self.outcome.ended or "interrupted"
-            self.hooks.on_notice("interrupted: waiting for the answers in flight; interrupt again to cut them off")
+            self.outcome.end_by("interrupted", "user")
+            words = "interrupted: waiting for the answers in flight; interrupt again to cut them off"
+            self._tell(self.hooks.on_notice, words)
+            waits_s = 0.0 if self.outcome.zero_ns is None else self.plan.sending.drain_s
+            self._give_up_at = time.monotonic() + waits_s + _GIVE_UP_AFTER_S
             self._command(command="stop", cause="interrupted", cut=False)
         if self._interrupts > 1 and not self._cut:
             self._cut = True
+            self.outcome.end_by("interrupted", "user")
             self._give_up_at = time.monotonic() + _GIVE_UP_AFTER_S
             self._command(command="stop", cause="interrupted", cut=True)
+        if self._interrupts > 3:
+            self._give_up_at = 0.0
 
     def _look_after_workers(self) -> None:
         for child in self._children[1:]:
@@ -272,9 +330,15 @@ class Replay:
                 self._command(command="worker_gone", pid=child.pid)
 
     def _look_after_server(self) -> None:
-        """After failures ask whether the server is still there; if it certainly is not, end the run."""
-        failed = self.outcome.board.total("failed")
+        """After failures ask whether the server is still there; if it certainly is not, end the run.
+
+        A server that has answered a request since it was last asked is there, whatever its health page says.
+        """
+        failed, answered = self.outcome.board.total("failed"), self.outcome.board.total("answered")
         now = time.monotonic()
+        if answered > self._answered_seen:
+            self._answered_seen, self._dead_answers = answered, 0
+            self._failed_seen = failed
         if self._stopping or failed == self._failed_seen or now < self._next_health:
             return
         self._next_health = now + _HEALTH_EVERY_S
@@ -285,8 +349,8 @@ class Replay:
         self._dead_answers += 1
         if self._dead_answers >= _DEAD_AFTER:
             self._stopping = True
-            self.outcome.ended = f"server died: {reason}"
-            self.hooks.on_notice(f"the server died ({reason}): nothing more is sent")
+            self.outcome.end_by(f"server died: {reason}", "server")
+            self._tell(self.hooks.on_notice, f"the server died ({reason}): nothing more is sent")
             self._command(command="stop", cause="server_died", cut=False)
 
     def show_sample(self, sample: ServerSample) -> None:
@@ -309,7 +373,8 @@ class Replay:
             state = "preparing"
         else:
             state = "draining" if sent + unsent >= len(self.plan.planned) or self._stopping else "running"
-        self.hooks.on_progress(
+        self._tell(
+            self.hooks.on_progress,
             Progress(
                 state=state,
                 planned=len(self.plan.planned),
@@ -327,7 +392,7 @@ class Replay:
                 attainment=board.met / board.judged if board.slo and board.judged else None,
                 workers=self.plan.all_workers,
                 lost_workers=len(self.outcome.lost),
-            )
+            ),
         )
 
 
@@ -338,6 +403,15 @@ def _end(child: subprocess.Popen[bytes], *, patience_s: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(patience_s)
             return
+
+
+def _last_line(log: Path) -> str:
+    """The last words of a log, however long it is."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1][-300:] if lines else ""
+    return ""
 
 
 def _free_port() -> int:

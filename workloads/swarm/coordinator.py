@@ -1,7 +1,7 @@
 """The master's side of a run inside a Locust process: hands out shares, gathers records and figures, tells the parent.
 
 With workers on this machine only their figures pass through here: records go straight to the run folder. Records of
-workers elsewhere come as Locust messages and are written here at once, whatever the web page does.
+workers elsewhere come as messages and are written here at once, whatever the web page does.
 """
 
 import time
@@ -14,16 +14,25 @@ import gevent
 import msgspec
 import numpy as np
 
+from kvload import __version__
 from kvload.records import RequestRecord, ServerSample
 from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
 from kvload.workloads.client.network import machine_id
+from kvload.workloads.run.faults import describe, fault_of
 from kvload.workloads.run.history import LiveHistory
 from kvload.workloads.run.live import LiveBoard, LiveReport
 from kvload.workloads.run.plan import read_settings, shard_path
+from kvload.workloads.swarm import messages
+from kvload.workloads.swarm.messages import Assign, Finished, Go, Hello, Join, Message, Ping, Pong, Refuse, Share, Stop
 
 START_DELAY_NS = 600_000_000
 REMOTE_START_DELAY_NS = 1_500_000_000
+START_PATIENCE_S = 60.0
+"""How long workers of this machine may take to be there, and any worker to get ready, beside what its share takes."""
+
+SHARE_BYTES_PER_S = 5e6
 _PART_BYTES = 1 << 20
+_LOOK_EVERY_S = 0.2
 
 
 @dataclass
@@ -32,8 +41,10 @@ class _Worker:
 
     client_id: str | None
     shard: int
-    machine: str | None = None
-    pid: int | None = None
+    pass_word: str
+    machine: str
+    pid: int
+    ready_until: float
     ready: bool = False
     finished: bool = False
     lost: bool = False
@@ -47,15 +58,22 @@ class Coordinator:
     Args:
         runner: Locust's runner.
         plan_folder: the spooled plan.
+        token: what workers prove to know.
         tell: takes one event (a JSON object) for the parent process.
         when_over: called once when the last worker has finished or is lost.
     """
 
     def __init__(
-        self, runner: Any, plan_folder: Path, tell: Callable[[dict[str, Any]], None], when_over: Callable[[], None]
+        self,
+        runner: Any,
+        plan_folder: Path,
+        token: str,
+        tell: Callable[[dict[str, Any]], None],
+        when_over: Callable[[], None],
     ) -> None:
         self._runner = runner
         self._folder = plan_folder
+        self._token = token
         self._tell = tell
         self._when_over = when_over
         self.settings = read_settings(plan_folder)
@@ -65,100 +83,184 @@ class Coordinator:
         self.board = LiveBoard(self.settings.slo)
         self.history = LiveHistory()
         self._workers: dict[int, _Worker] = {}
+        self._greeted: dict[str | None, str] = {}
+        self._begun_s = 0.0
         self.zero_ns: int | None = None
         self.state = "waiting"
         self._stop_cause: str | None = None
 
     def begin(self) -> None:
-        """Hand out the shares and, when all workers are ready, start them."""
+        """Greet whoever is there and, when every share is with a worker that is ready, start them."""
         if self.state != "waiting":
             return
         self.state = "preparing"
+        self._begun_s = time.monotonic()
+        if getattr(self._runner, "clients", None) is None:
+            self._greet(None)
+
+    def look(self) -> None:
+        """Greet workers that came, and notice those that left, do not get ready, or never come."""
+        if self.state not in {"preparing", "running"}:
+            return
         clients = getattr(self._runner, "clients", None)
-        ids = [None] if clients is None else [client.id for client in clients.all][: self.settings.shards]
-        for shard, client_id in enumerate(ids):
-            self._workers[shard] = _Worker(client_id, shard)
-        if len(ids) < self.settings.shards:
-            self._tell({"event": "notice", "text": f"only {len(ids)} of {self.settings.shards} workers are there"})
-        for worker in self._workers.values():
-            # with the machine's id the worker can tell whether the run folder is within its reach
-            data = {"shard": worker.shard, "machine": machine_id(), "settings": msgspec.json.encode(self.settings)}
-            self._message("kvload_assign", data, worker)
         if clients is not None:
-            gevent.spawn(self._watch_workers)
-        gevent.spawn(self._draw_history)
+            for client in list(clients.all):
+                self._greet(client.id)
+        now = time.monotonic()
+        for worker in list(self._workers.values()):
+            if worker.finished or worker.lost:
+                continue
+            client = None if clients is None else clients.get(worker.client_id)
+            if clients is not None and (client is None or client.state == "missing"):
+                self._lose(worker)
+            elif not worker.ready and now > worker.ready_until:
+                self._fail(worker, "it did not get ready in time")
+        missing = self.settings.shards - len(self._workers)
+        if missing and self.settings.remote_workers == 0 and now > self._begun_s + START_PATIENCE_S:
+            self._tell({"event": "worker_error", "shard": None, "error": f"{missing} workers did not come"})
+            self.stop("worker_failed", cut=True)
+        self._check_over()
 
-    def wants_share(self, shard: int) -> None:
+    def _greet(self, client_id: str | None) -> None:
+        if client_id in self._greeted or len(self._workers) >= self.settings.shards:
+            return
+        nonce = self._greeted[client_id] = messages.new_nonce()
+        self._message(Hello(version=__version__, nonce=nonce), client_id)
+
+    def joins(self, join: Join) -> None:
+        """A worker says that it is there: if it is one of this run, it gets its share."""
+        client_id = None if getattr(self._runner, "clients", None) is None else join.client
+        nonce = self._greeted.get(client_id)
+        if nonce is None or any(worker.client_id == client_id for worker in self._workers.values()):
+            return
+        if not messages.proves(join.proof, self._token, "join", nonce, join.client):
+            self._tell({"event": "notice", "text": "a stranger at the master's port was given no work"})
+            self._message(Refuse(reason="it does not know the run's token: --token"), client_id)
+            return
+        if join.version != __version__:
+            reason = f"it is kvload {join.version}, the master is kvload {__version__}"
+            self._tell({"event": "notice", "text": f"a worker on {join.host} was given no work: {reason}"})
+            self._message(Refuse(reason=reason), client_id)
+            return
+        shard = len(self._workers)
+        if shard >= self.settings.shards or self.state != "preparing":
+            self._message(Refuse(reason="the run has all its workers"), client_id)
+            return
+        size = shard_path(self._folder, shard).stat().st_size
+        until = time.monotonic() + START_PATIENCE_S + size / SHARE_BYTES_PER_S
+        pass_word = messages.new_nonce()
+        self._workers[shard] = _Worker(client_id, shard, pass_word, join.machine, join.pid, until)
+        assign = Assign(
+            shard=shard,
+            machine=machine_id(),
+            settings=self.settings,
+            pass_word=pass_word,
+            proof=messages.proof(self._token, "assign", join.nonce, pass_word),
+        )
+        self._message(assign, client_id)
+
+    @property
+    def waits_for_workers(self) -> bool:
+        """The run wants to start, and no worker has come yet."""
+        return self.state == "preparing" and not self._workers
+
+    def known(self, pass_word: str) -> _Worker | None:
+        """The worker that was given this pass word."""
+        return next((worker for worker in self._workers.values() if worker.pass_word == pass_word), None)
+
+    def wants_share(self, worker: _Worker) -> None:
         """A worker elsewhere asks for its share's bytes."""
-        worker = self._workers[shard]
-        data = shard_path(self._folder, shard).read_bytes()
+        data = shard_path(self._folder, worker.shard).read_bytes()
         for start in range(0, max(len(data), 1), _PART_BYTES):
-            part = {"data": data[start : start + _PART_BYTES], "last": start + _PART_BYTES >= len(data)}
-            self._message("kvload_share", part, worker)
-        worker.writer = self._run.writer(f"worker-{shard}")
+            part = Share(data=data[start : start + _PART_BYTES], last=start + _PART_BYTES >= len(data))
+            self._message(part, worker.client_id)
+        worker.writer = self._run.writer(f"worker-{worker.shard}")
 
-    def is_ready(self, shard: int, machine: str, pid: int) -> None:
+    def is_ready(self, worker: _Worker) -> None:
         """A worker has its share and waits for the start."""
-        worker = self._workers[shard]
-        worker.ready, worker.machine, worker.pid = True, machine, pid
+        worker.ready = True
         self._go_when_all_are_ready()
 
     def _go_when_all_are_ready(self) -> None:
-        if not all(other.ready or other.lost for other in self._workers.values()) or self.zero_ns is not None:
+        there = [worker for worker in self._workers.values() if not worker.lost]
+        everyone = len(self._workers) == self.settings.shards and all(worker.ready for worker in there)
+        if not everyone or not there or self.zero_ns is not None or self.state != "preparing":
             return
-        remote = any(other.machine not in {None, machine_id()} for other in self._workers.values())
+        remote = any(worker.machine != machine_id() for worker in there)
         self.zero_ns = time.monotonic_ns() + (REMOTE_START_DELAY_NS if remote else START_DELAY_NS)
         wall_ns = self.zero_ns + time.time_ns() - time.monotonic_ns()
         self.state = "running"
         self._tell({"event": "started", "zero_ns": self.zero_ns, "started_at": wall_ns / 1e9})
-        for other in self._workers.values():
-            data = {"machine": machine_id(), "zero_ns": self.zero_ns, "zero_wall_ns": wall_ns}
-            self._message("kvload_go", data, other)
-        if self._stop_cause is not None:
-            self.stop(self._stop_cause, cut=False)
+        for worker in there:
+            self._message(Go(machine=machine_id(), zero_ns=self.zero_ns, zero_wall_ns=wall_ns), worker.client_id)
 
     def stop(self, cause: str, *, cut: bool) -> None:
-        """Tell every worker to send nothing more, and with ``cut`` to end what is in flight."""
+        """Tell every worker to send nothing more, and with ``cut`` to end what is in flight.
+
+        A run that has not started has nothing in flight and is over at once.
+        """
         self._stop_cause = cause
         self._tell({"event": "stopped", "cause": cause})
-        if self.state == "waiting":
-            self._over()
         for worker in self._workers.values():
             if worker.ready and not worker.finished and not worker.lost:
-                self._message("kvload_stop", {"cause": cause, "cut": cut}, worker)
+                self._message(Stop(cause=cause, cut=cut), worker.client_id)
+        if self.zero_ns is None and self.state != "over":
+            self._over()
 
-    def take_live(self, encoded: bytes) -> None:
+    def take_live(self, worker: _Worker, encoded: bytes) -> None:
         """A worker's figures."""
         report = self._report.decode(encoded)
+        report.worker = worker.shard
         self.board.take(report)
-        if report.worker in self._workers:
-            self._workers[report.worker].sent = report.sent
+        worker.sent = report.sent
         self._tell({"event": "live", "report": msgspec.to_builtins(report, str_keys=True)})
 
-    def take_records(self, shard: int, records: list[bytes], chunks: list[bytes]) -> None:
+    def take_records(self, worker: _Worker, records: list[bytes], chunks: list[bytes]) -> None:
         """Records of a worker elsewhere."""
-        writer = self._workers[shard].writer
-        if writer is None:
+        if worker.writer is None:
             return
         for record, rows in zip(records, chunks, strict=True):
-            writer.append(self._record.decode(record), np.frombuffer(rows, CHUNK_DTYPE))
+            worker.writer.append(self._record.decode(record), np.frombuffer(rows, CHUNK_DTYPE))
 
     def take_sample(self, sample: ServerSample) -> None:
         """A scrape of the server's metrics, for the page."""
         self.history.cache_usage = sample.cache_usage
 
-    def has_finished(self, shard: int, error: str | None) -> None:
+    def tell_time(self, worker: _Worker, ping: Ping) -> None:
+        """The master's time, for a worker on another machine."""
+        self._message(Pong(here_ns=ping.here_ns, master_ns=time.time_ns()), worker.client_id)
+
+    def has_finished(self, worker: _Worker, finished: Finished) -> None:
         """A worker has accounted for its whole share, or has failed."""
-        worker = self._workers[shard]
+        if worker.finished:
+            return
         worker.finished = True
         if worker.writer is not None:
             worker.writer.close()
-        if error:
-            self._tell({"event": "worker_error", "shard": shard, "error": error})
+        if finished.error:
+            self._tell(
+                {
+                    "event": "worker_error",
+                    "shard": worker.shard,
+                    "error": finished.error,
+                    "fault": finished.fault,
+                    "unrecorded": finished.unrecorded,
+                    "started": worker.ready,
+                }
+            )
+        if not worker.ready:
+            # it failed before the start: the others need not wait for it
+            worker.lost = True
+            self._go_when_all_are_ready()
         self._check_over()
 
+    def _fail(self, worker: _Worker, error: str) -> None:
+        self.has_finished(worker, Finished(pass_word=worker.pass_word, error=error, fault="kvload"))
+        self._message(Refuse(reason=error), worker.client_id)
+
     def _check_over(self) -> None:
-        if self.state != "over" and all(worker.finished or worker.lost for worker in self._workers.values()):
+        ended = all(worker.finished or worker.lost for worker in self._workers.values())
+        if self.state != "over" and ended and len(self._workers) == self.settings.shards:
             self._over()
 
     def _over(self) -> None:
@@ -166,18 +268,17 @@ class Coordinator:
         self._tell({"event": "over"})
         self._when_over()
 
-    def _watch_workers(self) -> None:
-        """Notice workers that Locust has given up, or that left."""
-        while self.state not in {"over"}:
-            clients = self._runner.clients
-            for worker in self._workers.values():
-                if worker.finished or worker.lost:
-                    continue
-                client = clients.get(worker.client_id) if worker.client_id in clients else None
-                if client is None or client.state == "missing":
-                    self._lose(worker)
-            self._check_over()
-            gevent.sleep(0.5)
+    def has_failed(self, error: Exception) -> None:
+        """A fault in the master itself: nothing more is sent, and the parent is told."""
+        self._tell({"event": "master_error", "error": describe(error), "fault": fault_of(error)})
+        if self.state != "over":
+            self.stop("load_generator_failed", cut=True)
+        if self.state != "over":
+            gevent.spawn_later(2.0, self._over_at_last)
+
+    def _over_at_last(self) -> None:
+        if self.state != "over":
+            self._over()
 
     def lose_local(self, pid: int) -> None:
         """The parent saw a worker process of this machine end: sooner than Locust misses its heartbeats."""
@@ -191,18 +292,15 @@ class Coordinator:
         if worker.writer is not None:
             worker.writer.close()
         self._tell({"event": "worker_lost", "shard": worker.shard, "at_ns": time.monotonic_ns(), "sent": worker.sent})
-        if any(other.ready and not other.lost for other in self._workers.values()):
-            self._go_when_all_are_ready()
+        self._go_when_all_are_ready()
 
-    def _message(self, kind: str, data: dict[str, Any], worker: _Worker) -> None:
-        self._runner.send_message(kind, data, worker.client_id)
+    def _message(self, message: Message, client_id: str | None) -> None:
+        self._runner.send_message(message.kind(), messages.encode(message), client_id)
 
-    def _draw_history(self) -> None:
-        """One point a second for the page's charts."""
-        while self.state != "over":
-            gevent.sleep(1.0)
-            if self.zero_ns is not None:
-                self.history.add(self.point())
+    def draw(self) -> None:
+        """One point more for the page's charts."""
+        if self.zero_ns is not None and self.state != "over":
+            self.history.add(self.point())
 
     def point(self) -> dict[str, Any]:
         """The run as it stands, for the page: totals, and percentiles of the last seconds."""

@@ -10,25 +10,55 @@ alone.
 
 import logging
 import os
+import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 from locust import User, constant, events, task
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from kvload.errors import KvloadError
+from kvload import __version__
+from kvload.errors import ExitStatus, KvloadError
 from kvload.records import RequestRecord, ServerSample
 from kvload.workloads.client.network import machine_id
-from kvload.workloads.run.headers import inherited_headers
-from kvload.workloads.run.plan import PlanSettings, plan_folder, shard_path
+from kvload.workloads.run.headers import RUN_FOLDER_VARIABLE, TOKEN_VARIABLE, inherited_headers
 from kvload.workloads.swarm.coordinator import Coordinator
+from kvload.workloads.swarm.messages import (
+    Assign,
+    Finished,
+    FromWorker,
+    Go,
+    Hello,
+    Join,
+    Live,
+    Message,
+    Ping,
+    Pong,
+    Ready,
+    Records,
+    Refuse,
+    Share,
+    Stop,
+    WantsShare,
+    decode,
+    encode,
+    new_nonce,
+    proof,
+    proves,
+)
 from kvload.workloads.swarm.pipes import EventPipe, listen
 from kvload.workloads.swarm.standalone import OPTIONS, StandaloneRun
 from kvload.workloads.swarm.worker import ReplayWorker
+
+M = TypeVar("M", bound=Message)
+F = TypeVar("F", bound=FromWorker)
+_END_AFTER_S = 5.0
+"""A process whose parent is gone ends by then, whatever still holds it."""
 
 
 class ReplayUser(User):  # type: ignore[misc]
@@ -53,7 +83,11 @@ class ReplayUser(User):  # type: ignore[misc]
 
 
 class Session:
-    """A run inside this Locust process: the master's part, the worker's part, or both."""
+    """A run inside this Locust process: the master's part, the worker's part, or both.
+
+    Locust swallows what a message handler or a greenlet raises. Here each of them is guarded: a worker that fails tells
+    its master, a master that fails tells the process that started it, and both end.
+    """
 
     def __init__(self, environment: Environment, folder: Path | None, standalone: StandaloneRun | None) -> None:
         options = environment.parsed_options
@@ -63,94 +97,180 @@ class Session:
         self.coordinator: Coordinator | None = None
         self.standalone = standalone
         self.pipe = EventPipe(options.kvload_events_fd)
-        self._share = b""
-        self._assigned: tuple[PlanSettings, int] | None = None
+        self._token = os.environ.get(TOKEN_VARIABLE, "")
+        self._run_folder = os.environ.get(RUN_FOLDER_VARIABLE)
+        self._nonce = new_nonce()
+        self._share = bytearray()
+        self._assigned: Assign | None = None
         self._pongs: list[tuple[int, int]] = []
         if not isinstance(self.runner, MasterRunner):
-            self.worker = ReplayWorker(self.runner.send_message, inherited_headers(), self._mirror)
-            for kind in ("assign", "share", "go", "stop", "pong"):
-                self.runner.register_message(f"kvload_{kind}", getattr(self, f"_on_{kind}"))
+            self.worker = ReplayWorker(self._send, inherited_headers(), self._mirror)
+            self._handle(Hello, self._on_hello, self._worker_failed)
+            self._handle(Refuse, self._on_refuse, self._worker_failed)
+            self._handle(Assign, self._on_assign, self._worker_failed)
+            self._handle(Share, self._on_share, self._worker_failed)
+            self._handle(Go, self._on_go, self._worker_failed)
+            self._handle(Stop, self._on_stop, self._worker_failed)
+            self._handle(Pong, self._on_pong, self._worker_failed)
         if not isinstance(self.runner, WorkerRunner) and folder is not None:
             tell = self.pipe.tell if standalone is None else standalone.tell
-            self.coordinator = Coordinator(self.runner, folder, tell, self._over)
-            for kind in ("wants_share", "ready", "live", "records", "finished", "ping"):
-                self.runner.register_message(f"kvload_{kind}", getattr(self, f"_on_{kind}"))
+            master = self.coordinator = Coordinator(self.runner, folder, self._token, tell, self._over)
+            self._handle(Join, master.joins, self._master_failed)
+            self._heed(WantsShare, lambda worker, _: master.wants_share(worker))
+            self._heed(Ready, lambda worker, _: master.is_ready(worker))
+            self._heed(Live, lambda worker, live: master.take_live(worker, live.report))
+            self._heed(Records, lambda worker, some: master.take_records(worker, some.records, some.chunks))
+            self._heed(Finished, master.has_finished)
+            self._heed(Ping, master.tell_time)
+            self._repeat(0.2, master.look)
+            self._repeat(1.0, master.draw)
+            if isinstance(self.runner, MasterRunner) and options.kvload_control_fd is not None:
+                self._wait_for_workers(master)
         if options.kvload_control_fd is not None:
             gevent.spawn(listen, options.kvload_control_fd, self._on_command, self._parent_gone)
 
+    def _wait_for_workers(self, master: Coordinator) -> None:
+        """Locust ends a run when the last worker leaves, be it a stranger or a refused one: not before ours came.
+
+        Whoever wants to end it then tells so by the control pipe.
+        """
+        for name in ("stop", "quit"):
+            end = getattr(self.runner, name)
+
+            def end_unless_waiting(*args: Any, _end: Callable[..., None] = end, **options: Any) -> None:
+                if not master.waits_for_workers:
+                    _end(*args, **options)
+
+            setattr(self.runner, name, end_unless_waiting)
+
+    # -- guards -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, kind: type[M], handler: Callable[[M], None], on_failure: Callable[[Exception], None]) -> None:
+        """Have a kind of message handled; what fails in that goes to ``on_failure``."""
+
+        def handle(msg: Any, **_: Any) -> None:
+            try:
+                message = decode(msg.data, kind)
+            except ValueError as problem:
+                # a stranger's, or another version's: no reason to end anything
+                logging.getLogger(__name__).warning("%s is ignored: %s", kind.kind(), problem)
+                return
+            try:
+                handler(message)
+            except Exception as error:
+                logging.getLogger(__name__).exception("in the handler of %s", kind.kind())
+                on_failure(error)
+
+        self.runner.register_message(kind.kind(), handle)
+
+    def _heed(self, kind: type[F], handler: Callable[[Any, F], None]) -> None:
+        """Have a kind of message handled if it is from a worker that was given work."""
+        master = self._master()
+
+        def handle(message: F) -> None:
+            worker = master.known(message.pass_word)
+            if worker is not None:
+                handler(worker, message)
+
+        self._handle(kind, handle, self._master_failed)
+
+    def _repeat(self, every_s: float, action: Callable[[], None]) -> None:
+        def run() -> None:
+            while True:
+                gevent.sleep(every_s)
+                try:
+                    action()
+                except Exception as error:
+                    logging.getLogger(__name__).exception("while the run was looked after")
+                    self._master_failed(error)
+                    return
+
+        gevent.spawn(run)
+
+    def _worker_failed(self, error: Exception) -> None:
+        self._worker().fail(error)
+
+    def _master_failed(self, error: Exception) -> None:
+        self._master().has_failed(error)
+
     # -- messages to a worker ---------------------------------------------------------------------------------------
 
-    def _on_assign(self, msg: Any, **_: Any) -> None:
-        import msgspec
+    def _on_hello(self, hello: Hello) -> None:
+        client = self._client_id()
+        join = Join(
+            version=__version__,
+            nonce=self._nonce,
+            proof=proof(self._token, "join", hello.nonce, client),
+            client=client,
+            machine=machine_id(),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        self._send(join)
 
-        worker = self._worker()
-        settings = msgspec.json.decode(msg.data["settings"], type=PlanSettings)
-        self._assigned = (settings, msg.data["shard"])
-        if msg.data["machine"] != machine_id():
+    def _on_refuse(self, refuse: Refuse) -> None:
+        logging.getLogger(__name__).error("there is no work for this worker: %s", refuse.reason)
+        if self.coordinator is None:
+            self.environment.process_exit_code = ExitStatus.USAGE
+            # Locust's own way out does not end a worker that was never started
+            gevent.spawn_later(1.0, os._exit, ExitStatus.USAGE)
+            gevent.spawn(self._quit)
+
+    def _on_assign(self, assign: Assign) -> None:
+        if not proves(assign.proof, self._token, "assign", self._nonce, assign.pass_word):
+            self._on_refuse(Refuse(reason="its master does not know the run's token: --token"))
+            return
+        self._assigned = assign
+        if assign.machine != machine_id():
             gevent.spawn(self._measure_clock)
-        if msg.data["machine"] == machine_id() and shard_path(plan_folder(settings), msg.data["shard"]).exists():
-            worker.assign(settings, msg.data["shard"], None)
-            self._say_ready(msg.data["shard"])
+        within_reach = self.coordinator is not None or self._run_folder == assign.settings.run_path
+        if within_reach and assign.machine == machine_id():
+            self._worker().assign(assign.settings, assign.shard, assign.pass_word, None)
+            self._send(Ready(pass_word=assign.pass_word))
         else:
-            self._send("kvload_wants_share", {"shard": msg.data["shard"]})
+            self._send(WantsShare(pass_word=assign.pass_word))
 
-    def _say_ready(self, shard: int) -> None:
-        self._send("kvload_ready", {"shard": shard, "machine": machine_id(), "pid": os.getpid()})
-
-    def _on_share(self, msg: Any, **_: Any) -> None:
-        self._share += msg.data["data"]
-        if msg.data["last"] and self._assigned is not None:
-            settings, shard = self._assigned
-            self._worker().assign(settings, shard, self._share)
-            self._share = b""
-            self._say_ready(shard)
+    def _on_share(self, share: Share) -> None:
+        assign = self._assigned
+        self._share += share.data
+        if share.last and assign is not None:
+            self._worker().assign(assign.settings, assign.shard, assign.pass_word, bytes(self._share))
+            self._share.clear()
+            self._send(Ready(pass_word=assign.pass_word))
 
     def _measure_clock(self) -> None:
         """Ask the master for its time a few times; the answer that came back fastest is the truest."""
         for _ in range(8):
-            self._send("kvload_ping", {"here_ns": time.time_ns(), "client": self.runner.client_id})
+            if self._assigned is not None:
+                self._send(Ping(pass_word=self._assigned.pass_word, here_ns=time.time_ns()))
             gevent.sleep(0.05)
 
-    def _on_pong(self, msg: Any, **_: Any) -> None:
+    def _on_pong(self, pong: Pong) -> None:
         now = time.time_ns()
-        trip = now - msg.data["here_ns"]
-        self._pongs.append((trip, msg.data["master_ns"] - (msg.data["here_ns"] + now) // 2))
+        self._pongs.append((now - pong.here_ns, pong.master_ns - (pong.here_ns + now) // 2))
 
-    def _on_go(self, msg: Any, **_: Any) -> None:
-        if msg.data["machine"] == machine_id():
-            zero_ns = msg.data["zero_ns"]
-        else:
+    def _on_go(self, go: Go) -> None:
+        zero_ns = go.zero_ns
+        if go.machine != machine_id():
             ahead_ns = min(self._pongs)[1] if self._pongs else 0
-            zero_ns = msg.data["zero_wall_ns"] - ahead_ns - time.time_ns() + time.monotonic_ns()
+            zero_ns = go.zero_wall_ns - ahead_ns - time.time_ns() + time.monotonic_ns()
         self._worker().go(zero_ns)
 
-    def _on_stop(self, msg: Any, **_: Any) -> None:
-        self._worker().stop(msg.data["cause"], cut=msg.data["cut"])
-
-    # -- messages to the master -------------------------------------------------------------------------------------
-
-    def _on_wants_share(self, msg: Any, **_: Any) -> None:
-        self._master().wants_share(msg.data["shard"])
-
-    def _on_ready(self, msg: Any, **_: Any) -> None:
-        self._master().is_ready(msg.data["shard"], msg.data["machine"], msg.data["pid"])
-
-    def _on_live(self, msg: Any, **_: Any) -> None:
-        self._master().take_live(msg.data["report"])
-
-    def _on_records(self, msg: Any, **_: Any) -> None:
-        self._master().take_records(msg.data["shard"], msg.data["records"], msg.data["chunks"])
-
-    def _on_finished(self, msg: Any, **_: Any) -> None:
-        self._master().has_finished(msg.data["shard"], msg.data["error"])
-
-    def _on_ping(self, msg: Any, **_: Any) -> None:
-        data = {"here_ns": msg.data["here_ns"], "master_ns": time.time_ns()}
-        self.runner.send_message("kvload_pong", data, msg.data["client"])
+    def _on_stop(self, stop: Stop) -> None:
+        self._worker().stop(stop.cause, cut=stop.cut)
 
     # -- the parent -------------------------------------------------------------------------------------------------
 
     def _on_command(self, command: dict[str, Any]) -> None:
+        if self.coordinator is None:
+            return
+        try:
+            self._obey(command)
+        except Exception as error:
+            logging.getLogger(__name__).exception("at a command of the parent")
+            self._master_failed(error)
+
+    def _obey(self, command: dict[str, Any]) -> None:
         master = self._master()
         kind = command["command"]
         if kind == "stop":
@@ -163,11 +283,17 @@ class Session:
             self._quit()
 
     def _parent_gone(self) -> None:
-        """Nobody is left to report to: end now, with the records there are."""
-        if self.coordinator is not None and self.coordinator.state in {"preparing", "running"}:
-            self.coordinator.stop("interrupted", cut=True)
-            gevent.sleep(2)
-        self._quit()
+        """Nobody is left to report to: end now, with the records there are, and end for certain."""
+        try:
+            if self.coordinator is not None and self.coordinator.state in {"preparing", "running"}:
+                self.coordinator.stop("interrupted", cut=True)
+                gevent.sleep(2)
+            elif self.worker is not None and self.coordinator is None:
+                self.worker.stop("interrupted", cut=True)
+                gevent.sleep(1)
+        finally:
+            gevent.spawn_later(_END_AFTER_S, os._exit, ExitStatus.INTERRUPTED)
+            self._quit()
 
     def _over(self) -> None:
         options = self.environment.parsed_options
@@ -182,6 +308,14 @@ class Session:
         self.runner.quit()
         if self.environment.web_ui is not None:
             self.environment.web_ui.stop()
+
+    def begin(self) -> None:
+        """Locust's test has begun: so does the run."""
+        try:
+            self._master().begin()
+        except Exception as error:
+            logging.getLogger(__name__).exception("at the start of the run")
+            self._master_failed(error)
 
     def start_from_page(self) -> None:
         """The page's start button."""
@@ -217,32 +351,29 @@ class Session:
             raise RuntimeError("a master's message reached a worker")
         return self.coordinator
 
-    def _send(self, kind: str, data: Any) -> None:
-        self.runner.send_message(kind, data)
+    def _client_id(self) -> str:
+        return str(getattr(self.runner, "client_id", "local"))
+
+    def _send(self, message: Message) -> None:
+        self.runner.send_message(message.kind(), encode(message))
 
     def _mirror(self, record: RequestRecord) -> None:
-        """Show a request to Locust's own statistics."""
+        """Show a request to Locust's own statistics: one event, with the time the whole answer took.
+
+        A request that failed has no such time: it stands among the failures, and not among the response times as 0.
+        """
         if record.status == "unsent":
             return
-        problem = None if record.status == "ok" else RuntimeError(record.cause or record.status)
-        fire = self.environment.events.request.fire
-        name = record.task or "replay"
-        fire(
-            request_type="e2e",
-            name=name,
-            # None is left out of its percentiles
-            response_time=_ms(record.e2e_s),
+        is_ok = record.status == "ok"
+        took_s = record.e2e_s
+        self.environment.events.request.fire(
+            request_type="replay",
+            name=record.task or "request",
+            response_time=took_s * 1e3 if is_ok and took_s is not None else None,
             response_length=record.output_tokens or 0,
-            exception=problem,
+            exception=None if is_ok else RuntimeError(record.cause or record.status),
             context={},
         )
-        if record.ttft_s is not None:
-            ttft_ms = _ms(record.ttft_s)
-            fire(request_type="ttft", name=name, response_time=ttft_ms, response_length=0, exception=None, context={})
-
-
-def _ms(value_s: float | None) -> float | None:
-    return None if value_s is None else value_s * 1e3
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -272,7 +403,12 @@ def on_init(environment: Environment, **_: Any) -> None:
             logging.getLogger(__name__).error(error)
             sys.exit(error.exit_status)
         folder = standalone.folder
-    session = Session(environment, folder, standalone)
+    try:
+        session = Session(environment, folder, standalone)
+    except Exception:
+        # Locust would log it and go on without us
+        logging.getLogger(__name__).exception("the run cannot be set up")
+        sys.exit(ExitStatus.FAULT)
     environment.kvload_session = session
     if environment.web_ui is not None and session.coordinator is not None:
         from kvload.workloads.swarm.webui import add_page
@@ -286,7 +422,7 @@ def on_test_start(environment: Environment, **_: Any) -> None:
     """Start the run, in the process that coordinates it."""
     session: Session = environment.kvload_session
     if session.coordinator is not None:
-        gevent.spawn(session.coordinator.begin)
+        gevent.spawn(session.begin)
 
 
 @events.test_stopping.add_listener  # type: ignore[untyped-decorator]

@@ -16,30 +16,34 @@ import numpy.typing as npt
 from kvload.records import RequestRecord
 from kvload.rundir import CHUNK_DTYPE, RecordWriter, RunDir
 from kvload.workloads.run.dispatch import Dispatcher, Limits
+from kvload.workloads.run.faults import describe, fault_of
 from kvload.workloads.run.live import LiveMeter, LiveReport
 from kvload.workloads.run.plan import PlanSettings, decode_share, plan_folder, shard_path
 from kvload.workloads.schedule.request import PlannedRequest
+from kvload.workloads.swarm.messages import Finished, Live, Message, Records
 
 REPORT_EVERY_S = 0.5
 _MIRRORED_AT_ONCE = 8
 _SLICE_NS = 8_000_000
 """How long Locust's greenlets may have to wait while answers are read."""
-Send = Callable[[str, Any], None]
 
 
 class ReplayWorker:
     """Walks one share of the schedule in this process.
 
     The streaming client's own epoll descriptor is watched by gevent's loop; everything it does happens in that one
-    callback, between Locust's greenlets and without threads.
+    callback, between Locust's greenlets and without threads. Whatever fails here ends the worker and is told to the
+    master: :meth:`fail`.
 
     Args:
-        send: sends a message to the master (Locust's ``runner.send_message``).
+        send: sends a message to the master.
         headers: the user's headers.
         mirror: takes every record for Locust's own statistics.
     """
 
-    def __init__(self, send: Send, headers: Mapping[str, str], mirror: Callable[[RequestRecord], None]) -> None:
+    def __init__(
+        self, send: Callable[[Message], None], headers: Mapping[str, str], mirror: Callable[[RequestRecord], None]
+    ) -> None:
         self._send = send
         self._headers = headers
         self._mirror = mirror
@@ -52,22 +56,27 @@ class ReplayWorker:
         self._meter = LiveMeter({})
         self._planned: list[PlannedRequest] = []
         self._shard = 0
+        self._pass_word = ""
         self._settings: PlanSettings | None = None
         self._cpu_start_s = 0.0
         self._closed = False
+        self._told = False
+        self._error: Exception | None = None
+        self._unrecorded: list[int] = []
         self.finished = gevent.event.Event()
-        self.error: str | None = None
 
-    def assign(self, settings: PlanSettings, shard: int, share: bytes | None) -> None:
+    def assign(self, settings: PlanSettings, shard: int, pass_word: str, share: bytes | None) -> None:
         """Take on a share.
 
         Args:
-            share: its bytes, where they came over the network; None where the run folder is on this machine.
+            pass_word: goes with everything that is sent to the master.
+            share: its bytes, where they came over the network; None where the run folder is within reach.
         """
         if self._settings is not None:
             return
         self._settings = settings
         self._shard = shard
+        self._pass_word = pass_word
         self._meter = LiveMeter(settings.slo)
         if share is None:
             share = shard_path(plan_folder(settings), shard).read_bytes()
@@ -77,7 +86,7 @@ class ReplayWorker:
     def go(self, zero_ns: int) -> None:
         """Start, with the run's zero at ``zero_ns`` of this process's monotonic clock."""
         settings = self._settings
-        if settings is None or self._dispatcher is not None:
+        if settings is None or self._dispatcher is not None or self._told:
             return
         limits = Limits(
             max_concurrency=settings.part_of(settings.sending.max_concurrency, self._shard),
@@ -118,6 +127,14 @@ class ReplayWorker:
         else:
             self._finish()
 
+    def fail(self, error: Exception) -> None:
+        """This worker cannot go on: what it has is recorded as far as that goes, and the master is told why."""
+        self._error = self._error or error
+        self._finish()
+        if self._dispatcher is None:
+            # nothing reports for a worker that never started
+            self._tell_the_end()
+
     def close(self) -> None:
         """The process ends: cut what is in flight and record it, now."""
         if self._dispatcher is None or self._closed:
@@ -140,11 +157,11 @@ class ReplayWorker:
             while not dispatcher.finished and dispatcher.rest(until_ns):
                 dispatcher.turn()
         except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-            gevent.get_hub().handle_error(self, type(error), error, error.__traceback__)
-            self._finish()
+            if not isinstance(error, OSError):
+                gevent.get_hub().handle_error(self, type(error), error, error.__traceback__)
+            self.fail(error)
             return
-        if dispatcher.finished:
+        if dispatcher.finished or self._error is not None:
             self._finish()
 
     def _finish(self) -> None:
@@ -154,20 +171,46 @@ class ReplayWorker:
         self.finished.set()
 
     def _take(self, record: RequestRecord, chunks: npt.NDArray[np.void]) -> None:
-        if self._writer is not None:
-            self._writer.append(record, chunks)
-        else:
+        if self._writer is None:
             self._outbox.append((self._encoder.encode(record), chunks.astype(CHUNK_DTYPE, copy=False).tobytes()))
+        else:
+            try:
+                self._writer.append(record, chunks)
+            except OSError as error:
+                # nothing more can be recorded, so nothing more is sent; the parent accounts for these
+                self._error = self._error or error
+                if record.status != "unsent":
+                    self._unrecorded.append(record.index)
         self._meter.add(record, chunks)
         self._mirrored.append(record)
 
     def _report_until_finished(self) -> None:
-        while not self.finished.wait(REPORT_EVERY_S):
+        try:
+            while not self.finished.wait(REPORT_EVERY_S):
+                self._report()
             self._report()
-        self._report()
-        self.close()
-        gc.unfreeze()
-        self._send("kvload_finished", {"shard": self._shard, "error": self.error})
+        except Exception as error:
+            self.fail(error)
+        self._tell_the_end()
+
+    def _tell_the_end(self) -> None:
+        """Close, and say to the master that this is all, whatever happened."""
+        if self._told:
+            return
+        self._told = True
+        try:
+            self.close()
+            gc.unfreeze()
+        except Exception as problem:
+            self._error = self._error or problem
+        error = self._error
+        finished = Finished(
+            pass_word=self._pass_word,
+            error=None if error is None else describe(error),
+            fault=None if error is None else fault_of(error),
+            unrecorded=self._unrecorded,
+        )
+        self._send(finished)
 
     def _mirror_until_finished(self) -> None:
         """Feed Locust's statistics a few records at a time: a batch of them would make requests late."""
@@ -190,6 +233,7 @@ class ReplayWorker:
             done=counts.done,
             failed=counts.failed,
             unsent=counts.unsent,
+            answered=counts.answered,
             in_flight=dispatcher.loop.in_flight,
             cpu_s=time.process_time() - self._cpu_start_s,
             rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -197,10 +241,10 @@ class ReplayWorker:
             merged_reads=counts.merged_reads,
             **self._meter.take(),  # type: ignore[arg-type]
         )
-        self._send("kvload_live", {"report": msgspec.json.encode(report)})
+        self._send(Live(pass_word=self._pass_word, report=msgspec.json.encode(report)))
 
     def _send_records(self) -> None:
         outbox, self._outbox = self._outbox, []
         if outbox:
-            data = {"shard": self._shard, "records": [entry[0] for entry in outbox]}
-            self._send("kvload_records", {**data, "chunks": [entry[1] for entry in outbox]})
+            records, chunks = [entry[0] for entry in outbox], [entry[1] for entry in outbox]
+            self._send(Records(pass_word=self._pass_word, records=records, chunks=chunks))

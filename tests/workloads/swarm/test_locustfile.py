@@ -98,10 +98,10 @@ def test_a_worker_on_another_machine(tmp_path: Path, server: MockProcess) -> Non
     port = str(free_port())
     kvload = [sys.executable, "-m", "kvload", "replay"]
     master = [*kvload, str(trace), "--url", server.url, "--out", str(here / "run"), "--json", "--workers", "1"]
-    master += ["--master", "--expect-workers", "1", "--master-port", port]
+    master += ["--master", "--expect-workers", "1", "--master-port", port, "--token", "secret"]
     pipe = subprocess.PIPE
     one = subprocess.Popen(master, cwd=here, stdout=pipe, stderr=pipe, text=True)
-    other = elsewhere(here, [*kvload, "--worker", "--master-port", port])
+    other = elsewhere(here, [*kvload, "--worker", "--master-port", port, "--token", "secret"])
     two = subprocess.Popen(other, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
     output, errors = one.communicate(timeout=90)
     _, worker_errors = two.communicate(timeout=60)
