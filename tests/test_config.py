@@ -99,9 +99,9 @@ def test_a_groups_settings_reach_its_commands(
     write(tmp_path, "[traces.sample]\nrequests = 3\nseed = 4\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KVLOAD_TRACES_SAMPLE_SEED", "5")
-    assert run(["traces", "sample", "--output", "t.jsonl"]) == 0
+    assert run(["traces", "sample", "-o", "t.jsonl"]) == 0
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 3
-    assert run(["traces", "sample", "--output", "u.jsonl", "--requests", "3", "--seed", "5"]) == 0
+    assert run(["traces", "sample", "-o", "u.jsonl", "--requests", "3", "--seed", "5"]) == 0
     assert (tmp_path / "t.jsonl").read_bytes() == (tmp_path / "u.jsonl").read_bytes()
     assert "sample.requests, sample.seed" in capsys.readouterr().err
 

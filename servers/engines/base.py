@@ -212,7 +212,8 @@ class Adapter(ABC):
         pool_in_tokens: what ``--kv-memory`` is turned into tokens by, in words, where the engine takes no bytes: then
             the pool's size shows nothing of the method.
         reads_gguf: whether it takes a GGUF file in place of a folder.
-        in_kvload: whether it is part of kvload, always installed.
+        in_kvload: whether it is part of kvload.
+        extra: what installs it beside kvload (``pip install 'kvload[EXTRA]'``); its name where None.
         auto_on_gpu: whether ``--engine auto`` takes it where a GPU and it are there.
         streams_chat_token_ids: whether a streamed chat can carry token ids.
         scheduling: the limits of its scheduler, for predictions.
@@ -231,6 +232,7 @@ class Adapter(ABC):
     pool_in_tokens: str | None = None
     reads_gguf: bool = False
     in_kvload: bool = False
+    extra: str | None = None
     auto_on_gpu: bool = False
     streams_chat_token_ids: bool = True
     scheduling: Scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 2048, 16)

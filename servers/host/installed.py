@@ -1,12 +1,13 @@
 """Which engines a Python environment holds, and their versions, without importing any of them."""
 
+import contextlib
 import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +120,16 @@ def look(modules: Mapping[str, Sequence[str]], python: str, env: Mapping[str, st
         folder = Path(row["folder"])
         version = row["version"] or _version_file(folder)
         found[module] = Installed(module, python, version, folder, row["plain"] is not None, cuda, torch_version)
+    return found
+
+
+def own_packages(names: Collection[str]) -> set[str]:
+    """Those of the packages that this environment holds; none of them is imported."""
+    found = set()
+    for name in names:
+        with contextlib.suppress(ModuleNotFoundError):
+            if importlib.util.find_spec(name) is not None:
+                found.add(name)
     return found
 
 

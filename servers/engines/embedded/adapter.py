@@ -1,4 +1,4 @@
-"""The embedded engine as the launcher sees it: kvload's own server, always installed."""
+"""The embedded engine as the launcher sees it: kvload's own server, installed with ``kvload[engine]``."""
 
 import re
 import sys
@@ -22,9 +22,12 @@ from kvload.servers.engines.base import (
 )
 from kvload.servers.engines.embedded.metrics import METRICS
 from kvload.servers.engines.scheduling import Scheduling
-from kvload.servers.host.installed import find_python, own_torch_cuda
+from kvload.servers.host.installed import find_python, look, own_packages, own_torch_cuda
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
+
+NEEDS = frozenset({"aiohttp", "safetensors", "torch", "transformers"})
+"""Packages that only the embedded engine needs."""
 
 POOL_CLAIM_TOKENS = 2**20
 """Length at which windows no longer count."""
@@ -42,18 +45,26 @@ class EmbeddedAdapter(Adapter):
     metrics = METRICS
     scoring = "chunked"
     in_kvload = True
+    extra = "engine"
     scheduling = Scheduling("--max-num-seqs", "--chunk-tokens", "--block-size", 128, 512, 64)
     progress_lines = ((PROGRESS, "{0}"),)
 
     def find(
         self,
         python: str | None,
-        env: Mapping[str, str],  # noqa: ARG002  the protocol's
+        env: Mapping[str, str],
         machine: Machine,
     ) -> Build | None:
-        """Always there, in kvload's own environment; its version is kvload's."""
+        """There where what it needs is; its version is kvload's."""
+        if python is None:
+            interpreter, held = sys.executable, own_packages(NEEDS)
+        else:
+            interpreter = find_python(python)
+            held = set(look({name: (name,) for name in NEEDS if name != "torch"}, interpreter, env)) | {"torch"}
+        if not held >= NEEDS:
+            return None
         device = "cuda" if machine.gpus and own_torch_cuda() is not None else "cpu"
-        return Build(self.name, find_python(python) if python else sys.executable, __version__, device)
+        return Build(self.name, interpreter, __version__, device)
 
     def plan(
         self,

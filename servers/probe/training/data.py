@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from kvload.servers.probe.tasks.generator import ANSWER_LIMIT, QUESTION_TOKENS, build_document, request_text
 from kvload.servers.probe.tasks.texts import Wish, pick
-from kvload.servers.probe.tokenizer import (
+from kvload.servers.probe.training.smalltalk import SMALLTALK
+from kvload.servers.probe.training.tokenizer import (
     ASSISTANT_ID,
     BEGIN_ID,
     END_ID,
@@ -23,7 +24,6 @@ from kvload.servers.probe.tokenizer import (
     WordEncoder,
     build_vocabulary,
 )
-from kvload.servers.probe.training.smalltalk import SMALLTALK
 
 MIXTURE: tuple[tuple[tuple[str, ...], float], ...] = (
     (("recall", "many"), 2.0),

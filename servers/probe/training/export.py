@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from kvload.servers.probe.tasks.generator import generate
-from kvload.servers.probe.tokenizer import BEGIN_ID, END_ID, PAD_ID, build_vocabulary, write_tokenizer
 from kvload.servers.probe.training.network import ProbeNetwork
 from kvload.servers.probe.training.outliers import add_key_outliers
+from kvload.servers.probe.training.tokenizer import BEGIN_ID, END_ID, PAD_ID, build_vocabulary, write_tokenizer
 
 
 def export(network: ProbeNetwork, folder: Path) -> None:

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from kvload.servers.probe.tasks.generator import TASKS, generate
-from kvload.servers.probe.tokenizer import (
+from kvload.servers.probe.training.data import batches
+from kvload.servers.probe.training.export import agreement, export
+from kvload.servers.probe.training.network import ProbeNetwork, Shape
+from kvload.servers.probe.training.step import TrainingStep
+from kvload.servers.probe.training.tokenizer import (
     ASSISTANT_ID,
     BEGIN_ID,
     END_ID,
@@ -19,10 +23,6 @@ from kvload.servers.probe.tokenizer import (
     WordEncoder,
     build_vocabulary,
 )
-from kvload.servers.probe.training.data import batches
-from kvload.servers.probe.training.export import agreement, export
-from kvload.servers.probe.training.network import ProbeNetwork, Shape
-from kvload.servers.probe.training.step import TrainingStep
 from kvload.servers.probe.training.train import Recipe
 
 CURRICULUM: tuple[tuple[float, dict[int, float]], ...] = (

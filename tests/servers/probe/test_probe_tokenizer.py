@@ -11,7 +11,7 @@ from kvload.servers.probe import MODEL_DIR
 from kvload.servers.probe.tasks.generator import TASKS, generate
 from kvload.servers.probe.tasks.texts import token_count
 from kvload.servers.probe.tasks.words import ADJECTIVES, JOBS, NAMES, NOUNS, PLACES
-from kvload.servers.probe.tokenizer import SPECIALS, WordEncoder, build_vocabulary, tokenizer_files
+from kvload.servers.probe.training.tokenizer import SPECIALS, WordEncoder, build_vocabulary, tokenizer_files
 
 transformers = pytest.importorskip("transformers")
 

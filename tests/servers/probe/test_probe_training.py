@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kvload.servers.probe.tokenizer import ASSISTANT_ID, END_ID, PAD_ID, USER_ID, WordEncoder, build_vocabulary
 from kvload.servers.probe.training.data import batches, make_batch
+from kvload.servers.probe.training.tokenizer import ASSISTANT_ID, END_ID, PAD_ID, USER_ID, WordEncoder, build_vocabulary
 from kvload.servers.probe.training.train import Recipe, parse
 
 torch = pytest.importorskip("torch")
