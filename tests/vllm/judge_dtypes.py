@@ -1,6 +1,6 @@
 """Starts a real vLLM with each of its KV-cache dtypes and prints, as a Markdown table, how kvload judges it.
 
-    python tests/vllm/judge_dtypes.py --python .venv-vllm MODEL [--lift-isa-check] [DTYPE ...]
+    python tests/vllm/judge_dtypes.py --python "$(tests/vllm/install.sh --where)" MODEL [--lift-isa-check] [DTYPE ...]
 
 ``--lift-isa-check`` takes away vLLM's refusal of quantised caches on processors without AVX-512 (see lift_isa_check/).
 """

@@ -5,7 +5,6 @@ token for token. What a CPU does not show is FlashAttention, graphs and the kern
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -26,9 +25,8 @@ from kvload.servers.lifecycle.starting import StartFailedError
 from kvload.servers.probe import MODEL_DIR
 from kvload.servers.verification.eviction import counts
 from kvload.servers.watch.scrape import sample_once
+from tests.vllm.environment import PYTHON
 from tests.vllm.eviction_reference import Reference
-
-PYTHON = os.environ.get("KVLOAD_VLLM_PYTHON", ".venv-vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 

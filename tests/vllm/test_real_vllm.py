@@ -5,7 +5,6 @@ corrupts elsewhere is brought about there by lifting that check (see lift_isa_ch
 """
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +25,7 @@ from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import StartFailedError
 from kvload.servers.verification.verify import VerificationFailedError, load_baseline
 from kvload.servers.watch.scrape import sample_once
-
-PYTHON = os.environ.get("KVLOAD_VLLM_PYTHON", ".venv-vllm")
+from tests.vllm.environment import PYTHON
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
