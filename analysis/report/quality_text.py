@@ -1,5 +1,7 @@
 """Quality for the terminal: one row an arm, one row a task, and on request everything."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -11,6 +13,7 @@ from kvload.analysis.report.tables import Row, TableData
 from kvload.analysis.statistics.estimates import Estimate
 
 _FOUND = 0.05
+_LONG_NAME = 24
 
 
 def print_quality(found: Quality, console: Console, *, details: bool = False) -> None:
@@ -103,6 +106,7 @@ def tasks_table(found: Quality) -> TableData | None:
     if not tasks or not thetas:
         return None
     arms = [change.arm for change in found.changes if change.task is None and change.arm != found.floor_name]
+    short, common = shortened(arms)
     rows = []
     for task in tasks:
         counts = [_single(found, arm, thetas[0], task) for arm in arms]
@@ -110,10 +114,25 @@ def tasks_table(found: Quality) -> TableData | None:
         rows.append(Row(cells=(task, f"{eligible:,}", *(_starred(count) for count in counts))))
     return TableData(
         title=f"Net negative samples at {thetas[0]:.0%}, by task",
-        columns=("task", "eligible", *arms),
+        columns=("task", "eligible", *short),
         rows=rows,
-        caption=f"*: p < {_FOUND:g} after Holm's correction over all {len(tasks) * len(arms)} figures",
+        caption=f"*: p < {_FOUND:g} after Holm's correction over all {len(tasks) * len(arms)} figures"
+        + (f"; all arms: {common}" if common else ""),
     )
+
+
+def shortened(names: Sequence[str]) -> tuple[list[str], str]:
+    """Long names without the words that all of them have, and these words.
+
+    >>> shortened(["h2o_llama-3-8b-instruct_w32", "h2o_llama-3-8b-instruct_w64"])
+    (['w32', 'w64'], 'h2o_llama-3-8b-instruct')
+    """
+    words_of = [name.split("_") for name in names]
+    if len(names) < 2 or max(map(len, names)) < _LONG_NAME:
+        return list(names), ""
+    common = [word for word in words_of[0] if all(word in each for each in words_of)]
+    short = ["_".join(word for word in each if word not in common) for each in words_of]
+    return (short, "_".join(common)) if all(short) and len(set(short)) == len(short) else (list(names), "")
 
 
 def sets_table(found: Quality) -> TableData | None:
