@@ -164,7 +164,7 @@ def comparison_values(comparison: Comparison) -> dict[str, dict[str, float | Non
     arms = {arm.name: arm for arm in comparison.arms}
     values = {}
     for change in comparison.comparisons:
-        if change.floor:
+        if change.floor or change.perturbed:
             continue
         arm = arms[change.name]
         values[change.name] = {

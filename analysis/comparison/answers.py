@@ -42,7 +42,8 @@ class ArmQuality:
 class Answers:
     """Quality over all arms, the scores it rests on with the repeat of every row, and each arm's part.
 
-    ``other_texts`` are each arm's differing answers less those of the A/A arm, run by run; empty without an A/A arm.
+    ``other_texts`` are each arm's differing answers less those of the baseline in another dtype, or of the A/A arm, run
+    by run; empty without either.
     """
 
     quality: Quality
@@ -64,6 +65,7 @@ class AnswerScorer:
         self._scores: dict[str, dict[int, Floats]] = {}
         self._texts: dict[str, dict[int, TextPairs]] = {}
         self._scorers: dict[int, ArmScorer] = {}
+        self._perturbed: str | None = None
         self._base_records: dict[int, list[RequestRecord]] = {}
         if base.first.manifest.mode == "free":
             for repeat, run in base.runs.items():
@@ -77,6 +79,7 @@ class AnswerScorer:
         if not self._scorers:
             return
         self._arms.append(arm)
+        self._perturbed = arm.name if arm.perturbed else self._perturbed
         scores, texts_found = self._scores.setdefault(arm.name, {}), self._texts.setdefault(arm.name, {})
         for repeat, scorer in self._scorers.items():
             if repeat in arm.runs:
@@ -103,10 +106,12 @@ class AnswerScorer:
             for repeat in common
         ]
         table = stack(tables)
-        quality = assess(table, floor=floor, thetas=thetas, gate=gate, rng=rng, level=level)
+        apart = () if self._perturbed is None else (self._perturbed,)
+        quality = assess(table, floor=floor, apart=apart, thetas=thetas, gate=gate, rng=rng, level=level)
         repeats = tuple(repeat for repeat, part in zip(common, tables, strict=True) for _ in range(len(part.ids)))
         arms = {arm.name: self._arm_quality(arm, table, repeats, quality, level) for arm in self._arms}
-        other_texts = {} if floor is None else _beyond_floor(self._texts, floor)
+        against = self._perturbed or floor
+        other_texts = {} if against is None else _beyond_floor(self._texts, against, {floor, against})
         return Answers(quality=quality, scores=table, repeat=repeats, arms=arms, other_texts=other_texts)
 
     def _arm_quality(
@@ -147,14 +152,16 @@ class AnswerScorer:
         return samples
 
 
-def _beyond_floor(found: dict[str, dict[int, TextPairs]], floor: str) -> dict[str, RunFigures]:
-    """How many more answers differ from the baseline's than those of its second run do, by request."""
+def _beyond_floor(
+    found: dict[str, dict[int, TextPairs]], floor: str, left_out: set[str | None]
+) -> dict[str, RunFigures]:
+    """How many more answers differ from the baseline's than those of the floor do, by request."""
     figures = {}
     for name, runs in found.items():
         change, repeat, request = [], [], []
         for number, pairs in runs.items():
             again = found[floor].get(number)
-            if name == floor or again is None:
+            if name in left_out or again is None:
                 continue
             _, mine, theirs = np.intersect1d(pairs.request, again.request, assume_unique=True, return_indices=True)
             change.append(again.identical[theirs].astype(np.float64) - pairs.identical[mine])

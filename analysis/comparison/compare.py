@@ -135,7 +135,7 @@ def compare_loaded(
         pairs={arm.loaded.name: arm.pairs for arm in others},
     )
     for arm in others:
-        if not arm.loaded.floor:
+        if not (arm.loaded.floor or arm.loaded.perturbed):
             found.verdicts[arm.loaded.name] = judge(found, arm.loaded.name)
     return found
 
@@ -160,9 +160,10 @@ def _effects(
     """Every question's effects by arm, in the units that are shown."""
     log_margin = float(np.log1p(MARGIN))
     found: dict[str, dict[str, Effect]] = {}
+    judged = [arm for arm in others if not arm.loaded.perturbed]
 
     def add(question: str, margin: float, *, need_floor: bool, is_log: bool = False) -> None:
-        measured = {arm.loaded.name: arm.figures[question] for arm in others if question in arm.figures}
+        measured = {arm.loaded.name: arm.figures[question] for arm in judged if question in arm.figures}
         made = layout.effects(measured, floor=floor, margin=margin, need_floor=need_floor, level=level)
         found[question] = {name: layout.as_relative(effect) if is_log else effect for name, effect in made.items()}
 
@@ -175,10 +176,11 @@ def _effects(
     # In an open loop good requests are counted over a window that the schedule sets: the share says it all.
     found["service"] = found["goodput" if slo.is_closed_loop(base.first.manifest) else "attainment"]
     if answers is not None:
-        scores = {name: arm.figures for name, arm in answers.arms.items()}
+        names = {arm.loaded.name for arm in judged}
+        scores = {name: arm.figures for name, arm in answers.arms.items() if name in names}
         base_score = next((arm.overall.base_mean for arm in answers.arms.values()), None)
         found["quality"] = layout.effects(scores, floor=floor, margin=quality_margin(base_score), level=level)
-        # The A/A arm is what the others are held against here, so that it is no arm of this layout.
+        # What the others are held against here (A/A, or another dtype) is no arm of this layout.
         found["answers"] = layout.effects(answers.other_texts, floor=None, margin=MARGIN, level=level)
     return found
 
@@ -197,6 +199,7 @@ def _compare_arm(
     return ArmComparison(
         name=name,
         floor=arm.loaded.floor,
+        perturbed=arm.loaded.perturbed,
         population=pairs.population,
         effects=mine,
         latency={metric: _latency_change(metric, pairs, mine, arm.rng, level) for metric in figures.LATENCIES},

@@ -65,6 +65,7 @@ class ArmComparison:
 
     Attributes:
         floor: this is the A/A pair.
+        perturbed: this is the baseline in another dtype, which is in no verdict but a measure for texts.
         effects: what is judged, by topic (``latency``, ``service``, ``lengths``, ``quality``) and, as information,
             ``ttft``, ``tpot``, ``e2e``, ``attainment`` and ``goodput``; missing where it was not measured.
         lengths: None where they were forced.
@@ -74,6 +75,7 @@ class ArmComparison:
 
     name: str
     floor: bool
+    perturbed: bool
     population: Population
     effects: dict[str, Effect]
     latency: dict[str, LatencyChange]
@@ -200,7 +202,17 @@ class Comparison:
         return next((comparison for comparison in self.comparisons if comparison.floor), None)
 
     @property
+    def perturbed(self) -> ArmComparison | None:
+        """The baseline in another dtype, if it was measured."""
+        return next((comparison for comparison in self.comparisons if comparison.perturbed), None)
+
+    @property
     def judged_nothing(self) -> bool:
-        """Whether no arm has a single finding that was measured."""
-        outcomes = [found.outcome for verdict in self.verdicts.values() for found in verdict.findings]
+        """Whether no arm has anything measured of latency, service, lengths or quality."""
+        outcomes = [
+            found.outcome
+            for verdict in self.verdicts.values()
+            for found in verdict.findings
+            if found.topic not in {"answers", "cache room"}
+        ]
         return bool(outcomes) and all(outcome == "unmeasured" for outcome in outcomes)

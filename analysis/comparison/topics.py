@@ -33,6 +33,7 @@ class Seen:
     floor: ArmComparison | None
     quality: ArmQuality | None
     floor_quality: ArmQuality | None
+    perturbed_quality: ArmQuality | None
 
     @classmethod
     def of(cls, comparison: Comparison, name: str) -> "Seen":
@@ -47,6 +48,7 @@ class Seen:
             floor=floor,
             quality=scored.get(name),
             floor_quality=scored.get(floor.name) if floor else None,
+            perturbed_quality=scored.get(comparison.perturbed.name) if comparison.perturbed else None,
         )
 
     def effect(self, question: str) -> Effect | None:
@@ -282,7 +284,8 @@ def answers(seen: Seen) -> Finding | None:
     texts = seen.quality.texts if seen.quality else None
     if texts is None or not texts.n:
         return None
-    again = seen.floor_quality.texts if seen.floor_quality else None
+    measure = seen.perturbed_quality or seen.floor_quality
+    again = measure.texts if measure else None
     effect = seen.effect("answers")
     same = round((texts.identical.estimate or 0.0) * texts.n)
     detail = [f"identical {words.share(texts.identical.estimate)} ({words.share_range(texts.identical)})"]
@@ -306,7 +309,7 @@ def answers(seen: Seen) -> Finding | None:
             detail=tuple(detail),
             advice="run the baseline twice: many answers differ between two runs of one server as well",
         )
-    if again.identical.estimate == 1.0:
+    if again.identical.estimate == 1.0 and seen.perturbed_quality is None:
         detail.append(
             "the two runs of the baseline are identical to the letter, which says nothing of how easily greedy decoding"
             " tips over: another dtype or batch order alone changes answers"
@@ -316,17 +319,19 @@ def answers(seen: Seen) -> Finding | None:
             outcome="differs",
             lead=lead,
             detail=tuple(detail),
-            advice="--floor perturb runs the baseline in another dtype, to see how many answers that alone changes",
+            advice="--floor perturb runs the baseline in another dtype too, to see how many answers that alone changes",
         )
-    detail.append(f"between two runs of the baseline {words.share(1 - (again.identical.estimate or 0.0))} differ")
+    what = "two runs of the baseline" if seen.perturbed_quality is None else "the baseline and itself in another dtype"
+    others = words.share(1 - (again.identical.estimate or 0.0))
+    detail.append(f"between {what} {others} differ")
     found = decide(effect, margin=MARGIN)
     if effect is not None:
-        detail.insert(0, "differing beyond two runs of the baseline: " + basis(effect, "points", MARGIN))
+        detail.insert(0, f"differing beyond {what}: " + basis(effect, "points", MARGIN))
     outcome: Outcome = {"higher": "differs", "lower": "same"}.get(found, found)  # type: ignore[assignment]
     if found == "higher":
-        lead += f", more than between two runs of the baseline ({words.share(1 - (again.identical.estimate or 0.0))})"
+        lead += f", more than between {what} ({others})"
     elif found in {"same", "lower"}:
-        lead += ", no more than between two runs of the baseline"
+        lead += f", no more than between {what}"
     return Finding(
         topic="answers",
         outcome=outcome,

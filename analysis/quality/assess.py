@@ -5,7 +5,7 @@ scorer. Where nothing is expected there is the agreement with the baseline's ans
 far texts differ (:mod:`kvload.analysis.quality.texts`) and is no score: changes and negative samples leave it out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -182,6 +182,7 @@ def assess(
     table: ScoreTable,
     *,
     floor: str | None = None,
+    apart: Collection[str] = (),
     thetas: Iterable[float] = DEFAULT_THETAS,
     gate: Gate | None = None,
     sets: Iterable[Sequence[str]] | None = None,
@@ -193,6 +194,7 @@ def assess(
     Args:
         table: the scores.
         floor: the arm that is the baseline's second run (A/A).
+        apart: arms that are no methods either, whose negative samples are not counted.
         thetas, gate: see :func:`kvload.analysis.quality.negatives.negative_samples`.
         sets: sets of methods; all together where None.
         rng: of the bootstrap.
@@ -203,7 +205,7 @@ def assess(
     """
     if floor is not None and floor not in table.arms:
         raise UsageError(f"no such arm: '{floor}'", where="--floor", hint=f"there are: {', '.join(table.arms)}")
-    methods = {name: scores for name, scores in table.arms.items() if name != floor}
+    methods = {name: scores for name, scores in table.arms.items() if name != floor and name not in apart}
     table = replace(table, base=np.where(table.scored, table.base, np.nan))
     tasks = np.asarray(table.tasks, dtype=object)
     named = sorted({task for task, scored in zip(table.tasks, table.scored, strict=True) if scored})

@@ -19,13 +19,15 @@ _SAME = ("max_tokens", "min_tokens", "ignore_eos", "temperature", "top_p", "seed
 class ArmRuns:
     """The run folders of one arm, one per repeat.
 
-    ``baseline`` marks the arm that others are compared with, ``floor`` the baseline's second measurement (A/A).
+    ``baseline`` marks the arm that others are compared with, ``floor`` the baseline's second measurement (A/A),
+    ``perturbed`` the baseline in another dtype, which only says how many answers that alone changes.
     """
 
     name: str
     runs: tuple[RunDir, ...]
     baseline: bool = False
     floor: bool = False
+    perturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class LoadedArm:
     runs: dict[int, LoadedRun]
     baseline: bool
     floor: bool
+    perturbed: bool = False
 
     @property
     def first(self) -> LoadedRun:
@@ -74,7 +77,7 @@ def load_arm(arm: ArmRuns) -> LoadedArm:
         if repeat in runs:
             raise PairingError(f"two runs of the arm '{arm.name}' are repeat {repeat}", where=str(run.path))
         runs[repeat] = LoadedRun(run.path, manifest, proven(load(run)), run.scrapes())
-    return LoadedArm(arm.name, dict(sorted(runs.items())), arm.baseline, arm.floor)
+    return LoadedArm(arm.name, dict(sorted(runs.items())), arm.baseline, arm.floor, arm.perturbed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,10 @@ def _negative(count: NegativeCount | None) -> str:
 
 def label(comparison: Comparison, name: str) -> str:
     """An arm's name, with its part in the comparison."""
-    floor = comparison.floor
-    return f"{name} · A/A" if floor and floor.name == name else name
+    floor, perturbed = comparison.floor, comparison.perturbed
+    if floor and floor.name == name:
+        return f"{name} · A/A"
+    return f"{name} · another dtype" if perturbed and perturbed.name == name else name
 
 
 def arms_table(comparison: Comparison) -> TableData:

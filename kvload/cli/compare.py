@@ -1,5 +1,6 @@
 """``kvload compare``: one trace under several methods, compared request by request."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,15 @@ from kvload.cli.options import (
     trace_and_limits,
 )
 
+
+class FloorChoice(StrEnum):
+    """How the baseline is run beside the first time."""
+
+    AGAIN = "again"
+    PERTURB = "perturb"
+    NONE = "none"
+
+
 app = typer.Typer(add_completion=False)
 
 
@@ -49,8 +59,10 @@ def compare(
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="The arm to compare with; none or auto, else the first.")] = None,
     floor: Annotated[
-        bool, typer.Option("--floor/--no-floor", help="Run the baseline twice, to see how much equal arms differ.")
-    ] = True,
+        FloorChoice,
+        typer.Option(help="Run the baseline again, to see how much equal arms differ; perturb: in another dtype too."),
+    ] = FloorChoice.AGAIN,
+    no_floor: Annotated[bool, typer.Option("--no-floor", help="Run the baseline once: --floor none.")] = False,
     floor_run: Annotated[
         Path | None, typer.Option(help="With run folders: the baseline's second run.", show_default=False)
     ] = None,
@@ -104,7 +116,7 @@ def compare(
             methods=method or [],
             urls=arm_urls(arm or []),
             baseline=baseline,
-            with_floor=floor,
+            floor="none" if no_floor else floor.value,
             repeats=repeats,
             launch=read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or []),
             run=read_run(

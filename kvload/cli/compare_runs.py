@@ -99,6 +99,7 @@ def show(
     from kvload.analysis import gates
     from kvload.analysis.comparison.compare import compare
     from kvload.analysis.report import compare_json, compare_terminal
+    from kvload.errors import PairingError
     from kvload.experiment.comparison import write_files, write_worse_answers
     from kvload.terminal import console
 
@@ -117,6 +118,11 @@ def show(
             if written:
                 print(f"wrote {written} requests with worse answers to {target}", file=sys.stderr)
     gates.check(outcome.conditions, gates.comparison_values(comparison))
+    if comparison.judged_nothing:
+        raise PairingError(
+            "nothing could be judged: neither latency nor service, lengths or quality was measured on both sides",
+            hint="the notes say why requests were left out",
+        )
 
 
 def _show_outlook(found: "Outlook", plan: "ExperimentPlan") -> None:

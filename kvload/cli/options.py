@@ -133,6 +133,10 @@ class RequestFlags:
     seed: Seed = 0
 
 
+_A_DAY_S = 86_400.0
+"""Longer than any answer: how long is waited where requests have no limit of their own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SendingFlags:
     """How requests are sent."""
@@ -164,6 +168,9 @@ class RepeatedSendingFlags(SendingFlags):
     """The same for several runs that are compared: none of them may be the one that warms a server up."""
 
     warmups: Warmups = 4
+    drain: Annotated[
+        str, typer.Option(help="Wait so long for the last answers; timeout: as long as a request may take.")
+    ] = "timeout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,10 +439,15 @@ def read_sending(flags: SendingFlags, concurrency: int | None = None) -> "Sendin
     from kvload.units import parse_duration
     from kvload.workloads.run.plan import Sending
 
+    timeout_s = None if flags.timeout == "none" else parse_duration(flags.timeout, where="--timeout")
+    if flags.drain == "timeout":
+        drain_s = _A_DAY_S if timeout_s is None else timeout_s
+    else:
+        drain_s = parse_duration(flags.drain, where="--drain")
     return Sending(
         workers=flags.workers,
-        timeout_s=None if flags.timeout == "none" else parse_duration(flags.timeout, where="--timeout"),
-        drain_s=parse_duration(flags.drain, where="--drain"),
+        timeout_s=timeout_s,
+        drain_s=drain_s,
         max_concurrency=flags.max_concurrency,
         concurrency=concurrency,
         warmups=flags.warmups,

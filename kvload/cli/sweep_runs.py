@@ -84,7 +84,7 @@ def plan_of(
         raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
     path = trace_path(trace)
     digest = trace_digest(path)
-    made = make_arms(methods, arm_urls(arms), baseline=baseline, with_floor=False, least=1)
+    made = make_arms(methods, arm_urls(arms), baseline=baseline, floor="none", least=1)
     return SweepPlan(
         trace=str(path),
         trace_sha256=digest,

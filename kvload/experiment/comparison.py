@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from kvload.errors import UsageError
 from kvload.experiment import plan as plans
 from kvload.experiment.negatives import NEGATIVES_NAME, write_negatives
-from kvload.experiment.plan import FLOOR_SUFFIX, ExperimentPlan, PlannedRun, make_arms, trace_digest
+from kvload.experiment.plan import (
+    FLOOR_SUFFIX,
+    PERTURBED_SUFFIX,
+    ExperimentPlan,
+    Floor,
+    PlannedRun,
+    make_arms,
+    perturbing_args,
+    trace_digest,
+)
 from kvload.experiment.run import completed, pending, trace_copy
 from kvload.rundir import RunDir
 
@@ -46,7 +55,7 @@ def new_plan(
     methods: Sequence[str],
     urls: Mapping[str, str],
     baseline: str | None,
-    with_floor: bool,
+    floor: Floor,
     repeats: int,
     launch: "LaunchRequest",
     run: "RunOptions",
@@ -58,7 +67,7 @@ def new_plan(
         methods: those to launch a server with.
         urls: addresses of servers that run already, by the arms' names.
         baseline: the arm to compare with; see :func:`kvload.experiment.plan.make_arms`.
-        with_floor: run the baseline twice.
+        floor: how the baseline is run beside the first time.
         repeats: how often each arm is run.
         launch: the servers, but for their method.
         run: what all runs share.
@@ -67,10 +76,15 @@ def new_plan(
         UsageError: the arms cannot be compared.
         TraceError: the trace cannot be read.
     """
+    from kvload.servers.host.machine import gpus
+
+    perturbation = (
+        perturbing_args(launch.engine, launch.engine_args, has_gpu=bool(gpus())) if floor == "perturb" else ()
+    )
     return ExperimentPlan(
         trace=str(trace),
         trace_sha256=trace_digest(trace),
-        arms=make_arms(methods, urls, baseline=baseline, with_floor=with_floor),
+        arms=make_arms(methods, urls, baseline=baseline, floor=floor, perturbation=perturbation),
         repeats=repeats,
         launch=launch,
         run=run,
@@ -111,11 +125,14 @@ def experiment_arms(plan: ExperimentPlan, folder: Path) -> "list[ArmRuns]":
     from kvload.analysis.records.pairs import ArmRuns
 
     runs = completed(plan, folder)
-    return [ArmRuns(arm.name, runs[arm.name], baseline=arm.baseline, floor=arm.floor) for arm in plan.arms]
+    return [
+        ArmRuns(arm.name, runs[arm.name], baseline=arm.baseline, floor=arm.floor, perturbed=arm.perturbed)
+        for arm in plan.arms
+    ]
 
 
 def existing_arms(folders: Sequence[Path], baseline: str | None, floor: Path | None) -> "list[ArmRuns]":
-    """Run folders as arms of one run each.
+    """Run folders as arms: those of one arm's repeats together, where all of them say which they are.
 
     Args:
         folders: the runs.
@@ -131,6 +148,8 @@ def existing_arms(folders: Sequence[Path], baseline: str | None, floor: Path | N
     runs = {path: RunDir.open(path) for path in folders}
     if len(runs) < 2:
         raise UsageError("a comparison needs two run folders", hint="kvload compare RUN_A RUN_B")
+    if floor is None and (grouped := _by_arm(list(runs.values()), baseline)):
+        return grouped
     names = _names(runs)
     base = baseline or next(iter(names.values()))
     if base not in names.values():
@@ -139,6 +158,30 @@ def existing_arms(folders: Sequence[Path], baseline: str | None, floor: Path | N
     if floor is not None:
         arms.append(ArmRuns(base + FLOOR_SUFFIX, (RunDir.open(floor),), floor=True))
     return arms
+
+
+def _by_arm(runs: Sequence[RunDir], baseline: str | None) -> "list[ArmRuns]":
+    """The runs of an experiment by their arms; none where they are not of several repeats of named arms."""
+    from kvload.analysis.records.pairs import ArmRuns
+
+    manifests = [run.manifest() for run in runs]
+    arms = list(dict.fromkeys(manifest.arm for manifest in manifests))
+    keys = {(manifest.arm, manifest.repeat) for manifest in manifests}
+    if None in arms or len(keys) < len(runs) or not 1 < len(arms) < len(runs):
+        return []
+    base = baseline or next(arm for arm in arms if arm and not arm.endswith((FLOOR_SUFFIX, PERTURBED_SUFFIX)))
+    if base not in arms:
+        raise UsageError(f"the baseline '{base}' is not among: {', '.join(map(str, arms))}", where="--baseline")
+    return [
+        ArmRuns(
+            str(arm),
+            tuple(run for run, manifest in zip(runs, manifests, strict=True) if manifest.arm == arm),
+            baseline=arm == base,
+            floor=arm == base + FLOOR_SUFFIX,
+            perturbed=arm == base + PERTURBED_SUFFIX,
+        )
+        for arm in arms
+    ]
 
 
 def write_files(comparison: "Comparison", as_dict: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,6 +18,11 @@ from kvload.workloads.run.plan import Sending
 
 PLAN_NAME = "experiment.json"
 FLOOR_SUFFIX = " (again)"
+PERTURBED_SUFFIX = " (perturbed)"
+
+Floor = Literal["again", "perturb", "none"]
+"""How much equal arms differ is shown by the baseline a second time, by that and the baseline in another dtype, or not
+at all."""
 
 
 class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,6 +34,8 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         url: a server that someone else runs.
         baseline: what the others are compared with; exactly one arm.
         floor: the baseline a second time, which shows how much two equal arms differ.
+        perturbed: the baseline in another dtype, which shows how many answers that alone changes.
+        engine_args: passed to the engine beside those that all arms share.
     """
 
     name: str
@@ -36,6 +43,8 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     url: str | None = None
     baseline: bool = False
     floor: bool = False
+    perturbed: bool = False
+    engine_args: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:
@@ -119,15 +128,24 @@ def make_arms(
     urls: Mapping[str, str],
     *,
     baseline: str | None = None,
-    with_floor: bool = True,
+    floor: Floor = "again",
+    perturbation: Sequence[str] = (),
     least: int = 2,
 ) -> tuple[Arm, ...]:
     """The arms of an experiment: each method and each server, the baseline, and the baseline again.
 
     The baseline is the arm named, else the first of ``none`` and ``auto`` among the methods, else the first arm.
 
+    Args:
+        methods, urls: servers to launch, and those that run already by their arms' names.
+        baseline: the arm to compare with.
+        floor: how the baseline is run beside the first time.
+        perturbation: arguments of the engine that perturb the baseline.
+        least: so many arms are needed.
+
     Raises:
-        UsageError: fewer than ``least`` arms, a name twice, or a baseline that is not among them.
+        UsageError: fewer than ``least`` arms, a name twice, a baseline that is not among them, or one that cannot be
+            perturbed since kvload does not launch it.
     """
     names = [*methods, *urls]
     for name in names:
@@ -146,9 +164,42 @@ def make_arms(
     arms = [Arm(name=name, method=None if name in urls else name, url=urls.get(name)) for name in names]
     arms = [msgspec.structs.replace(arm, baseline=arm.name == base) for arm in arms]
     arms.sort(key=lambda arm: not arm.baseline)
-    if with_floor:
-        arms.insert(1, msgspec.structs.replace(arms[0], name=base + FLOOR_SUFFIX, baseline=False, floor=True))
+    if floor == "none":
+        return tuple(arms)
+    arms.insert(1, msgspec.structs.replace(arms[0], name=base + FLOOR_SUFFIX, baseline=False, floor=True))
+    if floor == "perturb":
+        if arms[0].method is None:
+            raise UsageError(
+                f"the baseline '{base}' is not launched by kvload, so that it cannot be given another dtype",
+                where="--floor perturb",
+                hint="launch it by --method, or start it in another dtype yourself and give it as an --arm",
+            )
+        arms.insert(
+            2,
+            msgspec.structs.replace(
+                arms[0],
+                name=base + PERTURBED_SUFFIX,
+                baseline=False,
+                perturbed=True,
+                engine_args=tuple(perturbation),
+            ),
+        )
     return tuple(arms)
+
+
+def perturbing_args(engine: str, engine_args: Sequence[str], *, has_gpu: bool) -> tuple[str, ...]:
+    """What gives a baseline another dtype than it has: the smallest change that moves greedy answers.
+
+    Args:
+        engine: as asked for, ``auto`` included.
+        engine_args: of all arms; a dtype among them is the one to differ from.
+        has_gpu: whether the machine has one. Without one the embedded engine computes in float32.
+    """
+    from kvload.servers.engines.base import flag_value
+
+    own = flag_value(tuple(engine_args), "--dtype")
+    is_float32 = own == "float32" or (own in {None, "auto"} and not has_gpu and engine in {"auto", "embedded"})
+    return ("--dtype", "bfloat16" if is_float32 or own in {"float16", "half"} else "float16")
 
 
 def _turned(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:

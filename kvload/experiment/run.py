@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvload.errors import ServerError
 from kvload.experiment.ending import error_of
 from kvload.experiment.options import ReplayOptions
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
@@ -87,6 +88,25 @@ def run_all(
         if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
             error.hint = f"go on with kvload compare --resume {out}"
             raise error
+        if arm.baseline:
+            _check_answers(arm, folder)
+
+
+def _check_answers(arm: Arm, folder: Path) -> None:
+    """Raise where the baseline answered nothing: there is nothing then that the others could be compared with."""
+    from kvload.analysis.records.table import load
+
+    table = load(RunDir.open(folder))
+    if not len(table) or table.ok.any():
+        return
+    causes = ", ".join(
+        f"{number} {cause or 'without a cause'}" for cause, number in table.cause.counts(~table.ok).items()
+    )
+    raise ServerError(
+        f"the baseline '{arm.name}' answered none of {len(table)} requests ({causes})",
+        where=str(folder),
+        hint="raise --timeout and --drain where answers were cut, or lower the load",
+    )
 
 
 def completed(plan: ExperimentPlan, out: Path) -> dict[str, tuple[RunDir, ...]]:
@@ -116,7 +136,9 @@ def serving(
         return
     from kvload.servers.launcher import launch, stop
 
-    entry = launch(replace(wanted, method=arm.method or "none", name=None, verify=verify), on_event)
+    arguments = (*wanted.engine_args, *arm.engine_args)
+    request = replace(wanted, method=arm.method or "none", engine_args=arguments, name=None, verify=verify)
+    entry = launch(request, on_event)
     try:
         yield entry.name
     finally:

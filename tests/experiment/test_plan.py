@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvload.errors import RunDirError, UsageError
 from kvload.experiment.options import RunOptions
-from kvload.experiment.plan import ExperimentPlan, is_complete, load, make_arms, save, set_aside
+from kvload.experiment.plan import ExperimentPlan, is_complete, load, make_arms, perturbing_args, save, set_aside
 from kvload.records import RunManifest, ServerInfo, TraceInfo
 from kvload.rundir import RunDir
 from kvload.servers.engines.base import LaunchRequest
@@ -33,11 +33,36 @@ def test_the_baseline_comes_first_and_runs_twice() -> None:
 
 
 def test_without_a_floor_there_is_no_second_baseline() -> None:
-    assert [arm.name for arm in make_arms(["none", "int8"], {}, with_floor=False)] == ["none", "int8"]
+    assert [arm.name for arm in make_arms(["none", "int8"], {}, floor="none")] == ["none", "int8"]
+
+
+def test_a_perturbed_baseline_runs_in_another_dtype_between_the_others() -> None:
+    arms = make_arms(["none", "int8"], {}, floor="perturb", perturbation=("--dtype", "float16"))
+    assert [arm.name for arm in arms] == ["none", "none (again)", "none (perturbed)", "int8"]
+    assert [arm.engine_args for arm in arms] == [(), (), ("--dtype", "float16"), ()]
+    experiment = msgspec.structs.replace(plan(["none", "int8"]), arms=arms)
+    assert [run.arm for run in experiment.runs()] == ["none", "none (perturbed)", "int8", "none (again)"]
+    with pytest.raises(UsageError, match="not launched by kvload"):
+        make_arms([], {"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}, floor="perturb")
+
+
+@pytest.mark.parametrize(
+    ("engine", "own", "has_gpu", "dtype"),
+    [
+        ("embedded", (), False, "bfloat16"),
+        ("auto", (), False, "bfloat16"),
+        ("vllm", (), False, "float16"),
+        ("vllm", (), True, "float16"),
+        ("vllm", ("--dtype", "float16"), True, "bfloat16"),
+        ("embedded", ("--dtype", "float32"), True, "bfloat16"),
+    ],
+)
+def test_the_perturbed_dtype_is_another_one(engine: str, own: tuple[str, ...], has_gpu: bool, dtype: str) -> None:
+    assert perturbing_args(engine, own, has_gpu=has_gpu) == ("--dtype", dtype)
 
 
 def test_servers_by_url_are_arms_too() -> None:
-    arms = make_arms([], {"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}, baseline="b", with_floor=False)
+    arms = make_arms([], {"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}, baseline="b", floor="none")
     assert [(arm.name, arm.url, arm.baseline) for arm in arms] == [
         ("b", "http://127.0.0.1:2", True),
         ("a", "http://127.0.0.1:1", False),
@@ -59,7 +84,7 @@ def test_wrong_arms_are_refused(methods: list[str], baseline: str | None, messag
 
 @given(count=st.integers(2, 6), cycles=st.integers(1, 3))
 def test_every_arm_stands_in_every_position_equally_often(count: int, cycles: int) -> None:
-    arms = make_arms([f"m{i}" for i in range(count)], {}, with_floor=False)
+    arms = make_arms([f"m{i}" for i in range(count)], {}, floor="none")
     experiment = msgspec.structs.replace(plan(["a", "b"]), arms=arms, repeats=cycles * count)
     runs = experiment.runs()
     positions = Counter((run.arm, place % count) for place, run in enumerate(runs))
@@ -87,7 +112,7 @@ def test_every_repeat_lies_between_the_baselines_two_runs(methods: int, repeats:
 def test_the_estimate_counts_launches_only_where_there_are_any() -> None:
     launched = plan(["none", "int8"], repeats=2)
     assert launched.estimate_s(100.0, "embedded") == pytest.approx(2 * 3 * (100.0 + 12.0))
-    arms = make_arms([], {"a": "http://x", "b": "http://y"}, with_floor=False)
+    arms = make_arms([], {"a": "http://x", "b": "http://y"}, floor="none")
     given_urls = ExperimentPlan(trace="t", trace_sha256="", arms=arms, repeats=1)
     assert given_urls.estimate_s(100.0, "embedded") == pytest.approx(200.0)
 

@@ -25,7 +25,7 @@ def plan(**changes: Any) -> SweepPlan:
         "trace": "trace.jsonl",
         "trace_sha256": "0" * 64,
         "rows": 1000,
-        "arms": make_arms(["none", "int8"], {}, with_floor=False),
+        "arms": make_arms(["none", "int8"], {}, floor="none"),
         "axis": "rate",
         "launch": LaunchRequest(engine="embedded"),
         "run": RunOptions(slo={"ttft": 0.5}),
@@ -117,7 +117,7 @@ def test_what_cannot_work_is_found_before_anything_runs() -> None:
     with pytest.raises(UsageError, match="it takes 381"):
         check(plan(target=0.99, rows=100))
     with pytest.raises(UsageError, match="kivi4"):
-        check(plan(arms=make_arms(["none", "kivi4"], {}, with_floor=False)))
+        check(plan(arms=make_arms(["none", "kivi4"], {}, floor="none")))
 
 
 def _trace(path: Path, rows: int) -> Path:

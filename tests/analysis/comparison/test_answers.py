@@ -1,5 +1,6 @@
 """Quality inside a comparison: what is scored, against which floor, and what is said."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_a_bit_equal_pair_of_baselines_is_said_to_show_nothing(tmp_path: Path) -
     found = answers(three(tmp_path, wrong=0.3, noise=0.0, expected=False))
     assert any("identical to the letter" in sentence for sentence in found.detail)
     assert "--floor perturb" in (found.advice or "")
+
+
+def test_a_perturbed_baseline_is_what_texts_are_held_against_and_in_no_verdict(tmp_path: Path) -> None:
+    arms = [runs(tmp_path, "base", 0.0, 1, False), runs(tmp_path, "again", 0.0, 2, False)]
+    other_dtype = dataclasses.replace(runs(tmp_path, "bf16", 0.3, 4, False), perturbed=True)
+    arms += [other_dtype, runs(tmp_path, "method", 0.3, 3, False), runs(tmp_path, "worse", 0.7, 5, False)]
+    comparison = compare(arms)
+    assert list(comparison.verdicts) == ["method", "worse"]
+    assert comparison.comparisons[-1].effects["latency"].family == 2
+    assert answers(comparison).outcome in {"same", "undecided"}
+    worse = comparison.verdicts["worse"].finding("answers")
+    assert worse is not None
+    assert worse.outcome == "differs"
+    assert "the baseline and itself in another dtype" in worse.lead
 
 
 def test_a_baseline_that_scores_nothing_has_no_quality_to_lose(tmp_path: Path) -> None:
