@@ -59,6 +59,13 @@ def interval(value: Estimate) -> str:
     return f"{low}…{high}"
 
 
+def bounds(value: Estimate) -> str:
+    """``low…high``; ``low or more`` and ``up to high`` where the data bound a figure on one side only."""
+    if value.high is None:
+        return "" if value.low is None else f"{number(value.low)} or more"
+    return f"up to {number(value.high)}" if value.low is None else interval(value)
+
+
 def between(value: Estimate | None, text: Callable[[float], str]) -> str:
     """An interval in words: ``3.1 to 4.2``; ``over 3.1`` and ``up to 4.2`` where the data bound it on one side only."""
     if value is None or (value.low is None and value.high is None):

@@ -1,5 +1,6 @@
 """What is said about each topic: one finding a topic, in a plain sentence and the figures behind it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,9 @@ from kvload.analysis.comparison.decision import (
 from kvload.analysis.comparison.lengths import CUT_SHARE, LengthChange
 from kvload.analysis.comparison.model import ArmComparison, Comparison, Finding, Outcome
 from kvload.analysis.statistics.layout import FEWEST_PAIRS, Effect
+
+USED_MARGIN = 0.15
+"""Shares of the pool that were scraped differ by as much (a log ratio) between equal servers."""
 
 NOBODY, EVERYBODY = 0.05, 0.95
 """Where both arms attain less, or more, the load tells nothing about them."""
@@ -364,10 +368,12 @@ def cache_room(seen: Seen) -> Finding:
         return Finding(
             topic="cache room", outcome="unmeasured", lead="the servers do not tell their pools", detail=tuple(detail)
         )
-    # An evicting method has the pool of the baseline and holds fewer tokens of every request in it.
-    ratio = max(value for value in (room.pool_ratio, room.used_ratio) if value is not None)
+    # An evicting method has the pool of the baseline and holds fewer tokens of every request in it. Scrapes are few, so
+    # that what was used counts only well beyond what two equal servers differ by.
+    used = room.used_ratio if _is_measured(seen) else None
+    ratio = max([value for value in (room.pool_ratio, used) if value is not None], default=1.0)
     outcome: Outcome = "better" if ratio > 1 + MARGIN else "worse" if ratio < 1 - MARGIN else "same"
-    if room.pool_ratio is not None and (room.used_ratio is None or room.pool_ratio >= room.used_ratio):
+    if room.pool_ratio is not None and (used is None or room.pool_ratio >= used):
         sizes = f"{room.base_pool_tokens:,} to {room.pool_tokens:,}"
         lead = f"the cache holds {room.pool_ratio:.2f} times the tokens ({sizes})"
     else:
@@ -375,6 +381,14 @@ def cache_room(seen: Seen) -> Finding:
         if room.pool_ratio is not None:
             detail.insert(0, f"the pool holds {room.pool_ratio:.2f} times the tokens of one endless sequence")
     return Finding(topic="cache room", outcome=outcome, lead=lead, detail=tuple(detail))
+
+
+def _is_measured(seen: Seen) -> bool:
+    """Whether this traffic's share of the pool differs beyond what scrapes of two equal servers do."""
+    used = seen.change.room.used_ratio
+    again = seen.floor.room.used_ratio if seen.floor else None
+    least = USED_MARGIN if again is None else max(USED_MARGIN, 2 * abs(math.log(again)))
+    return used is not None and abs(math.log(used)) > least
 
 
 def _finding(

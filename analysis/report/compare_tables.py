@@ -112,7 +112,12 @@ def arms_table(comparison: Comparison) -> TableData:
                     *(_percentile(arm, name, p) for name in ("ttft", "tpot", "e2e") for p in (50.0, 99.0)),
                     words.number(arm.output_tokens.estimate),
                     words.number(arm.output_tokens_per_s),
-                )
+                ),
+                details=(
+                    *("", "", ""),
+                    *(_unbounded(arm, name, p) for name in ("ttft", "tpot", "e2e") for p in (50.0, 99.0)),
+                    *("", ""),
+                ),
             )
             for arm in comparison.arms
         ],
@@ -121,7 +126,14 @@ def arms_table(comparison: Comparison) -> TableData:
 
 
 def _percentile(arm: ArmSummary, metric: str, percent: float) -> str:
-    return words.seconds(arm.metrics[metric].percentiles[percent].estimate)
+    found = arm.metrics[metric]
+    return words.seconds(found.max_s if _unbounded(arm, metric, percent) else found.percentiles[percent].estimate)
+
+
+def _unbounded(arm: ArmSummary, metric: str, percent: float) -> str:
+    """What stands for a percentile that so few requests do not bound from above."""
+    value = arm.metrics[metric].percentiles[percent]
+    return f"max of {value.n:,}" if value.estimate is not None and value.high is None else ""
 
 
 def latency_table(comparison: Comparison) -> TableData:

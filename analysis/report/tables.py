@@ -61,7 +61,10 @@ def latency_table(report: Report) -> TableData:
         title="Latency of answered requests",
         columns=("", "n", "mean", *(f"p{percent:g}" for percent in PERCENTILES), "max"),
         rows=[metric_row(report.metrics[name]) for name in shown],
-        caption=f"below each figure its {level} interval ({', '.join(methods)})" if methods else None,
+        caption=f"below each figure its {level} interval ({', '.join(methods)}); 'or more': so few requests do not"
+        " bound it from above"
+        if methods
+        else None,
     )
 
 
@@ -83,7 +86,7 @@ def metric_row(metric: Metric) -> Row:
             *(words.number(value.estimate) for value in values),
             words.number(None if metric.max_s is None else metric.max_s * factor),
         ),
-        details=("", "", *(words.interval(value) for value in values), "") if metric.n else (),
+        details=("", "", *(words.bounds(value) for value in values), "") if metric.n else (),
     )
 
 
