@@ -193,12 +193,14 @@ def perturbing_args(engine: str, engine_args: Sequence[str], *, has_gpu: bool) -
     Args:
         engine: as asked for, ``auto`` included.
         engine_args: of all arms; a dtype among them is the one to differ from.
-        has_gpu: whether the machine has one. Without one the embedded engine computes in float32.
+        has_gpu: whether the machine has one. Without one, kvload's own engine is taken and computes in float32.
     """
-    from kvload.servers.engines.base import flag_value
+    from kvload.servers.engines.base import flag_value, known
 
+    made = known(engine)
+    is_ours = made is None or made.in_kvload
     own = flag_value(tuple(engine_args), "--dtype")
-    is_float32 = own == "float32" or (own in {None, "auto"} and not has_gpu and engine in {"auto", "embedded"})
+    is_float32 = own == "float32" or (own in {None, "auto"} and not has_gpu and is_ours)
     return ("--dtype", "bfloat16" if is_float32 or own in {"float16", "half"} else "float16")
 
 
