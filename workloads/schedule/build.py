@@ -207,12 +207,20 @@ def build_schedule(
     settled, reason = settle_mode(chosen, mode)
     needs = [_need(request, settled) for request in chosen]
     texts = measured(chosen, needs, max_model_len, count_tokens)
-    fitted = fitting.fit(texts.requests, needs, max_model_len, too_long, estimates=texts.estimates)
+    fitted = fitting.fit(
+        texts.requests,
+        needs,
+        max_model_len,
+        too_long,
+        estimates=texts.estimates,
+        conversations=texts.conversations,
+    )
     changes += fitted.changes
     planner = _Planner(model, settled, prompts or PromptSpec(), default_max_tokens, max_model_len)
     planner.served_models = served_models
     planner.sampling = dict(sampling or {})
     planner.return_token_ids = return_token_ids
+    planner.conversations = {chosen[index].id: size for index, size in texts.conversations.items()}
     planned = planner.plan(fitted.requests, spec)
     changes += planner.notes.sentences()
     if not planned:
@@ -274,6 +282,7 @@ class _Planner:
         self.max_model_len = max_model_len
         self.sampling: dict[str, Any] = {}
         self.return_token_ids = False
+        self.conversations: Mapping[str, int] = {}
         self.served_models: Callable[[], Collection[str]] | None = None
         self.notes = Notes()
         self._served: Collection[str] | None = None
@@ -421,7 +430,7 @@ class _Planner:
         wanted = max(wanted, least)
         if self.max_model_len is None:
             return wanted
-        size = fitting.input_tokens(request)
+        size = self.conversations.get(request.id, fitting.input_tokens(request))
         room = self.max_model_len // 2 if size is None else self.max_model_len - size
         if wanted > room:
             self.notes.rows("max_tokens is cut to what the server's limit leaves")

@@ -1,16 +1,17 @@
-"""How many tokens a trace's texts have, where that decides whether the server takes them.
+"""How many tokens prompts have that their request does not tell: texts, and turns that follow a conversation.
 
-Only the server's own tokenizer knows, and it is asked only about texts that may be too long: a token stands for at
-least one byte.
+How long a text is only the server's own tokenizer knows, and it is asked only where that decides whether the server
+takes the text: a token stands for at least one byte. A turn of made-up tokens is as long as the turns and answers
+before it, and what is new in it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from kvload.workloads.traces.fitting import is_made_up
+from kvload.workloads.traces.fitting import input_tokens, is_made_up
 from kvload.workloads.traces.trace import TraceRequest, continues_conversation
 
 TokenCounter = Callable[[TraceRequest], int | None]
@@ -29,18 +30,20 @@ class Measured:
 
     Attributes:
         estimates: lengths in tokens of texts that nobody counted and that may be too long, by the request's index.
+        conversations: lengths in tokens of whole prompts that a later turn makes, by its index.
     """
 
     requests: list[TraceRequest]
     estimates: dict[int, int] = field(default_factory=dict)
+    conversations: dict[int, int] = field(default_factory=dict)
 
 
 def measured(
     requests: Sequence[TraceRequest], needs: Sequence[int], limit: int | None, count: TokenCounter | None
 ) -> Measured:
-    """Count the texts that may not fit into ``limit`` tokens beside their answer.
+    """Count the texts that may not fit into ``limit`` tokens beside their answer, and the turns of conversations.
 
-    A later turn is left as it is: its prompt depends on the answers before it.
+    A later turn of text is left as it is: its prompt depends on the answers before it.
 
     Args:
         requests: the trace.
@@ -61,7 +64,24 @@ def measured(
             found.requests[index] = msgspec.structs.replace(request, input_length=tokens)
         else:
             found.estimates[index] = math.ceil(size / BYTES_A_TOKEN)
+    found.conversations.update(_conversations(found.requests, needs))
     return found
+
+
+def _conversations(requests: Sequence[TraceRequest], needs: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Index and whole length of every later turn whose conversation is known in tokens, answers being as recorded."""
+    before: dict[str, int | None] = {}
+    for index, (request, need) in enumerate(zip(requests, needs, strict=True)):
+        if request.session is None:
+            continue
+        size = input_tokens(request) if request.messages is None and request.prompt is None else None
+        former = before.get(request.session, 0)
+        if request.session in before and continues_conversation(request):
+            size = None if size is None or former is None else former + size
+            if size is not None:
+                yield index, size
+        answer = need if request.output_length is None else request.output_length
+        before[request.session] = None if size is None else size + answer
 
 
 def _bytes(request: TraceRequest) -> int:

@@ -76,6 +76,7 @@ def fit(
     policy: TooLong,
     *,
     estimates: Mapping[int, int] | None = None,
+    conversations: Mapping[int, int] | None = None,
 ) -> Fitted:
     """Make prompt and answer of every request fit into ``limit`` tokens together.
 
@@ -89,12 +90,14 @@ def fit(
             factor that makes the longest fit.
         estimates: lengths of texts that are not known for sure, by index: they are dropped or capped where that is
             asked for, and else only told.
+        conversations: lengths of the whole prompts that later turns make, by index; of these the answer alone is cut.
 
     Raises:
         TraceError: requests are too long and the policy is ``error``, or a text is and the policy would have to cut it.
     """
-    guessed = dict(estimates or {})
-    sizes = [guessed.get(index, input_tokens(request)) for index, request in enumerate(requests)]
+    guessed, given = dict(estimates or {}), dict(conversations or {})
+    told_sizes = given | guessed
+    sizes = [told_sizes.get(index, input_tokens(request)) for index, request in enumerate(requests)]
     long = [
         index
         for index, (size, need) in enumerate(zip(sizes, needs, strict=True))
@@ -118,19 +121,20 @@ def fit(
         left_out = _with_followers(requests, set(long))
         kept = [request for index, request in enumerate(requests) if index not in left_out]
         return Fitted(kept, [f"{told}: dropped"], dropped=len(left_out))
-    texts = [index for index in long if not is_made_up(requests[index]) and (sizes[index] or 0) >= limit]
-    if texts:
+    uncut = {index for index in long if not is_made_up(requests[index]) or index in given}
+    hopeless = [index for index in long if index in uncut and (sizes[index] or 0) >= limit]
+    if hopeless:
         raise TraceError(
-            f"{len(texts)} requests of given text do not fit the server's {limit} tokens "
-            f"('{requests[texts[0]].id}' is the first)",
-            hint="a text is never cut: choose --too-long drop",
+            f"{len(hopeless)} texts or conversations do not fit the server's {limit} tokens "
+            f"('{requests[hopeless[0]].id}' is the first)",
+            hint="they are never cut: choose --too-long drop",
         )
     factor = 1.0
     if policy == "scale":
-        made_up = [index for index in long if is_made_up(requests[index])]
+        made_up = [index for index in long if index not in uncut]
         factor = min((fitting_factor(requests[index], needs[index], limit) for index in made_up), default=1.0)
     result = [
-        squeezed(scale_input(request, factor), need, limit, guessed.get(index))
+        squeezed(scale_input(request, factor), need, limit, told_sizes.get(index))
         for index, (request, need) in enumerate(zip(requests, needs, strict=True))
     ]
     changed = sum(after is not before for after, before in zip(result, requests, strict=True))
@@ -162,15 +166,15 @@ def _with_followers(requests: Sequence[TraceRequest], dropped: set[int]) -> set[
     return found
 
 
-def squeezed(request: TraceRequest, need: int, limit: int, estimate: int | None = None) -> TraceRequest:
+def squeezed(request: TraceRequest, need: int, limit: int, told_size: int | None = None) -> TraceRequest:
     """The request cut to ``limit`` tokens: its made-up prompt, and its answer where that takes over half of them.
 
-    Of a text, whose length may be an ``estimate``, the answer alone is cut, to what the text leaves.
+    Of a text, and of a prompt whose size is told from elsewhere, the answer alone is cut, to what the prompt leaves.
     """
-    size = input_tokens(request) or 0 if estimate is None else estimate
+    size = input_tokens(request) or 0 if told_size is None else told_size
     if size + need <= limit:
         return request
-    if not is_made_up(request):
+    if not is_made_up(request) or told_size is not None:
         return cap_output(request, max(limit - size, 1))
     room = _answer_room(size, need, limit)
     return cap_input(cap_output(request, room), limit - room)

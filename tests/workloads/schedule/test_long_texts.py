@@ -47,7 +47,7 @@ def test_a_text_that_does_not_fit_is_refused_dropped_or_left_alone() -> None:
     dropped = plan(*rows, count_tokens=words, too_long="drop")
     assert [request.request_id for request in dropped.planned] == ["short"]
     assert "dropped" in dropped.notes[0]
-    with pytest.raises(TraceError, match="a text is never cut"):
+    with pytest.raises(TraceError, match="never cut"):
         plan(*rows, count_tokens=words, too_long="cap")
 
 
@@ -81,3 +81,31 @@ def test_later_turns_go_with_the_turn_they_need() -> None:
         too_long="drop",
     )
     assert [request.request_id for request in schedule.planned] == ["b1", "b2"]
+
+
+def test_a_conversation_of_lengths_grows_until_it_does_not_fit() -> None:
+    """Turns of new parts alone: 300 + 100, then 300 more and 100, and so on; the third makes 1,100 + 100."""
+    turns = [
+        TraceRequest(
+            id=f"t{turn}",
+            arrival=None if turn else 0.0,
+            session="s",
+            turn=turn,
+            input_length=300,
+            output_length=100,
+            continues=bool(turn),
+        )
+        for turn in range(4)
+    ]
+    with pytest.raises(TraceError, match=r"2 of 4 requests do not fit .*'t3', is 1500 \+ 100"):
+        plan(*turns, mode="forced")
+    dropped = plan(*turns, mode="forced", too_long="drop")
+    assert [request.request_id for request in dropped.planned] == ["t0", "t1"]
+    tight = [
+        *turns[:2],
+        TraceRequest(id="t2", session="s", turn=2, input_length=180, output_length=100, continues=True),
+    ]
+    (*_, last) = plan(*tight, mode="forced", too_long="cap").planned
+    assert last.max_tokens == LIMIT - (300 + 100 + 300 + 100 + 180)
+    (*_, free) = plan(*tight).planned
+    assert free.max_tokens == LIMIT - (300 + 100 + 300 + 100 + 180)
