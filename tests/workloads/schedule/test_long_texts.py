@@ -101,11 +101,7 @@ def test_a_conversation_of_lengths_grows_until_it_does_not_fit() -> None:
         plan(*turns, mode="forced")
     dropped = plan(*turns, mode="forced", too_long="drop")
     assert [request.request_id for request in dropped.planned] == ["t0", "t1"]
-    tight = [
-        *turns[:2],
-        TraceRequest(id="t2", session="s", turn=2, input_length=180, output_length=100, continues=True),
-    ]
-    (*_, last) = plan(*tight, mode="forced", too_long="cap").planned
-    assert last.max_tokens == LIMIT - (300 + 100 + 300 + 100 + 180)
-    (*_, free) = plan(*tight).planned
-    assert free.max_tokens == LIMIT - (300 + 100 + 300 + 100 + 180)
+    last = TraceRequest(id="t2", session="s", turn=2, input_length=180, output_length=100, continues=True)
+    for mode in ("forced", "free"):
+        *_, capped = plan(*turns[:2], last, mode=mode, too_long="cap").planned
+        assert capped.max_tokens == LIMIT - (300 + 100 + 300 + 100 + 180)
