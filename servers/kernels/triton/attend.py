@@ -187,7 +187,10 @@ def _segment(
                 low = tl.sum(weights * low_of(side, SYMMETRIC)[:, None], 0)
                 new_lows = new_lows + (lows[s // VALUE_SHARED] * shrink + low,)
                 scaled = (weights * step_of(side, SYMMETRIC)[:, None]).to(tl.float16)
-            new_sums = new_sums + (tl.dot(codes_of(words, VALUE_BITS, s, NATIVE), scaled, sums[s] * shrink[None, :]),)
+            # Added outside of the product: a tensor core's own running sum is cut off instead of rounded, which over
+            # thousands of tokens is more than the output may lose.
+            product = tl.dot(codes_of(words, VALUE_BITS, s, NATIVE), scaled)
+            new_sums = new_sums + (tl.fma(sums[s], tl.broadcast_to(shrink[None, :], product.shape), product),)
         lows = new_lows
         sums = new_sums
 

@@ -160,7 +160,7 @@ class Layers:
                         torch.tensor([x], dtype=torch.int32, device="cuda") for x in (start, stop, 0)
                     )
                     chunks = Chunks(self.table[one], starts, stops, rows, self.slots[one])
-                    self.kernels.store_chunks(key, value, pages, chunks, [(start, stop)], ring)
+                    self.kernels.store_chunks(key, value, pages, chunks, self.kernels.filled([(start, stop)]), ring)
                 else:
                     position = torch.arange(start, stop, device="cuda")
                     slots = self.table[row].long()[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS
@@ -251,7 +251,8 @@ def writing(method: str) -> list[Timing]:
                 kernels.append(key, value, layers.pages[0], layers.table, lengths, ring, layers.slots)
 
             found.append(Timing(f"write 64 tokens, {name}", method, replayed([append] * 8), 64 * token_gb))
-        eager = _eager(lambda: kernels.store_chunks(key, value, layers.pages[0], chunks, [(0, 8192)], layers.rings[0]))
+        filled = kernels.filled([(0, 8192)])
+        eager = _eager(lambda: kernels.store_chunks(key, value, layers.pages[0], chunks, filled, layers.rings[0]))
         found.append(Timing("write 8192 tokens, eager", method, eager, 8192 * token_gb))
     else:
         step = layers.table[:, 0].long() * PAGE_TOKENS
@@ -268,10 +269,11 @@ def writing(method: str) -> list[Timing]:
         calls = [lambda: kernels.store(key, value, layers.pages[0], slots)] * 4
         found.append(Timing("write 8192 tokens", method, replayed(calls), 8192 * token_gb))
     chunks = Chunks(layers.table[:1], full, full, zero, layers.slots[:1])
+    held = kernels.held([8192])
     key_out, value_out = torch.empty_like(key), torch.empty_like(key)
     eager = _eager(
         lambda: kernels.dequantise(
-            key, value, layers.pages[0], chunks, [8192], zero, key_out, value_out, layers.rings[0], layers.ring_from
+            key, value, layers.pages[0], chunks, held, zero, key_out, value_out, layers.rings[0], layers.ring_from
         )
     )
     found.append(Timing("read back 8192 tokens, eager", method, eager, 8192 * token_gb))

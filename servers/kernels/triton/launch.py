@@ -31,6 +31,9 @@ MOST_COLUMNS = 16
 MOST_SEQUENCES = 4096
 """Most sequences of a step: the plan is made by one program."""
 
+SPREAD_ROWS = 4096
+"""Up to this many heads of tokens are written by small programs."""
+
 FULL_PRECISION_BYTES = 4
 """Bytes that a key and a value take in a ring, per channel."""
 
@@ -106,6 +109,19 @@ class Chunks:
     slots: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Work:
+    """Pages of several sequences, one item each; made by :meth:`PackedKernels.work`, once a step for all layers.
+
+    Attributes:
+        rows: sequence of each item, int32 on the device.
+        pages: which of its pages.
+    """
+
+    rows: torch.Tensor
+    pages: torch.Tensor
+
+
 class PackedKernels:
     """The kernels for one page format and one shape of attention.
 
@@ -133,8 +149,11 @@ class PackedKernels:
         multiprocessors = 4
         if device.type == "cuda":
             multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        # Small pages of tokens want deeper prefetching, and then half as many programs.
+        deep = fmt.run_bytes < 64 * heads.head_size and not fmt.window
+        resident = multiprocessors * PROGRAMS_PER_SM // (2 if deep else 1)
         # One program a KV head and slot of the grid; few heads need more slots to fill the device.
-        self.programs = max(1, multiprocessors * PROGRAMS_PER_SM // heads.kv_heads)
+        self.programs = max(1, resident // heads.kv_heads)
         key_words = heads.head_size * fmt.key.bits // 16
         value_words = heads.head_size * fmt.value.bits // 16
         self._pads = {"KEY_PAD": _padded(key_words), "VALUE_PAD": _padded(value_words)}
@@ -154,10 +173,7 @@ class PackedKernels:
         if rotation_seed is not None:
             # The first row of the transform is all ones: what is left in the first column are the signs.
             self._signs = random_hadamard(heads.head_size, rotation_seed)[:, 0].contiguous().to(device)
-        # Deeper prefetching where a page is small; a window's registers leave room for less.
-        self._stages = 5 if fmt.run_bytes < 64 * heads.head_size and not fmt.window else 3
-        if fmt.window and fmt.key.bits == 2:
-            self._stages = 5
+        self.decode_options = {"STAGES": 5 if deep else 3, "num_warps": 1}
         self._no_ring = torch.zeros(1, dtype=heads.dtype, device=device)
         self._no_slots = torch.zeros(1, dtype=torch.int32, device=device)
 
@@ -263,10 +279,9 @@ class PackedKernels:
             "GROUP": self.heads.group,
             "COLUMNS": max(8, triton.next_power_of_2(self.heads.group * tokens)),
             "D_PAD": self._d_pad,
-            "STAGES": self._stages,
             "RING_TILE": 16,
             "NATIVE": NATIVE,
-            "num_warps": 1,
+            **self.decode_options,
             **self._codes,
             **self._sides,
             **self._pads,
@@ -277,7 +292,7 @@ class PackedKernels:
             )
         else:
             decode.static_kernel[(self.heads.kv_heads, splits, sequences)](**arguments, splits=splits)
-        chunk = 8 if balanced and sequences > 8 else 32
+        chunk = 8 if balanced and sequences > 8 else 64
         decode.combine_kernel[(sequences, self.heads.kv_heads, self.heads.group * tokens)](
             plan.partials,
             plan.logs,
@@ -295,7 +310,7 @@ class PackedKernels:
             GROUP=self.heads.group,
             D=self.heads.head_size,
             D_PAD=self._d_pad,
-            num_warps=1 if chunk == 8 else 4,
+            num_warps=1 if chunk == 8 else 8,
             **self._rotation,
         )
 
@@ -320,7 +335,8 @@ class PackedKernels:
         queries = 0 if query is None else len(query)
         if not tokens:
             return
-        rows = 8
+        # Few tokens are spread over as many programs as possible.
+        rows = 2 if tokens * self.heads.kv_heads <= SPREAD_ROWS else 8
         turning = self.rotated and query is not None
         heads = max(tokens * self.heads.kv_heads, queries * self.heads.query_heads)
         store.store_kernel[(triton.cdiv(heads, rows), 3 if turning else 2)](
@@ -393,20 +409,18 @@ class PackedKernels:
         value: torch.Tensor,
         pages: torch.Tensor,
         chunks: Chunks,
-        spans: Sequence[tuple[int, int]],
+        filled: Work,
         ring: torch.Tensor,
     ) -> None:
         """Write prompts' chunks in a format with a window: the pages they fill, then the rings.
 
         Args:
-            spans: first and last position (not included) of each chunk, on the host.
+            filled: the pages they fill, see :meth:`filled`.
         """
         if chunks.slots is None:
             raise ValueError("a format with a window needs the rings' slots")
-        filled = [(start // PAGE_TOKENS, stop // PAGE_TOKENS) for start, stop in spans]
-        rows, work = self._work(filled)
-        if len(rows):
-            store.pack_kernel[(len(rows), self.heads.kv_heads, 2)](
+        if len(filled.rows):
+            store.pack_kernel[(len(filled.rows), self.heads.kv_heads, 2)](
                 key,
                 value,
                 pages,
@@ -415,8 +429,8 @@ class PackedKernels:
                 chunks.rows,
                 ring,
                 chunks.slots,
-                rows,
-                work,
+                filled.rows,
+                filled.pages,
                 key.stride(0),
                 value.stride(0),
                 chunks.table.stride(0),
@@ -425,7 +439,7 @@ class PackedKernels:
                 **self._codes,
                 **self._store_pads,
             )
-        store.ring_kernel[(len(spans), self.heads.kv_heads, 2)](
+        store.ring_kernel[(len(chunks.lengths), self.heads.kv_heads, 2)](
             key,
             value,
             chunks.starts,
@@ -442,14 +456,22 @@ class PackedKernels:
             num_warps=4,
         )
 
-    def _work(self, filled: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ranges of pages of each sequence as one list: sequence and page of every item."""
-        rows = [row for row, (first, stop) in enumerate(filled) for _ in range(first, stop)]
-        work = [page for first, stop in filled for page in range(first, stop)]
-        both = torch.tensor([rows, work], dtype=torch.int32)
+    def filled(self, spans: Sequence[tuple[int, int]]) -> Work:
+        """The pages that become full when positions ``[start, stop)`` of each sequence are written."""
+        return self.work([(start // PAGE_TOKENS, stop // PAGE_TOKENS) for start, stop in spans])
+
+    def held(self, lengths: Sequence[int]) -> Work:
+        """All pages of sequences of these lengths, the last ones in part."""
+        return self.work([(0, -(-length // PAGE_TOKENS)) for length in lengths])
+
+    def work(self, ranges: Sequence[tuple[int, int]]) -> Work:
+        """Ranges of pages of each sequence."""
+        rows = [row for row, (first, stop) in enumerate(ranges) for _ in range(first, stop)]
+        pages = [page for first, stop in ranges for page in range(first, stop)]
+        both = torch.tensor([rows, pages], dtype=torch.int32)
         if self._device.type == "cuda" and rows:
             both = both.pin_memory().to(self._device, non_blocking=True)
-        return both[0], both[1]
+        return Work(both[0], both[1])
 
     # -------------------------------------------------------------- dequantise
 
@@ -459,7 +481,7 @@ class PackedKernels:
         value: torch.Tensor,
         pages: torch.Tensor,
         chunks: Chunks,
-        lengths: Sequence[int],
+        held: Work,
         out_rows: torch.Tensor,
         key_out: torch.Tensor,
         value_out: torch.Tensor,
@@ -469,12 +491,11 @@ class PackedKernels:
         """What chunks attend to, dense: their context as stored, their own tokens exact. Before they are stored.
 
         Args:
-            lengths: of the sequences, new tokens included, on the host.
+            held: the sequences' pages, see :meth:`held`.
             out_rows: ``(rows,)`` int32: where each sequence begins in the output.
             key_out, value_out: ``(tokens, kv_heads, head_size)``.
         """
-        rows, work = self._work([(0, -(-length // PAGE_TOKENS)) for length in lengths])
-        dequantise.dequantise_kernel[(len(rows), self.heads.kv_heads, 2)](
+        dequantise.dequantise_kernel[(len(held.rows), self.heads.kv_heads, 2)](
             key_out,
             value_out,
             key,
@@ -489,8 +510,8 @@ class PackedKernels:
             self._no_slots if chunks.slots is None else chunks.slots,
             self._no_slots if ring_from is None else ring_from,
             self._signs,
-            rows,
-            work,
+            held.rows,
+            held.pages,
             key.stride(0),
             value.stride(0),
             chunks.table.stride(0),

@@ -46,6 +46,14 @@ def _rows(
 
 
 @triton.jit
+def _words(codes, BITS: tl.constexpr, GROUPS: tl.constexpr):
+    """Codes ``(tokens, GROUPS, streams of a group, words)`` as words ``(tokens, words)``."""
+    SHARED: tl.constexpr = 16 // BITS // GROUPS
+    stream = tl.arange(0, GROUPS)[None, :, None, None] * SHARED + tl.arange(0, SHARED)[None, None, :, None]
+    return tl.sum(tl.sum(codes << (stream * BITS), 2), 1).to(tl.int16)
+
+
+@triton.jit
 def _store_side(
     x_ptr,
     pages_ptr,
@@ -93,11 +101,9 @@ def _store_side(
             BITS,
         )
     group = tl.arange(0, GROUPS)
-    stream = group[None, :, None, None] * SHARED + tl.arange(0, SHARED)[None, None, :, None]
-    words = tl.sum(tl.sum(codes << (stream * BITS), 2), 1)
     word = tl.arange(0, PAD)
     at = (run + words_at).to(POINTER16)[:, None] + offset[:, None] * WORDS + word[None, :]
-    tl.store(at, words.to(tl.int16), mask=real[:, None] & (word < WORDS)[None, :])
+    tl.store(at, _words(codes, BITS, GROUPS), mask=real[:, None] & (word < WORDS)[None, :])
     at = (run + side_at).to(POINTER32)[:, None] + group[None, :] * PAGE + offset[:, None]
     tl.store(at, side, mask=real[:, None] & (group >= 0)[None, :])
 
@@ -192,14 +198,29 @@ def store_kernel(
 
 
 @triton.jit
-def _page_part(new_ptr, stride, ring_ptr, position, start, channel, inside, RING: tl.constexpr, D: tl.constexpr):
-    """Channels of a page's tokens, from the ring before ``start`` and from the new tokens from there on."""
-    old = (position < start)[:, None] & inside[None, :]
-    new = (position >= start)[:, None] & inside[None, :]
-    from_ring = tl.load(ring_ptr + (position % RING)[:, None] * D + channel[None, :], mask=old, other=0.0)
-    row = (position - start).to(tl.int64) * stride
-    from_new = tl.load(new_ptr + row[:, None] + channel[None, :], mask=new, other=0.0)
-    return tl.where((position < start)[:, None], from_ring.to(tl.float32), from_new.to(tl.float32))
+def _page_part(
+    new_ptr,
+    stride,
+    ring_ptr,
+    position,
+    start,
+    GROUPS: tl.constexpr,
+    SHARED: tl.constexpr,
+    WORDS: tl.constexpr,
+    PAD: tl.constexpr,
+    RING: tl.constexpr,
+    D: tl.constexpr,
+):
+    """A page's tokens ``(PAGE, GROUPS, SHARED, PAD)``: from the ring before ``start``, new ones from there on."""
+    word = tl.arange(0, PAD)[None, None, None, :]
+    stream = tl.arange(0, GROUPS)[None, :, None, None] * SHARED + tl.arange(0, SHARED)[None, None, :, None]
+    inside = (word < WORDS) & (stream >= 0)
+    channel = stream * WORDS + word
+    wide = position[:, None, None, None]
+    from_ring = tl.load(ring_ptr + (wide % RING) * D + channel, mask=(wide < start) & inside, other=0.0)
+    row = (wide - start).to(tl.int64) * stride
+    from_new = tl.load(new_ptr + row + channel, mask=(wide >= start) & inside, other=0.0)
+    return tl.where(wide < start, from_ring.to(tl.float32), from_new.to(tl.float32)), inside
 
 
 @triton.jit
@@ -218,19 +239,20 @@ def _pack_keys(
     PAD: tl.constexpr,
 ):
     """One page of one head: every channel has a step."""
-    WORDS: tl.constexpr = D // (16 // BITS)
+    STREAMS: tl.constexpr = 16 // BITS
+    WORDS: tl.constexpr = D // STREAMS
     position = first + tl.arange(0, PAGE)
+    x, _ = _page_part(new_ptr, stride, ring_ptr, position, start, 1, STREAMS, WORDS, PAD, RING, D)
+    step, low, side = affine_side(tl.min(x, 0), tl.max(x, 0), BITS)
+    codes = affine_codes(
+        x, tl.broadcast_to(step[None, :, :, :], x.shape), tl.broadcast_to(low[None, :, :, :], x.shape), BITS
+    )
     word = tl.arange(0, PAD)
-    inside = word < WORDS
-    words = tl.zeros([PAGE, PAD], tl.int32)
-    for s in tl.static_range(16 // BITS):
-        x = _page_part(new_ptr, stride, ring_ptr, position, start, s * WORDS + word, inside, RING, D)
-        step, low, side = affine_side(tl.min(x, 0), tl.max(x, 0), BITS)
-        codes = affine_codes(x, tl.broadcast_to(step[None, :], x.shape), tl.broadcast_to(low[None, :], x.shape), BITS)
-        words |= codes << (s * BITS)
-        tl.store((run + SIDE_AT).to(POINTER32) + s * WORDS + word, side, mask=inside)
     at = run.to(POINTER16) + tl.arange(0, PAGE)[:, None] * WORDS + word[None, :]
-    tl.store(at, words.to(tl.int16), mask=inside[None, :])
+    tl.store(at, _words(codes, BITS, 1), mask=(word < WORDS)[None, :])
+    channel = tl.arange(0, STREAMS)[None, :, None] * WORDS + word[None, None, :]
+    inside = (word < WORDS)[None, None, :] & (channel >= 0)
+    tl.store((run + SIDE_AT).to(POINTER32) + channel, side, mask=inside)
 
 
 @triton.jit
@@ -253,31 +275,19 @@ def _pack_values(
     """One page of one head: every token has a step for each group of channels."""
     STREAMS: tl.constexpr = 16 // BITS
     WORDS: tl.constexpr = D // STREAMS
-    SHARED: tl.constexpr = STREAMS // GROUPS
     token = tl.arange(0, PAGE)
     position = first + token
+    x, inside = _page_part(new_ptr, stride, ring_ptr, position, start, GROUPS, STREAMS // GROUPS, WORDS, PAD, RING, D)
+    smallest = tl.min(tl.min(tl.where(inside, x, float("inf")), 3), 2)
+    largest = tl.max(tl.max(tl.where(inside, x, float("-inf")), 3), 2)
+    step, low, side = affine_side(smallest, largest, BITS)
+    codes = affine_codes(
+        x, tl.broadcast_to(step[:, :, None, None], x.shape), tl.broadcast_to(low[:, :, None, None], x.shape), BITS
+    )
     word = tl.arange(0, PAD)
-    inside = word < WORDS
-    words = tl.zeros([PAGE, PAD], tl.int32)
-    for g in tl.static_range(GROUPS):
-        smallest = tl.full([PAGE], float("inf"), tl.float32)
-        largest = tl.full([PAGE], float("-inf"), tl.float32)
-        for i in tl.static_range(SHARED):
-            channel = (g * SHARED + i) * WORDS + word
-            x = _page_part(new_ptr, stride, ring_ptr, position, start, channel, inside, RING, D)
-            smallest = tl.minimum(smallest, tl.min(tl.where(inside[None, :], x, float("inf")), 1))
-            largest = tl.maximum(largest, tl.max(tl.where(inside[None, :], x, float("-inf")), 1))
-        step, low, side = affine_side(smallest, largest, BITS)
-        for i in tl.static_range(SHARED):
-            channel = (g * SHARED + i) * WORDS + word
-            x = _page_part(new_ptr, stride, ring_ptr, position, start, channel, inside, RING, D)
-            codes = affine_codes(
-                x, tl.broadcast_to(step[:, None], x.shape), tl.broadcast_to(low[:, None], x.shape), BITS
-            )
-            words |= codes << ((g * SHARED + i) * BITS)
-        tl.store((run + SIDE_AT).to(POINTER32) + g * PAGE + token, side)
     at = (run + WORDS_AT).to(POINTER16) + token[:, None] * WORDS + word[None, :]
-    tl.store(at, words.to(tl.int16), mask=inside[None, :])
+    tl.store(at, _words(codes, BITS, GROUPS), mask=(word < WORDS)[None, :])
+    tl.store((run + SIDE_AT).to(POINTER32) + tl.arange(0, GROUPS)[None, :] * PAGE + token[:, None], side)
 
 
 @triton.jit

@@ -59,10 +59,10 @@ def launch_all(method: str, size: int, rotate: bool) -> None:
     chunks = Chunks(table, one, one, one, one)
     if fmt.window:
         kernels.append(key, value, pages, table, one, ring, one)
-        kernels.store_chunks(key, value, pages, chunks, [(0, 64)], ring)
+        kernels.store_chunks(key, value, pages, chunks, kernels.filled([(0, 64)]), ring)
     else:
         kernels.store(key, value, pages, one.long(), query, query)
-    kernels.dequantise(key, value, pages, chunks, [64], one, key, value, ring, one)
+    kernels.dequantise(key, value, pages, chunks, kernels.held([64]), one, key, value, ring, one)
     kernels.decode(plan, query, pages, table, one, query, ring, one)
     kernels.decode(plan, query[:1], pages, table, one[:1], query[:1], ring, one)
 

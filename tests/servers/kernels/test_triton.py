@@ -98,7 +98,7 @@ def write(c: Case, spans: list[tuple[int, int]], seed: int, *, one_by_one: bool 
         if one_by_one:
             c.kernels.append(key, value, c.pages, c.table, ints(*(stop for _, stop in spans)), c.ring, c.slots)
         else:
-            c.kernels.store_chunks(key, value, c.pages, chunks_of(c, spans), spans, c.ring)
+            c.kernels.store_chunks(key, value, c.pages, chunks_of(c, spans), c.kernels.filled(spans), c.ring)
         first = 0
         for row, (start, stop) in enumerate(spans):
             part = slice(first, first + stop - start)
@@ -253,7 +253,16 @@ def test_chunks_see_their_context_as_stored_and_themselves_exactly(method: str, 
     out_rows = (0, 150, 157)
     chunks = chunks_of(c, spans)
     c.kernels.dequantise(
-        key, value, c.pages, chunks, [150, 7, 65], ints(*out_rows), key_out, value_out, c.ring, c.ring_from
+        key,
+        value,
+        c.pages,
+        chunks,
+        c.kernels.held([150, 7, 65]),
+        ints(*out_rows),
+        key_out,
+        value_out,
+        c.ring,
+        c.ring_from,
     )
     new = 0
     for row, (start, stop) in enumerate(spans):
