@@ -139,8 +139,8 @@ def refuse_obstacle(
 
 
 def stated_bytes(row: Setting) -> float:
-    """Bytes per token, layer and KV head, where no model is given; the catalogue's for methods of the plugin."""
-    if row.plugin:
+    """Bytes per token, layer and KV head, where no model is given; the catalogue's for methods that evict."""
+    if row.plugin and row.bytes_per_token is None:
         method = METHODS[row.method]
         options = {option.name: option.default for option in method.options}
         return method.claim(Stored(CLAIM_TOKENS, CLAIM_HEAD_DIM, 2, options))

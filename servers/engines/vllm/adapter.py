@@ -10,7 +10,7 @@ from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Report
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting
-from kvload.servers.engines.vllm import plugin
+from kvload.servers.engines.vllm import packed, plugin
 from kvload.servers.engines.vllm.metrics import METRICS
 from kvload.servers.engines.vllm.settings import SETTINGS
 from kvload.servers.host.installed import Installed
@@ -66,13 +66,23 @@ class VllmAdapter(InstalledEngine):
         row = SETTINGS.get(request.chosen.name) if isinstance(request.chosen, MethodSpec) else None
         if row is not None and row.plugin and (against := plugin.obstacle(row.method, build)):
             raise UsageError(against, where=f"--method {request.method}")
+        if isinstance(request.chosen, MethodSpec) and packed.is_packed(request.chosen.name):
+            packed.format_of(request.chosen, model)
         return super().plan(request, port, build, model, machine)
 
     def shared_arguments(self, methods: Sequence[str], arguments: tuple[str, ...]) -> tuple[str, ...]:
         """What the plugin's methods run without, the baseline does without as well: sharing of prefixes."""
         chosen = [read_method(method) for method in methods]
         rows = [SETTINGS.get(method.name) for method in chosen if isinstance(method, MethodSpec)]
-        return plugin.conditions(arguments) if any(row is not None and row.plugin for row in rows) else ()
+        brought = [row.method for row in rows if row is not None and row.plugin]
+        evicting = next((method for method in brought if not packed.is_packed(method)), None)
+        if evicting is None:
+            return ()
+        shared = plugin.conditions(evicting, arguments)
+        if len(brought) == sum(not packed.is_packed(method) for method in brought):
+            return shared
+        # Packed pages are blocks of another size: that is theirs, as it is of vLLM's own compressed caches.
+        return tuple(flag for flag in shared if flag == "--no-enable-prefix-caching")
 
     def is_cpu_build(self, found: Installed) -> bool:
         """By its version, or by the torch beside it."""

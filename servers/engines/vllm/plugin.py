@@ -10,6 +10,7 @@ from kvload.servers.catalogue.claims import CLAIM_TOKENS, Stored
 from kvload.servers.catalogue.methods import METHODS, MethodSpec
 from kvload.servers.engines.base import Build, Claim, EvictionProof, LaunchPlan, LaunchRequest, flag_value, has_flag
 from kvload.servers.engines.settings import element_bytes
+from kvload.servers.engines.vllm import packed
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.plugins.injection import plugin_folder
 from kvload.servers.plugins.vllm import contract, selection
@@ -40,7 +41,22 @@ NOT_WITH = {
     "--attention-backend": "the method is one itself",
     "--kv-cache-dtype": "the cache keeps the model's precision",
 }
-"""Arguments of vLLM that a method of the plugin does not go with, and why."""
+"""Arguments of vLLM that a method of eviction does not go with, and why."""
+
+PACKED_NOT_WITH = {
+    "--speculative-config": "pages could hold tokens that are rejected later",
+    "--kv-transfer-config": "nobody else reads these pages",
+    **{flag: NOT_WITH[flag] for flag in ("--decode-context-parallel-size", "-dcp", "--prefill-context-parallel-size")},
+    **{flag: NOT_WITH[flag] for flag in ("-pcp", "--pipeline-parallel-size", "-pp", "--enable-dbo")},
+    "--attention-backend": "the method is one itself",
+    "--kv-cache-dtype": "the method packs the cache itself",
+}
+"""The same for a method that packs pages."""
+
+
+def block_tokens(method: str) -> int:
+    """The block size of vLLM that a method of the plugin runs with."""
+    return ROWS[method].block_tokens[0]
 
 
 def refuse_arguments(method: MethodSpec, arguments: tuple[str, ...]) -> None:
@@ -49,7 +65,7 @@ def refuse_arguments(method: MethodSpec, arguments: tuple[str, ...]) -> None:
     Raises:
         UsageError: names the argument and the reason.
     """
-    for flag, reason in NOT_WITH.items():
+    for flag, reason in (PACKED_NOT_WITH if packed.is_packed(method.name) else NOT_WITH).items():
         if has_flag(arguments, flag):
             raise UsageError(
                 f"{method.name} in vLLM does not go with {flag}: {reason}",
@@ -57,9 +73,9 @@ def refuse_arguments(method: MethodSpec, arguments: tuple[str, ...]) -> None:
                 hint=f"leave out {flag}",
             )
     block = flag_value(arguments, "--block-size")
-    if block not in {None, str(BLOCK_TOKENS)}:
+    if block not in {None, str(block_tokens(method.name))}:
         raise UsageError(
-            f"{method.name} in vLLM runs with blocks of {BLOCK_TOKENS} tokens, not {block}",
+            f"{method.name} in vLLM runs with blocks of {block_tokens(method.name)} tokens, not {block}",
             where="--block-size",
             hint="leave it out",
         )
@@ -88,16 +104,21 @@ def planned(
         UsageError: the method does not go with an argument, or its options do not go together.
     """
     refuse_arguments(method, request.engine_args)
-    arguments = list(conditions(request.engine_args))
+    arguments = list(conditions(method.name, request.engine_args))
     if build.device != "cpu":  # on a CPU vLLM takes what stands for its one backend
         arguments += ["--attention-backend", "CUSTOM"]
     environment = environment_of(method, {**os.environ, **request.env})
-    return claimed(replace(plan, env={**plan.env, **environment}), method, request, model), tuple(arguments)
+    plan = replace(plan, env={**plan.env, **environment})
+    if packed.is_packed(method.name):
+        return packed.claimed(plan, method, request, build, model), tuple(arguments)
+    return claimed(plan, method, request, model), tuple(arguments)
 
 
-def conditions(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    """How the cache is organised under any method of the plugin, less what is among the arguments already."""
-    blocks = () if has_flag(arguments, "--block-size") else ("--block-size", str(BLOCK_TOKENS))
+def conditions(method: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """How the cache is organised under a method of the plugin, less what is among the arguments already."""
+    blocks = () if has_flag(arguments, "--block-size") else ("--block-size", str(block_tokens(method)))
+    if packed.is_packed(method):
+        return blocks
     sharing = () if has_flag(arguments, "--no-enable-prefix-caching") else ("--no-enable-prefix-caching",)
     return (*blocks, *sharing)
 

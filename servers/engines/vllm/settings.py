@@ -6,9 +6,11 @@ from those it corrupts by :mod:`kvload.servers.verification.verify`; see docs/re
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from kvload.servers.engines.settings import Setting
+from kvload.servers.engines.vllm.packed import token_bytes
 
 TRITON = "TRITON_ATTN"
 
@@ -183,5 +185,29 @@ _EVICTION = (
     ),
 )
 
-SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in (*_ROWS, *_EVICTION)})
+KERNELS = "CUSTOM: kvload's plugin, kernels of its own"
+_NOTES = {
+    "int8": "rounds as int8-per-token-head does",
+    "int4": "as the embedded engine's: a float16 step and minimum for each token and head, after a rotation",
+    "kivi-4": "groups of 64 tokens and of 64 channels; exact are the newest 64 to 127 tokens, keys and values alike",
+    "kivi-2": "groups of 64 tokens and of 64 channels; exact are the newest 64 to 127 tokens, keys and values alike",
+    "k8v4": "LeanKV's high precision for every token, nothing pruned",
+    "k4v2": "LeanKV's low precision for every token, nothing pruned",
+}
+_LIMITS = {"int8": 0.3, "int4": 0.5, "kivi-4": 0.5, "kivi-2": 0.7, "k8v4": 0.5, "k4v2": 0.7}
+_PACKED = tuple(
+    Setting(
+        method,
+        "auto",
+        partial(token_bytes, method),
+        plugin=True,
+        cpu=True,
+        error_limit=_LIMITS[method],
+        backend=KERNELS,
+        note=f"by kvload's plugin: {note}",
+    )
+    for method, note in _NOTES.items()
+)
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in (*_ROWS, *_EVICTION, *_PACKED)})
 """Method to vLLM's setting."""

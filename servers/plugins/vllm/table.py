@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from kvload.servers.kernels.formats import PACKED_METHODS, PAGE_TOKENS, page_format
 from kvload.servers.plugins.vllm.contract import ContractError, Expected
 from kvload.servers.plugins.vllm.eviction.policy import POLICIES
 from kvload.servers.plugins.vllm.eviction.wraps import EXPECTED as EVICTION_EXPECTED
+from kvload.servers.plugins.vllm.packed.wraps import EXPECTED as PACKED_EXPECTED
+from kvload.servers.plugins.vllm.packed.wraps import RING_EXPECTED
 from kvload.servers.plugins.vllm.selection import Selection
 
 
@@ -42,15 +45,35 @@ _EVICTION_WRAPS = (
     "kvload.servers.plugins.vllm.eviction.wraps:chunks_end_with_the_prompt",
 )
 
-_ROWS: tuple[Row, ...] = tuple(
-    Row(
+_RING_WRAPS = (
+    "kvload.servers.plugins.vllm.packed.wraps:request_slots",
+    "kvload.servers.plugins.vllm.packed.wraps:rings_are_counted",
+)
+
+
+def _packed(method: str, window: bool) -> Row:
+    return Row(
         method,
-        gpu="kvload.servers.plugins.vllm.eviction.gpu.EvictionBackend",
-        cpu="kvload.servers.plugins.vllm.eviction.cpu.EvictionBackend",
-        wraps=_EVICTION_WRAPS,
-        expects=EVICTION_EXPECTED,
+        gpu="kvload.servers.plugins.vllm.packed.gpu.PackedBackend",
+        cpu="kvload.servers.plugins.vllm.packed.cpu.PackedBackend",
+        wraps=_RING_WRAPS if window else (),
+        expects=(*PACKED_EXPECTED, *(RING_EXPECTED if window else ())),
+        block_tokens=(PAGE_TOKENS,),
     )
-    for method in POLICIES
+
+
+_ROWS: tuple[Row, ...] = (
+    *(
+        Row(
+            method,
+            gpu="kvload.servers.plugins.vllm.eviction.gpu.EvictionBackend",
+            cpu="kvload.servers.plugins.vllm.eviction.cpu.EvictionBackend",
+            wraps=_EVICTION_WRAPS,
+            expects=EVICTION_EXPECTED,
+        )
+        for method in POLICIES
+    ),
+    *(_packed(method, page_format(method, 128).window) for method in PACKED_METHODS),
 )
 
 ROWS: Mapping[str, Row] = MappingProxyType({row.method: row for row in _ROWS})

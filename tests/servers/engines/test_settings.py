@@ -113,8 +113,8 @@ def test_on_a_hopper_vllm_can_do_all_but_blackwells_and_amds() -> None:
 
 
 def test_unknown_methods_name_the_known_and_raw_passes_through() -> None:
-    with pytest.raises(UsageError, match="vllm has no method 'kivi-4'"):
-        pick(VLLM_SETTINGS, read_method("kivi-4"), "vllm")
+    with pytest.raises(UsageError, match="vllm has no method 'gear-4'"):
+        pick(VLLM_SETTINGS, read_method("gear-4"), "vllm")
     plan = VllmAdapter().plan(LaunchRequest(method="raw:future_dtype"), 8000, VLLM_GPU, LLAMA_8B, GPU_MACHINE)
     assert plan.command[plan.command.index("--kv-cache-dtype") + 1] == "future_dtype"
     assert plan.claim is None

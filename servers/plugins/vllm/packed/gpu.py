@@ -349,6 +349,7 @@ class PackedImpl(AttentionImpl):
         if step.prompts is not None:
             self._prompts(step, query[several], key[several], value[several], pages, out[several])
         rotated = query[one]
+        slots = None if step.slots is None else step.slots[one]
         if self.ring is None:
             if kernels.rotated and step.decodes:
                 rotated = torch.empty_like(rotated, memory_format=torch.contiguous_format)
@@ -356,14 +357,12 @@ class PackedImpl(AttentionImpl):
             else:
                 kernels.store(key, value, pages, step.slot_mapping[: step.tokens])
         else:
-            if step.prompts is not None and step.prompts.filled is not None:
-                prompts = step.prompts
+            prompts = step.prompts
+            if prompts is not None and prompts.filled is not None:
                 kernels.store_chunks(key[several], value[several], pages, prompts.chunks, prompts.filled, self.ring)
-            if step.decodes and step.slots is not None:
-                lengths, slots = step.lengths[one], step.slots[one]
-                kernels.append(key[one], value[one], pages, step.table, lengths, self.ring, slots)
+            if step.decodes and slots is not None:
+                kernels.append(key[one], value[one], pages, step.table, step.lengths[one], self.ring, slots)
         if step.decodes:
-            slots = None if step.slots is None else step.slots[one]
             kernels.decode(step.plan, rotated, pages, step.table, step.lengths[one], out[one], self.ring, slots)
         return output
 

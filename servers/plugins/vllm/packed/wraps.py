@@ -13,6 +13,15 @@ from kvload.servers.plugins.vllm.selection import current
 WRAPPED = "kvload_wrapped"
 
 EXPECTED = (
+    Expected(
+        "vllm.v1.attention.backends.utils:split_decodes_and_prefills",
+        ("common_attn_metadata", "decode_threshold"),
+        device="cuda",
+    ),
+    Expected("vllm.v1.attention.backends.fa_utils:get_flash_attn_version", (), device="cuda"),
+)
+
+RING_EXPECTED = (
     Expected("vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata", ("self",), device="cpu"),
     Expected(
         "vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs",
@@ -31,6 +40,7 @@ EXPECTED = (
     ),
     Expected("vllm.v1.worker.gpu_worker:Worker.determine_available_memory", ("self",), device="cuda"),
 )
+"""What methods with a window rely on besides."""
 
 
 class Batch:
@@ -118,7 +128,7 @@ def rings_are_counted(release: tuple[int, int]) -> None:
                 current().method,
                 [f"with {available} bytes of cache: its window takes {rings} bytes at --max-num-seqs {most}"],
             )
-        return available - rings
+        return available - int(rings)
 
     setattr(determine_available_memory, WRAPPED, original)
     Worker.determine_available_memory = determine_available_memory
