@@ -51,6 +51,10 @@ def headline(sweep: Sweep) -> list[str]:
 def _sentence(sweep: Sweep, curve: Curve, base: Curve) -> str:
     at = f"at {limits_text(sweep)}"
     ratio = curve.ratio
+    if ratio is not None and ratio.estimate is None and ratio.low is not None and ratio.low > 1:
+        return f"{curve.arm} carries at least {ratio.low:.2f} times the traffic of {base.arm} {at}"
+    if ratio is not None and ratio.estimate is None and ratio.high is not None and ratio.high < 1:
+        return f"{curve.arm} carries at most {ratio.high:.2f} times the traffic of {base.arm} {at}"
     if ratio is None or ratio.estimate is None:
         where = f"{curve.arm} {capacity_text(sweep, curve)}, {base.arm} {capacity_text(sweep, base)}"
         return f"{curve.arm} and {base.arm} cannot be compared {at}: {where}"
@@ -144,7 +148,9 @@ def _capacity_cell(curve: Curve) -> str:
 
 
 def _ratio_cell(ratio: Estimate | None) -> str:
-    return words.ABSENT if ratio is None or ratio.estimate is None else f"{ratio.estimate:.2f}"
+    if ratio is None or ratio.estimate is not None:
+        return words.ABSENT if ratio is None else f"{ratio.estimate:.2f}"
+    return f"≥ {ratio.low:.2f}" if ratio.low is not None else words.ABSENT
 
 
 def levels_table(sweep: Sweep) -> TableData:

@@ -21,6 +21,9 @@ from kvload.analysis.statistics.estimates import Estimate
 DRAWS = 4000
 METHOD = "quasi-binomial draws"
 
+Bounds = tuple[Floats, Floats]
+"""The least and the greatest that each draw allows: the same, unless it lies outside all loads."""
+
 
 def falling(shares: Floats, weights: Floats) -> Floats:
     """The closest non-increasing sequence in each row, weighted: ``max over k >= i of min over j <= i of mean(j..k)``.
@@ -48,40 +51,43 @@ def draws(
     met: Sequence[int],
     *,
     target: float,
-    dispersion: float,
+    dispersion: float | Sequence[float],
     rng: np.random.Generator,
-) -> Floats:
-    """Crossings that the counts allow: 0 where the lowest load misses the target, infinite where none does.
+) -> Bounds:
+    """Crossings that the counts allow: from 0 where the lowest load misses the target, unbounded where none does.
 
     Args:
         loads: in rising order.
         sent, met: requests at each load, and how many of them met the limits; loads without requests are left out.
         target: share that is to be reached.
-        dispersion: how many times the counts vary more than by chance, at least 1.
+        dispersion: how many times the counts vary more than by chance, at least 1: one for all loads, or one a load.
         rng: source of the draws.
     """
     kept = [place for place, number in enumerate(sent) if number]
     if not kept:
-        return np.full(DRAWS, np.nan)
+        return np.zeros(DRAWS), np.full(DRAWS, np.inf)
     logs = np.log([loads[place] for place in kept])
     asked = np.array([sent[place] for place in kept], np.float64)
     good = np.array([met[place] for place in kept], np.float64)
-    shares = rng.beta(good / dispersion + 0.5, (asked - good) / dispersion + 0.5, size=(DRAWS, len(kept)))
+    spread = np.broadcast_to(np.asarray(dispersion, np.float64), len(loads))[kept]
+    shares = rng.beta(good / spread + 0.5, (asked - good) / spread + 0.5, size=(DRAWS, len(kept)))
     number = (falling(shares, asked) >= target).sum(axis=1)
     place = rng.uniform(size=DRAWS)
     low, high = logs[np.maximum(number - 1, 0)], logs[np.minimum(number, len(kept) - 1)]
     between = np.exp(low + place * (high - low))
-    return np.where(number == 0, 0.0, np.where(number == len(kept), np.inf, between))
+    return np.where(number == 0, 0.0, between), np.where(number == len(kept), np.inf, between)
 
 
-def estimate(drawn: Floats, n: int, level: float = estimates.LEVEL) -> Estimate:
-    """Median and equal-tailed interval; an end that no load bounds is None.
+def ratio(drawn: Bounds, base: Bounds) -> Bounds:
+    """One crossing over another, draw by draw."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        least, greatest = drawn[0] / base[1], drawn[1] / base[0]
+    return np.nan_to_num(least, nan=0.0, posinf=np.inf), np.nan_to_num(greatest, nan=np.inf, posinf=np.inf)
 
-    A draw that is not a number may be anything: it counts as 0 for the lower end and as infinite for the upper.
-    """
-    if np.isnan(drawn).all():
-        return estimates.undefined(METHOD, n=n, level=level)
-    least, greatest = np.nan_to_num(drawn, nan=0.0, posinf=np.inf), np.nan_to_num(drawn, nan=np.inf, posinf=np.inf)
+
+def estimate(drawn: Bounds, n: int, level: float = estimates.LEVEL) -> Estimate:
+    """Median and equal-tailed interval of draws between their bounds; an end that no load bounds is None."""
+    least, greatest = drawn
 
     def quantile(values: Floats, q: float) -> float | None:
         # an order statistic: interpolation between a number and infinity is none

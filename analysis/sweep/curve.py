@@ -1,8 +1,9 @@
 """From points to curves: attainment and goodput over load, what each arm carries, and its ratio to the baseline's.
 
-How surely a capacity is known: :mod:`kvload.analysis.statistics.crossing`. The dispersion is one for the whole sweep,
-the larger of what repeats of a level say and what the stretches of single runs say. Where no level was run twice, what
-drifts between runs is not in the intervals. A ratio of capacities is taken draw by draw.
+How surely a capacity is known: :mod:`kvload.analysis.statistics.crossing`. The dispersion of a level is the larger of
+what repeats say, of all levels together, and what the stretches of its own runs say: requests wait together where a
+server is full, and nowhere else. Where no level was run twice, what drifts between runs is not in the intervals. A
+ratio of capacities is taken draw by draw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,14 +49,13 @@ def curves_of(
     """
     by_arm = {arm: _by_level([point for point in points if point.arm == arm]) for arm in arms}
     measured = _dispersion(by_arm)
-    spread = max(measured or 1.0, _dispersion_within(by_arm) or 1.0)
     draws = {
-        arm: _capacity_draws(groups, target, spread, np.random.default_rng((seed, place)))
+        arm: _capacity_draws(groups, target, measured, np.random.default_rng((seed, place)))
         for place, (arm, groups) in enumerate(by_arm.items())
     }
     found = []
     for arm, groups in by_arm.items():
-        levels = tuple(_level(axis, load, group, spread, level) for load, group in groups)
+        levels = tuple(_level(axis, load, group, _spread(group, measured), level) for load, group in groups)
         sent = sum(point.sent for _, group in groups for point in group)
         met_at, missed_at = crossing.bracket(*_counts(groups), target)
         good_tokens = next((each.good_tokens_per_s for each in levels if each.level == met_at), None)
@@ -68,7 +68,9 @@ def curves_of(
                 capacity=crossing.estimate(draws[arm], sent, level),
                 met_at=met_at,
                 missed_at=missed_at,
-                ratio=None if arm == baseline else crossing.estimate(_ratio(draws[arm], draws[baseline]), sent, level),
+                ratio=None
+                if arm == baseline
+                else crossing.estimate(crossing.ratio(draws[arm], draws[baseline]), sent, level),
                 best=max((each for each in levels), key=lambda each: each.goodput_rps.estimate or 0.0, default=None),
                 cost_per_million=_cost(price_per_hour, good_tokens),
                 failed=(failed or {}).get(arm),
@@ -96,12 +98,11 @@ def _dispersion(by_arm: Mapping[str, Groups]) -> float | None:
     )
 
 
-def _dispersion_within(by_arm: Mapping[str, Groups]) -> float | None:
-    """The same of the stretches of one level's runs: requests that wait do so together."""
-    stretches = [
-        [stretch for point in group for stretch in point.stretches] for groups in by_arm.values() for _, group in groups
-    ]
-    return crossing.dispersion([([sent for sent, _ in each], [met for _, met in each]) for each in stretches])
+def _spread(group: Sequence[Point], between_runs: float | None) -> float:
+    """The dispersion of one level: requests that wait do so together, so that the stretches of its runs differ."""
+    stretches = [stretch for point in group for stretch in point.stretches]
+    within = crossing.dispersion([([sent for sent, _ in stretches], [met for _, met in stretches])])
+    return max(between_runs or 1.0, within or 1.0)
 
 
 def _level(axis: Axis, load: float, points: Sequence[Point], spread: float, level: float) -> Level:
@@ -154,15 +155,12 @@ def _counts(groups: Groups) -> tuple[list[float], list[int], list[int]]:
     return [load for load, _ in groups], sent, [sum(point.met for point in group) for _, group in groups]
 
 
-def _capacity_draws(groups: Groups, target: float, spread: float, rng: np.random.Generator) -> Floats:
+def _capacity_draws(
+    groups: Groups, target: float, between_runs: float | None, rng: np.random.Generator
+) -> crossing.Bounds:
     loads, sent, met = _counts(groups)
+    spread = [_spread(group, between_runs) for _, group in groups]
     return crossing.draws(loads, sent, met, target=target, dispersion=spread, rng=rng)
-
-
-def _ratio(arm: Floats, base: Floats) -> Floats:
-    """Draw by draw; not a number where both lie on the same side of all levels tried."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(arm / base)
 
 
 def _cost(price_per_hour: float | None, good_tokens_per_s: float | None) -> float | None:
