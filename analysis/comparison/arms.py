@@ -21,7 +21,7 @@ from kvload.records import ServerInfo
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """One repeat of an arm."""
+    """One repeat of an arm; ``started_at`` in Unix seconds."""
 
     repeat: int
     path: str
@@ -29,6 +29,7 @@ class RunSummary:
     throughput: Throughput
     trust: Trust
     server: ServerSide
+    started_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ def summarise(
             throughput=throughput_of(run.table, run.manifest),
             trust=trust.judge(run.table, run.manifest),
             server=server_side.summarise(run.samples, run.table),
+            started_at=run.manifest.started_at,
         )
         for repeat, run in arm.runs.items()
     ]

@@ -4,9 +4,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvload.analysis import words
 from kvload.analysis.comparison.model import Comparison
+from kvload.analysis.report import first_screen
 from kvload.analysis.report.compare_tables import notes_of, tables_of, what_was_compared
-from kvload.analysis.report.rich_layout import foreign, heading, lines, table
+from kvload.analysis.report.rich_layout import facts, foreign, heading, lines, table
 from kvload.terminal import plain
 
 _STYLES = {
@@ -19,13 +21,22 @@ _STYLES = {
 }
 
 
-def render(comparison: Comparison, console: Console) -> None:
-    """Print a comparison."""
+_ADVICE_STYLES = {
+    "use it": "bold green",
+    "do not": "bold red",
+    "a trade": "bold magenta",
+    "no difference": "bold cyan",
+    "cannot tell": "bold yellow",
+}
+
+
+def render(comparison: Comparison, console: Console, *, details: bool = True) -> None:
+    """Print a comparison: one screen, and with ``details`` all that it rests on."""
+    _first_screen(comparison, console)
+    if not details:
+        return
     heading(console, "What was compared")
     lines(console, what_was_compared(comparison))
-    if comparison.resolution is not None and comparison.resolution.drifts:
-        console.print()
-        console.print(Text(f"  {comparison.resolution.sentence()}", style="bold yellow"))
     heading(console, "Verdicts")
     _verdicts(comparison, console)
     for data in tables_of(comparison):
@@ -37,6 +48,32 @@ def render(comparison: Comparison, console: Console) -> None:
     if notes := notes_of(comparison):
         heading(console, "Notes")
         lines(console, notes, "· ")
+
+
+def _first_screen(comparison: Comparison, console: Console) -> None:
+    console.print()
+    console.print(foreign(first_screen.identity(comparison), "dim"))
+    if comparison.limits_s:
+        limits = ", ".join(f"{words.METRIC_NAMES[m]} ≤ {words.seconds(v)}" for m, v in comparison.limits_s.items())
+        console.print(Text(f"limits: {limits}", style="dim"))
+    if comparison.resolution is not None and comparison.resolution.drifts:
+        console.print()
+        console.print(Text(f"This machine drifts: {comparison.resolution.sentence()}", style="bold yellow"))
+    console.print()
+    table(console, first_screen.summary_table(comparison))
+    console.print()
+    for said in first_screen.sentences(comparison):
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(foreign(f"  {said.arm}:", _ADVICE_STYLES[said.advice]), foreign(said.text))
+        console.print(grid)
+    trust, steps = first_screen.trust(comparison), first_screen.next_steps(comparison)
+    more = [("Trust", trust)] if trust else []
+    more += [("Next", step) for step in steps[:2]]
+    if more:
+        console.print()
+        facts(console, more)
 
 
 def _verdicts(comparison: Comparison, console: Console) -> None:

@@ -50,7 +50,9 @@ def compare(
         list[str] | None,
         typer.Argument(metavar="TRACE | RUN RUN ...", help="A trace to replay, or run folders that are there already."),
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="A method to launch; may be repeated.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method to launch; may be repeated. One alone measures the noise.")
+    ] = None,
     arm: Annotated[
         list[str] | None, typer.Option(help="NAME=http://HOST:PORT, a server that runs already; may be repeated.")
     ] = None,
@@ -81,6 +83,7 @@ def compare(
         Path | None, typer.Option(help="Go on with the experiment in this folder.", show_default=False)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and an estimate of its time.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Print all that the first screen rests on.")] = False,
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,7 +96,7 @@ def compare(
 
     paths, limits_s = trace_and_limits(what or [], limits)
     headers = read_headers(sending)
-    outcome = Outcome(conditions=read_gates(limits.fail_if), as_json=json_output, limits=limits_s)
+    outcome = Outcome(conditions=read_gates(limits.fail_if), as_json=json_output, limits=limits_s, details=details)
     swarm = read_page(page, autostart=True)
     if paths and all(Path(path).is_dir() for path in paths) and resume is None:
         if method or arm:

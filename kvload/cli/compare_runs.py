@@ -22,6 +22,7 @@ class Outcome:
     conditions: "tuple[Gate, ...]" = ()
     as_json: bool = False
     limits: Mapping[str, float] | None = None
+    details: bool = False
 
 
 def make_runs(
@@ -44,12 +45,15 @@ def make_runs(
     """
     from kvload.cli.replay_display import Display
     from kvload.experiment import comparison
+    from kvload.experiment.forecast import Forecast, time_text
     from kvload.experiment.replay import Listener
     from kvload.experiment.run import Watcher, run_all
 
     for condition in outcome.conditions:
         print(condition, file=sys.stderr)
-    _show_outlook(comparison.outlook(plan, folder, is_new=is_new), plan)
+    found = comparison.outlook(plan, folder, is_new=is_new)
+    _show_outlook(found, plan)
+    forecast = Forecast([found.total_s / max(len(found.runs), 1)] * len(found.runs))
     if dry_run:
         return
     if is_new:
@@ -57,7 +61,10 @@ def make_runs(
     with Display(quiet=quiet) as display:
 
         def on_run(run: "PlannedRun", number: int, of: int) -> None:
-            display.notice(f"[{number}/{of}] {run.arm}, repeat {run.repeat + 1}")
+            forecast.end()
+            forecast.begin()
+            left = f"about {time_text(forecast.left_s)} left"
+            display.notice(f"run {number}/{of}: {run.arm}, repeat {run.repeat + 1}; {left}")
 
         def on_launch(event: Any) -> None:
             if event.kind in {"note", "ready"}:
@@ -69,7 +76,7 @@ def make_runs(
         try:
             run_all(plan, folder, watcher, headers=headers, arm_headers=arm_headers, verify=verify, swarm=swarm)
         except KeyboardInterrupt:
-            display.notice(f"interrupted: go on with kvload compare --resume {folder}")
+            display.notice(f"interrupted: finished runs are kept; go on with kvload compare --resume {folder}")
             raise
     show_experiment(plan, folder, outcome)
 
@@ -109,7 +116,9 @@ def show(
         json.dump(as_dict, sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
-        compare_terminal.render(comparison, console())
+        compare_terminal.render(comparison, console(), details=outcome.details)
+        if not outcome.details:
+            print("\nall that this rests on: --details" + (", or the page" if out is not None else ""))
     if out is not None:
         page, *others = write_files(comparison, as_dict, out)
         print(f"wrote {page}, {', '.join(path.name for path in others)}", file=sys.stderr)
