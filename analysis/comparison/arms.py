@@ -10,13 +10,16 @@ from kvload.analysis.records.outcome import cap_hit
 from kvload.analysis.records.pairs import LoadedArm
 from kvload.analysis.records.table import Floats, Ints, count_true
 from kvload.analysis.run import server_side, slo, trust
+from kvload.analysis.run.failures import Failure, failures_of
 from kvload.analysis.run.model import PERCENTILES, Metric, Throughput, Timeline
+from kvload.analysis.run.series import Series, series_of
 from kvload.analysis.run.server_side import ServerSide
 from kvload.analysis.run.summary import SLO_SCALES, ecdf_of, gap_metric, throughput_of, timeline_of
 from kvload.analysis.run.trust import Trust
 from kvload.analysis.statistics import estimates
 from kvload.analysis.statistics.estimates import Estimate
 from kvload.records import ServerInfo
+from kvload.rundir import RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,8 @@ class ArmSummary:
         attainment, attainment_by_metric: shares of sent requests; None without limits.
         goodput_rps: requests per second that meet the limits, over the summed arrival windows.
         attainment_over_scale: for plots.
-        timeline: of the first repeat.
+        timeline, series: of the first repeat.
+        failures: of all repeats, with the server's words.
     """
 
     name: str
@@ -70,6 +74,8 @@ class ArmSummary:
     goodput_rps: float | None
     attainment_over_scale: list[tuple[float, float | None]] = field(repr=False)
     timeline: Timeline = field(repr=False)
+    series: Series = field(repr=False)
+    failures: list[Failure]
 
     @property
     def duration_s(self) -> float | None:
@@ -147,6 +153,8 @@ def summarise(
         goodput_rps=count_true(good) / window_s if window_s and limits_s else None,
         attainment_over_scale=slo.attainment_over_scale(table, limits_s, SLO_SCALES) if limits_s else [],
         timeline=timeline_of(arm.first.table, arm.first.samples),
+        series=series_of(arm.first.table),
+        failures=failures_of((RunDir(run.path), run.table) for run in arm.runs.values() if run.path is not None),
     )
 
 

@@ -1,6 +1,8 @@
 """Pages from templates: everything is escaped but the charts, which are made here."""
 
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,23 @@ from kvload import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its title and a note."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+def figures(parts: Iterable[tuple[str, str, str]]) -> list[Figure]:
+    """Title, chart and note of each figure, those without a chart left out."""
+    return [Figure(title, svg, note) for title, svg, note in parts if svg]
 
 
 def render(template: str, *, title: str, **context: Any) -> str:

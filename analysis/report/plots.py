@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from kvload.analysis import words
 from kvload.analysis.comparison.lengths import LOWEST_BIN, LengthChange
@@ -13,8 +14,13 @@ from kvload.analysis.statistics.significance import SurvivalCurve
 Series = Sequence[tuple[str, Points]]
 """Lines with their style classes."""
 
-_PARTS = {"queueing": "s4", "prefill": "s5", "speed": "s0", "length": "s1"}
+_PARTS = {"queueing": "p0", "prefill": "p1", "speed": "p2", "length": "p3"}
 _LINE_POINTS = 200
+_TOLD = (10, 25, 50, 75, 90, 95, 99)
+"""Percentiles whose values show on hovering."""
+
+_HOVERS = 300
+"""Values that show on hovering, in one chart at most."""
 
 
 def styles(comparison: Comparison) -> dict[str, str]:
@@ -38,8 +44,15 @@ def _short_seconds(value_s: float) -> str:
     return words.seconds(float(f"{value_s:.3g}")).replace(" ", " ")
 
 
-def latency_ecdf(name: str, metrics: Mapping[str, Metric], limit_s: float | None) -> str:
-    """The share of requests (of gaps, for ITL) that took at most a time; one line per style class."""
+def latency_ecdf(name: str, metrics: Mapping[str, Metric], limit_s: float | None, names: Mapping[str, str]) -> str:
+    """The share of requests (of gaps, for ITL) that took at most a time; one line per style class.
+
+    Args:
+        name: of the latency.
+        metrics: by style class.
+        limit_s: drawn as a rule where there is one.
+        names: of the arms by style class, for what shows on hovering; empty for a single run.
+    """
     known = {style: metric for style, metric in metrics.items() if metric.n}
     if not known:
         return ""
@@ -51,6 +64,12 @@ def latency_ecdf(name: str, metrics: Mapping[str, Metric], limit_s: float | None
         last = len(metric.ecdf_s) - 1
         points = [(max(value, least), place / last) for place, value in enumerate(metric.ecdf_s)]
         chart.line(points, style)
+        told = [(percent, points[round(percent / 100 * last)]) for percent in _TOLD]
+        who = f"{names[style]} " if style in names else ""
+        chart.hover(
+            [point for _, point in told],
+            [f"{who}p{percent}: {_short_seconds(point[0])}" for percent, point in told],
+        )
     if limit_s:
         chart.rule(x=limit_s, text="limit")
     return chart.render()
@@ -60,16 +79,51 @@ def _share_axis(title: str = "") -> Axis:
     return Axis(title=title, low=0.0, high=1.0, text=_percent)
 
 
-def lines_over_time(title: str, series: Series, text: str = "number") -> str:
-    """Gauges or counts over the seconds of a run; ``text`` is ``number`` or ``share``."""
+def lines_over_time(
+    title: str,
+    series: Series,
+    text: Literal["number", "share", "seconds"] = "number",
+    *,
+    names: Mapping[str, str] | None = None,
+    limit: float | None = None,
+) -> str:
+    """Gauges, counts or times over the seconds of a run.
+
+    Args:
+        title: what it shows.
+        series: lines with their style classes.
+        text: what the values are.
+        names: of the lines by style class, for what shows on hovering.
+        limit: drawn as a rule where there is one.
+    """
     if not any(points for _, points in series):
         return ""
     x = axis_for([t for _, points in series for t, _ in points], "seconds", text=words.number, zero=True)
     values = [value for _, points in series for _, value in points]
-    y = _share_axis() if text == "share" else axis_for(values, "", text=words.number, zero=True)
+    form = {"number": words.number, "share": _percent, "seconds": _short_seconds}[text]
+    y = _share_axis() if text == "share" else axis_for(values, "", text=form, zero=True)
     chart = Chart(title, x, y)
+    if limit is not None and limit <= y.high:
+        chart.rule(y=limit, text="limit")
     for style, points in series:
-        chart.line(_thin(points), style, step=text != "share")
+        chart.line(_thin(points), style, step=text == "number")
+        told = points[:: -(-len(points) * len(series) // _HOVERS) or 1]
+        who = f"{names[style]} " if names and style in names else ""
+        chart.hover(told, [f"{who}at {when:.3g} s: {form(value)}" for when, value in told])
+    return chart.render()
+
+
+def prompt_scatter(points: Points, style: str, limit_s: float | None) -> str:
+    """TTFT against the length of the prompt, request by request."""
+    known = [(tokens, ttft_s) for tokens, ttft_s in points if tokens > 0 and ttft_s > 0]
+    if not known:
+        return ""
+    x = axis_for([tokens for tokens, _ in known], "prompt tokens", log=True, text=words.number)
+    times = [ttft_s for _, ttft_s in known] + ([limit_s] if limit_s else [])
+    chart = Chart("TTFT against prompt length", x, axis_for(times, "", log=True, text=_short_seconds))
+    chart.dots(known, style)
+    if limit_s:
+        chart.rule(y=limit_s, text="limit")
     return chart.render()
 
 

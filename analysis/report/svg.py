@@ -93,6 +93,7 @@ class Chart:
     y: Axis
     height: int = HEIGHT
     width: int = WIDTH
+    left: int = _LEFT
     _parts: list[str] = field(default_factory=list)
 
     @property
@@ -103,7 +104,7 @@ class Chart:
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The pixel of a point."""
         right, bottom = self.width - _RIGHT, self.height - _BOTTOM
-        return _LEFT + self.x.place(x) * (right - _LEFT), bottom - self.y.place(y) * (bottom - self.top)
+        return self.left + self.x.place(x) * (right - self.left), bottom - self.y.place(y) * (bottom - self.top)
 
     def line(self, points: Points, style: str, *, step: bool = False) -> None:
         """A line through points, as a staircase where ``step``."""
@@ -133,6 +134,17 @@ class Chart:
         title = f"<title>{escape(hint)}</title>" if hint else ""
         self._parts.append(f'<circle class="{style}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">{title}</circle>')
 
+    def hover(self, points: Points, hints: Sequence[str]) -> None:
+        """Invisible marks that show their values on hovering."""
+        for (x, y), hint in zip(points, hints, strict=True):
+            self.marker(x, y, "hover", hint, radius=6)
+
+    def margin_label(self, y: float, text: str, style: str = "") -> None:
+        """A word left of the drawn area, at a value of the vertical axis."""
+        py = self.at(self.x.low, y)[1]
+        kind = f' class="{style}"' if style else ""
+        self._parts.append(f'<text{kind} x="{self.left - 8}" y="{py + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+
     def dots(self, points: Points, style: str) -> None:
         """Many dots in one path."""
         marks = "".join("M{:.0f} {:.0f}h0".format(*self.at(*point)) for point in points)
@@ -155,10 +167,11 @@ class Chart:
             place = f'x="{px:.1f}" y="{a[1] - 5:.1f}" text-anchor="{anchor}"'
             self._parts.append(f'<text class="note" {place}>{escape(text)}</text>')
 
-    def label(self, x: float, y: float, text: str, *, anchor: str = "start") -> None:
+    def label(self, x: float, y: float, text: str, *, anchor: str = "start", style: str = "") -> None:
         """A word at a point."""
         px, py = self.at(x, y)
-        self._parts.append(f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        kind = f' class="{style}"' if style else ""
+        self._parts.append(f'<text{kind} x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def _path(self, points: Points, step: bool) -> str:
         pieces = []
@@ -196,9 +209,11 @@ class Chart:
             )
         for value in self.y.ticks() if y_ticks else []:
             py = self.at(self.x.low, value)[1]
-            grid.append(f'<path class="grid" d="M{_LEFT} {py:.1f}H{right}"/>')
-            grid.append(f'<text x="{_LEFT - 5}" y="{py + 4:.1f}" text-anchor="end">{escape(self.y.text(value))}</text>')
-        middle = (_LEFT + right) / 2
+            grid.append(f'<path class="grid" d="M{self.left} {py:.1f}H{right}"/>')
+            grid.append(
+                f'<text x="{self.left - 5}" y="{py + 4:.1f}" text-anchor="end">{escape(self.y.text(value))}</text>'
+            )
+        middle = (self.left + right) / 2
         grid.append(
             f'<text class="title" x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(self.x.title)}</text>'
         )

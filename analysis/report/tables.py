@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvload.analysis import words
+from kvload.analysis.run.failures import Failure
 from kvload.analysis.run.model import PERCENTILES, Metric, Report
 from kvload.analysis.run.server_side import Agreement, Gauge
 from kvload.analysis.run.trust import saturated
@@ -45,6 +46,24 @@ def count_lines(report: Report) -> list[str]:
     if counts.retried:
         lines.append(f"{counts.retried:,} were sent more than once")
     return lines
+
+
+def failure_table(failures: Sequence[Failure], arm: str | None = None) -> TableData:
+    """Requests that did not end well, with what the server said of the first of each kind."""
+    return TableData(
+        title="Requests that failed",
+        columns=("what happened", "requests", "the server's words, of the first"),
+        rows=[
+            Row(
+                cells=(
+                    f"{f'{arm}: ' if arm else ''}{failure.status}, {failure.cause or 'no cause given'}",
+                    f"{failure.number:,}",
+                    failure.words or words.ABSENT,
+                )
+            )
+            for failure in failures
+        ],
+    )
 
 
 def latency_table(report: Report) -> TableData:

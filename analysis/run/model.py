@@ -5,6 +5,8 @@ Times are seconds. A value that was not measured is None.
 
 from dataclasses import dataclass, field
 
+from kvload.analysis.run.failures import Failure
+from kvload.analysis.run.series import Series
 from kvload.analysis.run.server_side import ServerSide
 from kvload.analysis.run.slo import Attainment
 from kvload.analysis.run.trust import Trust
@@ -106,4 +108,6 @@ class Report:
     trust: Trust
     server: ServerSide
     timeline: Timeline
+    series: Series
     notes: list[str]
+    failures: list[Failure] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """From a run folder to its report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,7 +10,9 @@ from kvload.analysis.records import latency
 from kvload.analysis.records.outcome import cap_hit
 from kvload.analysis.records.table import STATUSES, Floats, RecordTable, count_true, load
 from kvload.analysis.run import server_side, slo, trust
+from kvload.analysis.run.failures import failures_of
 from kvload.analysis.run.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
+from kvload.analysis.run.series import series_of
 from kvload.analysis.statistics import estimates
 from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir
@@ -35,7 +38,8 @@ def summarise(run: RunDir, *, slo_limits: Mapping[str, float] | None = None, lev
     """
     manifest = run.manifest()
     table = load(run)
-    return build_from(manifest, table, run.scrapes(), slo_limits=slo_limits, level=level)
+    report = build_from(manifest, table, run.scrapes(), slo_limits=slo_limits, level=level)
+    return replace(report, failures=failures_of([(run, table)]))
 
 
 def build_from(
@@ -46,7 +50,7 @@ def build_from(
     slo_limits: Mapping[str, float] | None = None,
     level: float = estimates.LEVEL,
 ) -> Report:
-    """Report a run whose records are loaded already."""
+    """Report a run whose records are loaded already; what the server said of failures is not in the table."""
     rng = np.random.default_rng(manifest.seed)
     limits = dict(manifest.slo if slo_limits is None else slo_limits)
     gaps = latency.token_gaps(table, np.flatnonzero(table.ok))
@@ -68,6 +72,7 @@ def build_from(
         trust=trust.judge(table, manifest),
         server=server_side.summarise(samples, table),
         timeline=timeline_of(table, samples),
+        series=series_of(table),
         notes=_notes(table, manifest, gaps),
     )
 
