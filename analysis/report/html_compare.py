@@ -75,7 +75,7 @@ def _latency(comparison: Comparison, styles: Mapping[str, str], names: Mapping[s
     for name in ("ttft", "tpot", "itl", "e2e"):
         metrics = {styles[arm.name]: arm.metrics[name] for arm in comparison.arms}
         what = "gaps" if name == "itl" else "requests"
-        title = f"{words.METRIC_NAMES[name]}: share of {what} that took at most this long"
+        title = f"{words.METRIC_NAMES[name]}: share of {what} within"
         found.append((title, plots.latency_ecdf(name, metrics, comparison.limits_s.get(name), told), ""))
     return figures(found)
 

@@ -77,7 +77,7 @@ def _ecdfs(report: Report) -> list[Figure]:
     limits = report.attainment.limits_s if report.attainment else {}
     return figures(
         (
-            f"{words.METRIC_NAMES[name]}: share of {'gaps' if name == 'itl' else 'requests'} that took at most this long",
+            f"{words.METRIC_NAMES[name]}: share of {'gaps' if name == 'itl' else 'requests'} within",
             plots.latency_ecdf(name, {"s0": report.metrics[name]}, limits.get(name), {}),
             "",
         )

@@ -25,7 +25,7 @@ class Series:
 
     Attributes:
         window_s: length of a window.
-        ttft_p50_s, ttft_p90_s, tpot_p50_s, tpot_p90_s: percentiles over the requests sent in each window, at its middle.
+        ttft_p50_s, ttft_p90_s, tpot_p50_s, tpot_p90_s: percentiles of the requests sent in each window.
         output_tokens_per_s: tokens of answers, each spread evenly from its first token to its last.
         ttft_by_prompt: prompt tokens and TTFT in seconds, a point a request.
     """

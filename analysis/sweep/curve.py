@@ -53,7 +53,7 @@ def curves_of(
         arm: _capacity_draws(groups, target, measured, np.random.default_rng((seed, place)))
         for place, (arm, groups) in enumerate(by_arm.items())
     }
-    found = []
+    found, against = [], draws[baseline]
     for arm, groups in by_arm.items():
         levels = tuple(_level(axis, load, group, _spread(group, measured), level) for load, group in groups)
         sent = sum(point.sent for _, group in groups for point in group)
@@ -68,9 +68,7 @@ def curves_of(
                 capacity=crossing.estimate(draws[arm], sent, level),
                 met_at=met_at,
                 missed_at=missed_at,
-                ratio=None
-                if arm == baseline
-                else crossing.estimate(crossing.ratio(draws[arm], draws[baseline]), sent, level),
+                ratio=None if arm == baseline else crossing.estimate(crossing.ratio(draws[arm], against), sent, level),
                 best=max((each for each in levels), key=lambda each: each.goodput_rps.estimate or 0.0, default=None),
                 cost_per_million=_cost(price_per_hour, good_tokens),
                 failed=(failed or {}).get(arm),

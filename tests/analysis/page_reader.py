@@ -11,10 +11,12 @@ class PageReader(HTMLParser):
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
         self.open: list[str] = []
+        self.links: set[str | None] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        self.links |= {value for name, value in attrs if name == "href"}
         if tag not in {"meta"}:
             self.open.append(tag)
 
@@ -31,4 +33,5 @@ def read_page(text: str) -> PageReader:
     reader = PageReader()
     reader.feed(text)
     assert reader.open == []
+    assert all(link is not None and link.startswith("#") for link in reader.links), "a page links to itself alone"
     return reader
