@@ -156,7 +156,14 @@ def test_the_page_runs_nothing_and_loads_nothing(comparison: Comparison) -> None
 def test_charts_are_all_there(comparison: Comparison) -> None:
     page = html_compare.render(comparison)
     assert page.count("<svg ") == 1 + 4 + 1 + 7 + 3 + 1 + 3 * 3
-    for word in ("How many answers changed", "Changes with their intervals", "Cache usage", "Requests in flight", "Change of E2E", "TTFT"):
+    for word in (
+        "How many answers changed",
+        "Changes with their intervals",
+        "Cache usage",
+        "Requests in flight",
+        "Change of E2E",
+        "TTFT",
+    ):
         assert word in page
     assert "nan" not in page.split('<section id="samples')[0]
 
