@@ -197,8 +197,9 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The server a run was made against, as far as it is known.
 
     ``command`` and ``env`` have secrets masked. ``bytes_per_token`` is what the method claims over all layers and KV
-    heads; ``pool_tokens`` is the size of the cache as the server reports it. ``prefix_cache`` is ``off``, ``on``,
-    ``reset`` (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
+    heads in a sequence of ``claim_tokens`` tokens, ``element_bytes`` the size of an uncompressed element;
+    ``pool_tokens`` is the size of the cache as the server reports it. ``prefix_cache`` is ``off``, ``on``, ``reset``
+    (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
     """
 
     url: str
@@ -212,6 +213,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_model_len: int | None = None
     pool_tokens: int | None = None
     bytes_per_token: float | None = None
+    claim_tokens: int | None = None
+    element_bytes: int | None = None
     prefix_cache: str | None = None
     verified: dict[str, Any] | None = None
     device: str | None = None

@@ -17,6 +17,7 @@ from kvload.analysis.comparison.room import cache_room
 from kvload.analysis.comparison.samples import worst_samples
 from kvload.analysis.comparison.verdict import judge
 from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate
+from kvload.analysis.records import latency
 from kvload.analysis.records.pairs import ArmRuns, LoadedArm, Pairs, check_arms, load_arm, pair
 from kvload.analysis.records.table import count_true
 from kvload.analysis.run import slo
@@ -28,6 +29,9 @@ from kvload.units import request_limits
 
 TELLS = 0.05
 """A machine on which a change of latency of this size cannot be told is called drifting."""
+
+CORRELATED = 0.2
+"""Above this correlation of neighbouring requests' TTFT, they say less about other traffic than their number does."""
 
 _LONGEST_LAUNCH_S = 600.0
 
@@ -131,7 +135,7 @@ def compare_loaded(
         verdicts={},
         resolution=_resolution(effects.get("latency", {}), floor, [base, *(arm.loaded for arm in others)]),
         answers=answers,
-        notes=_notes(summaries, floor),
+        notes=[*_notes(summaries, floor), *_traffic_note(base)],
         pairs={arm.loaded.name: arm.pairs for arm in others},
     )
     for arm in others:
@@ -243,9 +247,9 @@ def _slo_change(pairs: Pairs, effects: Mapping[str, Effect], limits: Mapping[str
     )
 
 
-def _resolution(latency: Mapping[str, Effect], floor: str | None, arms: Sequence[LoadedArm]) -> Resolution | None:
+def _resolution(effects: Mapping[str, Effect], floor: str | None, arms: Sequence[LoadedArm]) -> Resolution | None:
     """What the A/A pair says about this machine."""
-    judged = {name: effect for name, effect in latency.items() if name != floor and effect.run_half is not None}
+    judged = {name: effect for name, effect in effects.items() if name != floor and effect.run_half is not None}
     if not judged:
         return None
     widest = max(judged.values(), key=lambda effect: effect.run_half or 0.0)
@@ -275,6 +279,22 @@ def _experiment_s(arms: Sequence[LoadedArm]) -> float:
         total += length + (0.0 if end is None else min(max(start - end, 0.0), _LONGEST_LAUNCH_S))
         end = start + length
     return total
+
+
+def _traffic_note(base: LoadedArm) -> list[str]:
+    """Where requests queue, neighbours resemble each other: this trace was measured, not traffic of its kind."""
+    table = base.first.table
+    ttft = latency.ttft_s(table)[np.argsort(table.t_sched_s, kind="stable")]
+    known = ttft[~np.isnan(ttft)]
+    if len(known) < layout.FEWEST_PAIRS or known.std() == 0:
+        return []
+    lag_1 = float(np.corrcoef(known[:-1], known[1:])[0, 1])
+    if lag_1 <= CORRELATED:
+        return []
+    return [
+        f"requests queue (the TTFT of neighbours correlates by {lag_1:.2f}): intervals hold for this trace on this"
+        " machine and do not speak for other hours of traffic"
+    ]
 
 
 def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:

@@ -21,6 +21,8 @@ class CacheRoom:
         pool_ratio: tokens that the pool holds, arm over baseline, as the servers report them.
         base_pool_tokens, pool_tokens: these tokens.
         base_bytes, bytes: bytes of a token over all layers and KV heads, as the methods claim them.
+        claim_tokens: length of the sequence that ``bytes`` is claimed for.
+        element_bytes: of an uncompressed element of the baseline: 2 for 16-bit types, 4 for float32.
         used_ratio: share of the pool that a token of this traffic took under the baseline, over that under the arm,
             from the scraped usage and the tokens in flight; above 1 the arm took less.
         tokens_per_request: mean length of the sequences in flight when the arm's usage was read.
@@ -32,6 +34,8 @@ class CacheRoom:
     pool_tokens: int | None
     base_bytes: float | None
     bytes: float | None
+    claim_tokens: int | None
+    element_bytes: int | None
     used_ratio: float | None
     tokens_per_request: float | None
     verified: bool | None
@@ -49,6 +53,8 @@ def cache_room(base: ArmSummary, arm: ArmSummary, base_runs: LoadedArm, arm_runs
         pool_tokens=arm.pool_tokens if both else None,
         base_bytes=base.info.bytes_per_token,
         bytes=arm.info.bytes_per_token,
+        claim_tokens=arm.info.claim_tokens,
+        element_bytes=base.info.element_bytes,
         used_ratio=used_base / used if used_base and used else None,
         tokens_per_request=per_request,
         verified=None if not verified or "ok" not in verified else bool(verified["ok"]),

@@ -353,9 +353,11 @@ def cache_room(seen: Seen) -> Finding:
     room = seen.change.room
     detail = []
     if room.base_bytes and room.bytes:
+        where = "" if room.claim_tokens is None else f" in a sequence of {room.claim_tokens:,} tokens"
+        against = {2: ", 16-bit elements", 4: ", float32 elements: a 16-bit deployment gains half of this"}
         detail.append(
-            f"a token takes {room.bytes:,.0f} bytes, under the baseline {room.base_bytes:,.0f}"
-            f" (1/{room.base_bytes / room.bytes:.2f}), as the method claims for a long sequence"
+            f"by its claim a token takes {room.bytes:,.0f} bytes{where}, 1/{room.base_bytes / room.bytes:.2f} of the"
+            f" baseline's {room.base_bytes:,.0f}{against.get(room.element_bytes or 0, '')}"
         )
     if room.used_ratio is not None and room.tokens_per_request is not None:
         detail.append(

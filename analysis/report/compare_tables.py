@@ -5,7 +5,6 @@ from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.model import ArmComparison, Comparison
 from kvload.analysis.quality.negatives import NegativeCount
 from kvload.analysis.report.tables import Row, TableData
-from kvload.analysis.statistics.estimates import Estimate
 
 
 def what_was_compared(comparison: Comparison) -> list[str]:
@@ -170,6 +169,8 @@ def latency_table(comparison: Comparison) -> TableData:
 
 def decomposition_table(comparison: Comparison) -> TableData:
     """The four parts of the change of E2E."""
+    told = all("queueing" in change.decomposition.parts for change in comparison.comparisons)
+    shown = ("queueing", "prefill", "speed", "length") if told else ("prefill", "speed", "length")
     rows = []
     for change in comparison.comparisons:
         parts = change.decomposition.parts
@@ -178,25 +179,24 @@ def decomposition_table(comparison: Comparison) -> TableData:
                 cells=(
                     label(comparison, change.name),
                     words.signed_seconds(change.decomposition.total.estimate),
-                    *(
-                        words.signed_seconds(parts[name].estimate) if name in parts else words.ABSENT
-                        for name in ("queueing", "prefill", "speed", "length")
-                    ),
-                    _eaten(change.decomposition.eaten),
+                    *(words.signed_seconds(parts[name].estimate) if name in parts else words.ABSENT for name in shown),
+                    _eaten(change),
                 )
             )
         )
-    told = all("queueing" in change.decomposition.parts for change in comparison.comparisons)
+    names = shown if told else ("TTFT (queue + prefill)", "speed", "length")
     return TableData(
         title="Where the change of E2E comes from: mean per request, the parts add up",
-        columns=("arm", "E2E", "queueing", "prefill", "speed", "length", "of speed-up eaten"),
+        columns=("arm", "E2E", *names, "of speed-up eaten"),
         rows=rows,
-        caption=None if told else "the server tells no queueing times: prefill holds the whole change of TTFT",
+        caption=None if told else "the server tells no queueing times of single requests",
     )
 
 
-def _eaten(value: Estimate | None) -> str:
-    if value is None or value.estimate is None:
+def _eaten(change: ArmComparison) -> str:
+    """How much of a speed-up longer answers take away, where there is a speed-up beyond the noise between runs."""
+    value, speed = change.decomposition.eaten, change.effects.get("latency")
+    if value is None or value.estimate is None or speed is None or not speed.found or (speed.change.estimate or 0) > 0:
         return words.ABSENT
     return f"{words.share(value.estimate, 0)} ({words.share(value.low, 0)} to {words.share(value.high, 0)})"
 

@@ -91,10 +91,14 @@ class Build:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a method claims to hold: bytes per token over all layers and KV heads, and the baseline's for the same."""
+    """What a method claims to hold: bytes per token over all layers and KV heads, and the baseline's for the same.
+
+    ``element_bytes`` are those of an uncompressed element: 2 for 16-bit types, 4 for float32.
+    """
 
     bytes_per_token: float
     baseline_bytes_per_token: float
+    element_bytes: int = 2
 
     @property
     def ratio(self) -> float:

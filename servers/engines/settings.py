@@ -159,7 +159,7 @@ def claim_of(row: Setting, model: ModelFacts, element_bytes: int) -> Claim | Non
     packed = plain if row.bytes_per_token is None else row.bytes_per_token(model.head_size)
     skipped = min(row.skipped_layers, model.layers)
     total = model.kv_heads * (skipped * plain + (model.layers - skipped) * packed)
-    return Claim(total, model.kv_heads * model.layers * plain)
+    return Claim(total, model.kv_heads * model.layers * plain, element_bytes)
 
 
 def element_bytes(dtype: str | None, model: ModelFacts) -> int:

@@ -19,6 +19,7 @@ from kvload.errors import KvloadError, ServerError, UsageError
 from kvload.http import request as http_request
 from kvload.keys import api_key, bearer
 from kvload.records import ServerInfo
+from kvload.servers.catalogue.claims import CLAIM_TOKENS
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
 from kvload.servers.host.machine import gpu_used_mib
 from kvload.servers.lifecycle import listeners, masking, registry, rootcause
@@ -100,6 +101,8 @@ def new_entry(
             command=masking.mask_command(plan.command),
             env=masking.mask_env({**os.environ, **request.env, **plan.env}, without=plan.unset),
             bytes_per_token=plan.claim.bytes_per_token if plan.claim else None,
+            claim_tokens=CLAIM_TOKENS if plan.claim else None,
+            element_bytes=plan.claim.element_bytes if plan.claim else None,
             prefix_cache=plan.prefix_cache,
             device=build.device,
         ),

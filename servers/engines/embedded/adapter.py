@@ -137,7 +137,7 @@ def _claim(
     element = _element_bytes(flag_value(request.engine_args, "--dtype"), model, build, machine)
     scale = model.layers * model.kv_heads
     claimed = METHODS[spec.name].claim(Stored(tokens, model.head_size, element, spec.options))
-    return Claim(scale * claimed, scale * 2 * model.head_size * element)
+    return Claim(scale * claimed, scale * 2 * model.head_size * element, element)
 
 
 def _element_bytes(dtype: str | None, model: ModelFacts, build: Build, machine: Machine) -> int:
