@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["replay", "compare", "sweep"], help="make only this part")
     options = parser.parse_args()
     out: Path = options.out or Path(tempfile.mkdtemp(prefix="kvload-demo-"))
+    out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     # A state folder of its own: the demo sees no other server, and nobody's `kvload replay` finds the demo's.
     environ = os.environ | {"KVLOAD_STATE_DIR": str(out / "state")}
@@ -54,7 +55,7 @@ def _replay(out: Path, environ: dict[str, str]) -> int:
 def _compare(out: Path, environ: dict[str, str]) -> int:
     trace = out / "questions.jsonl"
     arms = [word for method in METHODS for word in ("--method", method)]
-    return _kvload(["traces", "sample", "--probe", *QUESTIONS, "--output", str(trace)], environ) or _kvload(
+    return _kvload(["traces", "sample", "--probe", *QUESTIONS, "--out", str(trace)], environ) or _kvload(
         ["compare", str(trace), "--engine", "embedded", *arms, "--slo", "ttft=500ms", "--out", str(out / "compare")],
         environ,
     )
@@ -63,7 +64,7 @@ def _compare(out: Path, environ: dict[str, str]) -> int:
 def _sweep(out: Path, environ: dict[str, str]) -> int:
     trace = out / "answers.jsonl"
     limits = ["--slo", "ttft=2s,tpot=300ms", "--no-verify", "--out", str(out / "sweep")]
-    return _kvload(["traces", "sample", *LONG_ANSWERS, "--output", str(trace)], environ) or _kvload(
+    return _kvload(["traces", "sample", *LONG_ANSWERS, "--out", str(trace)], environ) or _kvload(
         ["sweep", str(trace), "--engine", "embedded", *SWEEP, *SHORT_OF_ROOM, *limits], environ
     )
 

@@ -59,7 +59,7 @@ def main() -> int:
         "--out",
         str(out / "compare"),
     ]
-    for command in ([*sample, "--output", str(trace)], compare):
+    for command in ([*sample, "--out", str(trace)], compare):
         done = subprocess.run([sys.executable, "-m", "kvload", *command], check=False, stdout=sys.stderr)
         if done.returncode:
             return done.returncode

@@ -13,7 +13,7 @@ def test_one_server_as_three_arms_is_no_difference(kvload: Kvload, tmp_path: Pat
         (entry,) = json.loads(kvload("status", "--json").stdout)
         trace = tmp_path / "questions.jsonl"
         sample = ["--probe", "--requests", "24", "--context", "192", "--tasks", "recall", "--rate", "8"]
-        assert kvload("traces", "sample", *sample, "--seed", "3", "--output", trace).returncode == 0
+        assert kvload("traces", "sample", *sample, "--seed", "3", "--out", trace).returncode == 0
         arms = [word for name in ("a", "b") for word in ("--arm", f"{name}={entry['url']}")]
         out = tmp_path / "experiment"
         options = ["--baseline", "a", "--slo", "ttft=150ms", "--repeats", "2", "--no-calibrate", "--json"]

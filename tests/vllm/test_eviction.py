@@ -70,7 +70,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
 
     path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
     sample = ["--tasks", "recall,list", "--context", "512", "--requests", "12", "--rate", "10", "--seed", "3"]
-    assert run(["traces", "sample", "--probe", *sample, "--output", str(path)]) == 0
+    assert run(["traces", "sample", "--probe", *sample, "--out", str(path)]) == 0
     texts = [json.loads(line)["messages"][0]["content"] for line in path.read_text(encoding="utf-8").splitlines()]
     tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
     ids = [token for text in texts for token in tokenizer.encode(text, add_special_tokens=False).ids]
@@ -147,7 +147,7 @@ def test_compare_from_a_trace_to_the_paired_report(
 ) -> None:
     trace = tmp_path / "questions.jsonl"
     sample = ["--tasks", "recall,list", "--context", "512", "--requests", "10", "--rate", "10", "--seed", "3"]
-    assert run(["traces", "sample", "--probe", *sample, "--output", str(trace)]) == 0
+    assert run(["traces", "sample", "--probe", *sample, "--out", str(trace)]) == 0
     capfd.readouterr()
     arguments = ["--engine", "vllm", "--python", PYTHON, "--kv-memory", "64MiB", "--max-model-len", "1024", "--json"]
     arguments += ["--method", "none", "--method", "snapkv:budget=256", "--no-floor"]

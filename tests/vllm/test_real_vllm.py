@@ -218,7 +218,7 @@ def test_compare_from_a_trace_to_the_paired_report(
     methods = ["none", "fp8-e4m3", "fp8-e5m2"] if look().has_avx512 else ["none", "raw:bfloat16"]
     trace = tmp_path / "questions.jsonl"
     sample = ["--tasks", "recall,list", "--context", "256", "--requests", "12", "--rate", "10", "--seed", "3"]
-    assert run(["traces", "sample", "--probe", *sample, "--output", str(trace)]) == 0
+    assert run(["traces", "sample", "--probe", *sample, "--out", str(trace)]) == 0
     capfd.readouterr()
     arguments = ["--engine", "vllm", "--python", PYTHON, "--kv-memory", "64MiB", "--max-model-len", "1024", "--json"]
     for method in methods:
