@@ -138,7 +138,7 @@ def mixed(path: Path, count: int = 200, seed: int = 1, **changes: Any) -> RunDir
     return write(path, [made[place] for place in order], **changes)
 
 
-def scrapes(points: list[tuple[float, dict[str, float]]]) -> list[ServerSample]:
+def scrapes(points: list[tuple[float, dict[str, Any]]]) -> list[ServerSample]:
     return [ServerSample(t_s=t_s, **values) for t_s, values in points]
 
 

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from kvload.analysis import gates
 from kvload.errors import GateFailedError, UsageError
 
-VALUES = {"kivi-4": {"attainment": 0.98, "inflation.mean": 1.2, "goodput": None}, "int8": {"attainment": 1.0}}
+VALUES: dict[str, dict[str, float | None]] = {
+    "kivi-4": {"attainment": 0.98, "inflation.mean": 1.2, "goodput": None},
+    "int8": {"attainment": 1.0},
+}
 
 
 @pytest.mark.parametrize(

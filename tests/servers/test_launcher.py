@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from kvload.servers.lifecycle.process import is_alive, session_members, start_ma
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import StartFailedError, free_port
 from kvload.servers.lifecycle.stopping import stop
+from tests.servers.conftest import Starter
 
 
-def wait_for(condition, seconds: float = 10.0) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
@@ -40,7 +42,7 @@ def members(entry: ServerEntry) -> list[int]:
     return [process.pid for process in session_members(entry.anchors, entry.token)]
 
 
-def test_launch_waits_for_a_token_and_tells_what_it_waits_for(start) -> None:
+def test_launch_waits_for_a_token_and_tells_what_it_waits_for(start: Starter) -> None:
     events: list[LaunchEvent] = []
     entry = start(events=events)
     assert registry.state_of(entry) == "ready"
@@ -53,14 +55,14 @@ def test_launch_waits_for_a_token_and_tells_what_it_waits_for(start) -> None:
     assert registry.find() == registry.find("fake-none") == entry
 
 
-def test_the_server_is_detached_from_its_launcher(start) -> None:
+def test_the_server_is_detached_from_its_launcher(start: Starter) -> None:
     entry = start()
     assert os.getsid(entry.pid) not in {os.getsid(0), entry.pid}
     assert os.getsid(entry.pid) == entry.keeper_pid
     assert psutil.Process(entry.keeper_pid).ppid() != os.getpid()
 
 
-def test_stop_ends_the_whole_family_even_those_that_left_the_session(start) -> None:
+def test_stop_ends_the_whole_family_even_those_that_left_the_session(start: Starter) -> None:
     entry = start("--children", "4")
     family = members(entry)
     assert len(family) == 6
@@ -71,7 +73,7 @@ def test_stop_ends_the_whole_family_even_those_that_left_the_session(start) -> N
     assert registry.load(entry.name) is None
 
 
-def test_stop_kills_what_does_not_end_by_itself(start) -> None:
+def test_stop_kills_what_does_not_end_by_itself(start: Starter) -> None:
     entry = start("--children", "2", "--stubborn")
     family = members(entry)
     report = stop(entry)
@@ -79,7 +81,7 @@ def test_stop_kills_what_does_not_end_by_itself(start) -> None:
     assert living(family) == []
 
 
-def test_a_server_that_is_killed_is_reported_as_dead_with_why(start) -> None:
+def test_a_server_that_is_killed_is_reported_as_dead_with_why(start: Starter) -> None:
     entry = start("--children", "1")
     family = members(entry)
     os.kill(entry.pid, signal.SIGKILL)
@@ -91,7 +93,7 @@ def test_a_server_that_is_killed_is_reported_as_dead_with_why(start) -> None:
     assert not stop(entry).was_running
 
 
-def test_a_stranger_with_the_same_pid_is_never_touched(start) -> None:
+def test_a_stranger_with_the_same_pid_is_never_touched(start: Starter) -> None:
     entry = start()
     stop(entry)
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
@@ -111,7 +113,7 @@ def test_a_stranger_with_the_same_pid_is_never_touched(start) -> None:
         stranger.wait()
 
 
-def test_a_failed_start_names_the_cause_and_leaves_nothing(start, tmp_path: Path) -> None:
+def test_a_failed_start_names_the_cause_and_leaves_nothing(start: Starter, tmp_path: Path) -> None:
     log = tmp_path / "crash.txt"
     log.write_text(
         "Traceback ...\nOSError: /no/model does not appear to have a file named config.json\n", encoding="utf-8"
@@ -124,7 +126,7 @@ def test_a_failed_start_names_the_cause_and_leaves_nothing(start, tmp_path: Path
     assert registry.entries() == []
 
 
-def test_a_start_that_takes_too_long_is_ended(start) -> None:
+def test_a_start_that_takes_too_long_is_ended(start: Starter) -> None:
     before = {p.pid for p in psutil.process_iter()}
     with pytest.raises(StartFailedError, match="not ready after 1 s; it was at: loading weights"):
         start("--sick", timeout_s=1.0)
@@ -134,20 +136,20 @@ def test_a_start_that_takes_too_long_is_ended(start) -> None:
     ]
 
 
-def test_healthy_without_a_token_is_not_ready(start) -> None:
+def test_healthy_without_a_token_is_not_ready(start: Starter) -> None:
     with pytest.raises(StartFailedError, match="produced no token"):
         start("--mute")
     assert registry.entries() == []
 
 
-def test_death_at_the_first_request_is_told_from_the_log(start) -> None:
+def test_death_at_the_first_request_is_told_from_the_log(start: Starter) -> None:
     with pytest.raises(
         StartFailedError, match="ended at its first request: ValueError: the first request was too much"
     ):
         start("--die-at-first-request")
 
 
-def test_an_interrupt_stops_the_half_started_server(start, state_folder: Path) -> None:
+def test_an_interrupt_stops_the_half_started_server(start: Starter, state_folder: Path) -> None:
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         start("--sick", "--children", "1")
@@ -163,7 +165,7 @@ def _mentions(process: psutil.Process, text: str) -> bool:
         return False
 
 
-def test_several_servers_by_name(start) -> None:
+def test_several_servers_by_name(start: Starter) -> None:
     first, second = start(name="one"), start(name="two")
     assert first.port != second.port
     with pytest.raises(UsageError, match="several servers are running") as caught:
@@ -175,7 +177,7 @@ def test_several_servers_by_name(start) -> None:
     assert registry.state_of(first) == "ready"
 
 
-def test_names_without_a_wish_are_numbered_and_dead_ones_give_way(start) -> None:
+def test_names_without_a_wish_are_numbered_and_dead_ones_give_way(start: Starter) -> None:
     first, second = start(), start()
     assert (first.name, second.name) == ("fake-none", "fake-none-2")
     os.kill(first.pid, signal.SIGKILL)
@@ -183,7 +185,7 @@ def test_names_without_a_wish_are_numbered_and_dead_ones_give_way(start) -> None
     assert start().name == "fake-none"
 
 
-def test_another_server_on_the_port_is_not_taken_for_the_one_started(start) -> None:
+def test_another_server_on_the_port_is_not_taken_for_the_one_started(start: Starter) -> None:
     port = free_port("127.0.0.1")
     command = [
         sys.executable,
@@ -202,12 +204,12 @@ def test_another_server_on_the_port_is_not_taken_for_the_one_started(start) -> N
     assert registry.load("late") is None
 
 
-def test_of_three_launches_on_one_port_one_lives_and_two_say_so(start) -> None:
+def test_of_three_launches_on_one_port_one_lives_and_two_say_so(start: Starter) -> None:
     port = free_port("127.0.0.1")
 
     def launch_one(number: int) -> str:
         try:
-            return start("--bind-after", "0.5", name=f"s{number}", port=port).name
+            return str(start("--bind-after", "0.5", name=f"s{number}", port=port).name)
         except UsageError as error:
             return str(error)
 
@@ -218,7 +220,7 @@ def test_of_three_launches_on_one_port_one_lives_and_two_say_so(start) -> None:
     assert len([entry for entry in registry.entries() if registry.state_of(entry) == "ready"]) == 1
 
 
-def test_a_taken_port_is_refused_before_anything_starts(start) -> None:
+def test_a_taken_port_is_refused_before_anything_starts(start: Starter) -> None:
     entry = start()
     with pytest.raises(UsageError, match="cannot listen"):
         start(name="other", port=entry.port)
@@ -226,7 +228,7 @@ def test_a_taken_port_is_refused_before_anything_starts(start) -> None:
     assert free_port("127.0.0.1") != entry.port
 
 
-def test_secrets_are_neither_stored_nor_needed_to_stop(start, state_folder: Path) -> None:
+def test_secrets_are_neither_stored_nor_needed_to_stop(start: Starter, state_folder: Path) -> None:
     entry = start("--api-key", "sesame-8421", env={"HF_TOKEN": "hf_sesame-8421", "HF_HOME": "/x"})
     assert registry.state_of(entry) == "ready"
     stored = b"".join(path.read_bytes() for path in state_folder.rglob("*") if path.is_file())
@@ -238,7 +240,7 @@ def test_secrets_are_neither_stored_nor_needed_to_stop(start, state_folder: Path
     assert entry.info.command[-1] == "***"
 
 
-def test_what_an_engine_prints_of_its_keys_is_masked_in_messages(start, tmp_path: Path) -> None:
+def test_what_an_engine_prints_of_its_keys_is_masked_in_messages(start: Starter, tmp_path: Path) -> None:
     crash = tmp_path / "crash.txt"
     crash.write_text("ValueError: cannot use key sesame-8421 at https://me:sesame-9000@hub", encoding="utf-8")
     options = ("--chatty", "--api-key", "sesame-8421", "--crash", str(crash))
@@ -248,7 +250,7 @@ def test_what_an_engine_prints_of_its_keys_is_masked_in_messages(start, tmp_path
     assert "cannot use key ***" in str(caught.value)
 
 
-def test_no_prefix_cache_needs_no_reset(start) -> None:
+def test_no_prefix_cache_needs_no_reset(start: Starter) -> None:
     assert reset_prefix_cache(start()) == "off"
 
 
@@ -264,7 +266,7 @@ def test_start_marks_stay_the_same_and_end_with_the_process() -> None:
     assert not is_alive(process.pid, mark)
 
 
-def test_a_launch_that_was_killed_is_told_and_can_be_cleared(start, state_folder: Path) -> None:
+def test_a_launch_that_was_killed_is_told_and_can_be_cleared(start: Starter, state_folder: Path) -> None:
     entry = start()
     registry.save(msgspec.structs.replace(entry, state="starting", launcher_pid=1, launcher_mark="not its start"))
     with pytest.raises(ServerError, match="was killed before the server was ready"):

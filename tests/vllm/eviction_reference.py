@@ -65,7 +65,8 @@ class Reference:
     def _step(self, tokens: Sequence[int], start: int) -> torch.Tensor:
         position = torch.arange(start, start + len(tokens))[None]
         out = self.model(input_ids=torch.tensor([list(tokens)]), position_ids=position, use_cache=False)
-        return out.logits[0].float()
+        logits: torch.Tensor = out.logits[0].float()
+        return logits
 
     def _attend(
         self,

@@ -34,7 +34,7 @@ POOL_BYTES = 12 * 2**20
 LENGTHS = (40, 129, 431, 480, 200, 480, 300, 470)
 ANSWER = 70
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "streamingllm": {"start": 4, "recent": 100},
     "snapkv": {"budget": 128, "window": 32, "kernel": 5},
     "h2o": {"budget": 128, "recent": 64},

@@ -16,6 +16,7 @@ import pytest
 from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.http import request as http_request
+from kvload.records import ServerSample
 from kvload.rundir import RunDir
 from kvload.servers.host.machine import look
 from kvload.servers.launcher import LaunchEvent, LaunchRequest, launch, reset_prefix_cache, stop
@@ -80,6 +81,14 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             stop(entry)
 
 
+def gained(before: ServerSample, after: ServerSample, name: str) -> float:
+    """How much a running total grew between two scrapes."""
+    first, last = getattr(before, name), getattr(after, name)
+    assert first is not None
+    assert last is not None
+    return float(last - first)
+
+
 def wanted(model: Path, method: str = "none", **more: Any) -> LaunchRequest:
     options = {"kv_memory": 64 * 2**20, "max_model_len": 1024, "env": LIFT_CHECK, **more}
     return LaunchRequest(model=str(model), engine="vllm", method=method, python=PYTHON, **options)
@@ -108,13 +117,12 @@ def test_the_baseline_from_launch_to_stop(model: Path, state: Path) -> None:
     usage = complete(entry, list(range(300, 500)), 8)["usage"]
     after = sample_once(entry.address, "vllm")
     assert after.error is None
-    assert after.generation_tokens - before.generation_tokens == usage["completion_tokens"] == 8
-    assert after.prompt_tokens - before.prompt_tokens == usage["prompt_tokens"] == 200
-    assert after.requests - before.requests == 1
+    assert gained(before, after, "generation_tokens") == usage["completion_tokens"] == 8
+    assert gained(before, after, "prompt_tokens") == usage["prompt_tokens"] == 200
+    assert gained(before, after, "requests") == 1
 
     complete(entry, list(range(300, 500)), 1)
-    hit = sample_once(entry.address, "vllm").prefix_hits - after.prefix_hits
-    assert hit == 128
+    assert gained(after, sample_once(entry.address, "vllm"), "prefix_hits") == 128
     assert reset_prefix_cache(entry) == "reset"
     hits = sample_once(entry.address, "vllm").prefix_hits
     complete(entry, list(range(300, 500)), 1)
@@ -205,10 +213,10 @@ def test_prompts_that_share_blocks_hit_the_prefix_cache_as_their_trace_says(
     opened = RunDir.open(run_folder)
     assert opened.manifest().server.prefix_cache == "reset"
     first, last = opened.scrapes()[0], opened.scrapes()[-1]
-    assert last.prompt_tokens - first.prompt_tokens == total
-    assert last.prefix_queries - first.prefix_queries == total
+    assert gained(first, last, "prompt_tokens") == total
+    assert gained(first, last, "prefix_queries") == total
     # Blocks of 512 tokens are whole blocks of the server's too, so every shared token can be found, and none else.
-    assert last.prefix_hits - first.prefix_hits == shared
+    assert gained(first, last, "prefix_hits") == shared
 
 
 def test_compare_from_a_trace_to_the_paired_report(

@@ -23,7 +23,10 @@ def runs(folder: Path, name: str, wrong: float, seed: int, expected: bool, repea
 
         def answer(index: int, missed: np.ndarray = missed) -> dict[str, object]:
             right = f"the number is {index}"
-            values = {"text": "I do not know" if missed[index] else right, "task": f"task-{index % 2}"}
+            values: dict[str, object] = {
+                "text": "I do not know" if missed[index] else right,
+                "task": f"task-{index % 2}",
+            }
             return values | ({"expected": str(index), "scorer": "numeric"} if expected else {})
 
         made.append(arm(folder / f"{name}-{repeat}", [20] * COUNT, change=answer, repeat=repeat))

@@ -46,7 +46,7 @@ def test_the_parts_add_up_for_real_shapes(tmp_path: Path) -> None:
 
 
 def one_change(template: Any, **other: Any) -> dict[str, float]:
-    values = {"tokens": np.full(40, 101.0), "tpot_s": 0.01, "ttft_s": np.full(40, 0.2)}
+    values: dict[str, Any] = {"tokens": np.full(40, 101.0), "tpot_s": 0.01, "ttft_s": np.full(40, 0.2)}
     base, arm_ = with_answers(template, **values), with_answers(template, **(values | other))
     found = decompose(pair(loaded("a", base), loaded("b", arm_)), rng=np.random.default_rng(0))
     return {name: part.estimate or 0.0 for name, part in found.parts.items()}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from kvload.analysis import gates
-from kvload.analysis.comparison.compare import Comparison, compare, compare_loaded
+from kvload.analysis.comparison.compare import compare, compare_loaded
 from kvload.analysis.comparison.decision import attainment_margin, decide, quality_margin
-from kvload.analysis.comparison.model import Finding, Topic
+from kvload.analysis.comparison.model import Comparison, Finding, Topic
 from kvload.analysis.records.pairs import ArmRuns
 from kvload.analysis.records.table import RecordTable
 from kvload.analysis.statistics.layout import RunFigures, effects

@@ -51,7 +51,7 @@ def test_the_covariance_says_how_far_coefficients_scatter() -> None:
 
 def test_the_corner_is_foretold_from_the_near_steps() -> None:
     steps = steps_of(np.random.default_rng(3), 500, 0.02)
-    errors = leave_out(steps, np.digitize(steps.work[:, 1], [8, 16, 32]))
+    errors = leave_out(steps, np.digitize(steps.work[:, 1], [8, 16, 32]).astype(float))
     assert HeldOut.of(errors).mape < 0.03
 
 

@@ -296,7 +296,7 @@ def study(folder: Path) -> None:
     for number, arm in enumerate(ARMS):
         for dataset in DATASETS:
             rng = np.random.default_rng([0 if "w32" in arm or "w64_k7" in arm else number, DATASETS.index(dataset)])
-            values = {f"{dataset}-{i}": round(float(rng.random()), 2) for i in range(20)}
+            values: dict[str, float | None] = {f"{dataset}-{i}": round(float(rng.random()), 2) for i in range(20)}
             scores(folder, STUDY.format(arm=arm, dataset=dataset), values)
 
 

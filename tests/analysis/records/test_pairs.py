@@ -79,7 +79,8 @@ def test_later_turns_after_different_answers_are_left_out_and_counted(tmp_path: 
     rng = np.random.default_rng(0)
     arms = []
     for name, digest in (("a", "e" * 32), ("b", "f" * 32)):
-        turns = [answer(rng, i, tokens=5, **({"turn": 1, "prompt_digest": digest} if i == 4 else {})) for i in range(9)]
+        later: dict[str, Any] = {"turn": 1, "prompt_digest": digest}
+        turns = [answer(rng, i, tokens=5, **(later if i == 4 else {})) for i in range(9)]
         arms.append(load_arm(ArmRuns(name, (write(tmp_path / name, turns),))))
     pairs = pair(*arms)
     assert pairs.population.follow_ups == 1

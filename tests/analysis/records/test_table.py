@@ -4,6 +4,7 @@ import dataclasses
 import math
 import typing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -46,7 +47,7 @@ def test_the_narrow_row_has_the_types_of_the_record() -> None:
 def test_metrics_of_a_table_are_those_of_its_records(tmp_path: Path) -> None:
     """The record defines them; the table computes them for all at once."""
     rng = np.random.default_rng(3)
-    odd = [
+    odd: list[dict[str, Any]] = [
         {"output_tokens": 1, "first_chunk_tokens": 1},
         {"output_tokens": None, "first_chunk_tokens": None},
         {"in_bursts": True},

@@ -132,7 +132,7 @@ def test_nothing_to_estimate_gives_none() -> None:
 def test_fewer_than_twenty_values_have_no_interval_and_equal_values_have_a_point() -> None:
     rng = np.random.default_rng(0)
     for count in (1, 19):
-        few = estimates.mean(np.arange(count) + 2.0, rng=rng)
+        few = estimates.mean(np.arange(2.0, count + 2.0), rng=rng)
         assert (few.estimate, few.low, few.high) == (2.0 + (count - 1) / 2, None, None)
     same = estimates.mean(np.full(20, 2.0), rng=rng)
     assert (same.low, same.high) == (2.0, 2.0)

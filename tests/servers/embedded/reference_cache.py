@@ -43,6 +43,18 @@ class ReferenceCache:
         return self.used
 
     @property
+    def kernels_name(self) -> str:
+        return "reference"
+
+    @property
+    def page_bytes(self) -> int:
+        return 1
+
+    @property
+    def page_heads(self) -> int:
+        return self.geometry.kv_heads
+
+    @property
     def pool_tokens(self) -> int:
         return self.total * self.page
 

@@ -198,11 +198,9 @@ def test_dtypes_are_read_from_the_installed_source(tmp_path: Path) -> None:
         'CacheDType = Literal[\n    "auto",\n    "fp8",\n    "nvfp4_4over6",\n]\nOther = Literal["x"]\n',
         encoding="utf-8",
     )
-    assert accepted_dtypes(tmp_path, VllmAdapter.dtype_source, VllmAdapter.dtype_lists) == {
-        "auto",
-        "fp8",
-        "nvfp4_4over6",
-    }
+    assert accepted_dtypes(tmp_path, VllmAdapter.dtype_source, VllmAdapter.dtype_lists) == frozenset(
+        {"auto", "fp8", "nvfp4_4over6"}
+    )
     (tmp_path / "srt").mkdir()
     (tmp_path / "srt" / "server_args.py").write_text(
         '    kv_cache_dtype: A[\n        str,\n        Arg(\n            help=("x"),\n'
@@ -210,7 +208,9 @@ def test_dtypes_are_read_from_the_installed_source(tmp_path: Path) -> None:
         "        ),\n    ]\n",
         encoding="utf-8",
     )
-    assert accepted_dtypes(tmp_path, SglangAdapter.dtype_source, SglangAdapter.dtype_lists) == {"auto", "fp8_e4m3"}
+    assert accepted_dtypes(tmp_path, SglangAdapter.dtype_source, SglangAdapter.dtype_lists) == frozenset(
+        {"auto", "fp8_e4m3"}
+    )
     assert accepted_dtypes(tmp_path / "absent", VllmAdapter.dtype_source, VllmAdapter.dtype_lists) is None
 
 

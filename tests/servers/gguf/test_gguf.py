@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def by_hand(weights: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
     """The tiny Llama's logits, from its definition and the file's own order of rows."""
 
     def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+        return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight)
 
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
     x = wide["token_embd.weight"][ids]
@@ -189,7 +190,7 @@ def test_the_tokenizer_splits_and_merges(tmp_path: Path) -> None:
         ({"llama.rope.scaling.type": "yarn"}, "rotary embedding is scaled"),
     ],
 )
-def test_what_cannot_be_converted_is_named(change: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_converted_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     facts, weights = tiny_llama(**change)
     with pytest.raises(UsageError, match=said):
         convert(write(tmp_path / "tiny.gguf", facts, as_float32(weights)), tmp_path / "out")

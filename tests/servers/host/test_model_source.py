@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,8 @@ def test_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gguf_file_that_only_an_engine_reads(tmp_path: Path) -> None:
-    facts, weights = tiny_llama(**{"general.architecture": "gemma"})
+    other: dict[str, Any] = {"general.architecture": "gemma"}
+    facts, weights = tiny_llama(**other)
     path = write(tmp_path / "tiny.gguf", facts, as_float32(weights))
     with pytest.raises(UsageError, match="its architecture is gemma"):
         locate(str(path), {}, lambda _: None)

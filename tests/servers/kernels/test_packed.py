@@ -62,14 +62,19 @@ def test_tokens_read_back_as_from_the_embedded_engine(method: str, size: int) ->
     assert torch.equal(read_value, expected[1])
 
 
+def in_pages(rows: torch.Tensor) -> torch.Tensor:
+    turned = rows.transpose(0, 1)
+    return turned.reshape(-1, PAGE_TOKENS, *turned.shape[1:])
+
+
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("bits", [4, 2])
 def test_full_pages_of_kivi_read_back_as_from_the_embedded_engine(bits: int, size: int) -> None:
     key, value, read_key, read_value = stored(f"kivi-{bits}", size, 128)
     codec = Kivi(bits=bits, group=64)
-    keys = key.transpose(0, 1).unflatten(0, (-1, PAGE_TOKENS))
+    keys = in_pages(key)
     expected = codec.decode_keys(codec.encode_keys(keys, prompt=True))
-    assert torch.equal(read_key.transpose(0, 1).unflatten(0, (-1, PAGE_TOKENS)), expected)
+    assert torch.equal(in_pages(read_key), expected)
     expected = codec.decode_values(codec.encode_values(value.transpose(0, 1), prompt=True))
     assert torch.equal(read_value.transpose(0, 1), expected)
 

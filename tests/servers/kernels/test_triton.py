@@ -297,8 +297,9 @@ def test_shapes_that_are_not_served_are_refused() -> None:
         PackedKernels(page_format("int4", 96), Heads(4, 1, 96, torch.bfloat16, 1.0), DEVICE, 0)
     kernels = PackedKernels(fmt, Heads(8, 1, 128, torch.bfloat16, 1.0), DEVICE)
     plan = kernels.new_plan(1)
+    one, three = torch.zeros(1), torch.zeros(3, 8, 128)
     with pytest.raises(ValueError, match="3 query tokens"):
-        kernels.decode(plan, torch.zeros(3, 8, 128), *[torch.zeros(1)] * 2, torch.ones(1), torch.zeros(3, 8, 128))
+        kernels.decode(plan, three, one, one, torch.ones(1), three)
 
 
 @pytest.mark.skipif(CUDA, reason="they are compiled for this GPU by the other tests")

@@ -19,8 +19,20 @@ def split(sample: ProbeSample) -> tuple[list[str], str]:
     return document.split("\n"), question
 
 
+def matched(pattern: str, text: str) -> re.Match[str]:
+    found = re.fullmatch(pattern, text)
+    assert found is not None, text
+    return found
+
+
+def begun(pattern: str, text: str) -> re.Match[str]:
+    found = re.match(pattern, text)
+    assert found is not None, text
+    return found
+
+
 def solve_recall(lines: list[str], question: str) -> str:
-    name = re.fullmatch(r"What is the code of the (\w+ \w+)\? Answer with the code only\.", question)[1]
+    name = matched(r"What is the code of the (\w+ \w+)\? Answer with the code only\.", question)[1]
     (code,) = [m[1] for line in lines if (m := re.fullmatch(rf"The code of the {name} is (\d{{4}})\.", line))]
     return code
 
@@ -33,7 +45,7 @@ def solve_many(lines: list[str], question: str) -> str:
 
 
 def solve_distract(lines: list[str], question: str) -> str:
-    who, thing = re.fullmatch(r"Where did (\w+) put the (\w+ \w+)\? Answer with one word\.", question).groups()
+    who, thing = matched(r"Where did (\w+) put the (\w+ \w+)\? Answer with one word\.", question).groups()
     (place,) = [
         line.rsplit(" ", 1)[1].rstrip(".") for line in lines if line.startswith(f"{who} put the {thing} in the ")
     ]
@@ -41,7 +53,7 @@ def solve_distract(lines: list[str], question: str) -> str:
 
 
 def solve_track(lines: list[str], question: str) -> str:
-    stops = [re.match(r"Start at the (\w+) and", question)[1]]
+    stops = [begun(r"Start at the (\w+) and", question)[1]]
     while not stops[-1].isdigit():
         found = [
             m[1]
@@ -49,18 +61,20 @@ def solve_track(lines: list[str], question: str) -> str:
             if (m := re.fullmatch(rf"The {stops[-1]} (?:leads to the (\w+)|holds the number \d+)\.", line))
         ]
         assert len(found) == 1
-        stops.append(found[0] or next(re.search(r"\d+", x)[0] for x in lines if x.startswith(f"The {stops[-1]} holds")))
+        stops.append(
+            found[0] or next(matched(r".*?(\d+).*", x)[1] for x in lines if x.startswith(f"The {stops[-1]} holds"))
+        )
     return ", ".join(stops)
 
 
 def solve_recite(lines: list[str], question: str) -> str:
-    label = re.fullmatch(r"Repeat all words of the (\w+) box in order\.", question)[1]
+    label = matched(r"Repeat all words of the (\w+) box in order\.", question)[1]
     (words,) = [line.split("holds: ")[1][:-1] for line in lines if line.startswith(f"The {label} box holds: ")]
     return words
 
 
 def things(lines: list[str], question: str) -> list[str]:
-    quality = re.match(r"(?:Which|How many) (\w+) things", question)[1]
+    quality = begun(r"(?:Which|How many) (\w+) things", question)[1]
     return [m[1] for line in lines if (m := re.fullmatch(rf"The {quality} (\w+) is in the \w+\.", line))]
 
 
@@ -74,7 +88,7 @@ def solve_count(lines: list[str], question: str) -> str:
 
 
 def solve_sum(lines: list[str], question: str) -> str:
-    who = re.match(r"How many coins did (\w+) spend", question)[1]
+    who = begun(r"How many coins did (\w+) spend", question)[1]
     bought = [m.groups() for x in lines if (m := re.fullmatch(rf"{who} bought the (\w+) for (\d) coins\.", x))]
     coins = [int(price) for _, price in bought]
     steps = [f"{thing} {price} = {sum(coins[: n + 1])}" for n, (thing, price) in enumerate(bought)]
@@ -82,7 +96,7 @@ def solve_sum(lines: list[str], question: str) -> str:
 
 
 def solve_nth(lines: list[str], question: str) -> str:
-    ordinal, who, place = re.match(r"What is the (\w+) thing that (\w+) keeps in the (\w+)\?", question).groups()
+    ordinal, who, place = begun(r"What is the (\w+) thing that (\w+) keeps in the (\w+)\?", question).groups()
     (shelf,) = [
         line.split(": ")[1][:-1].split(", ") for line in lines if line.startswith(f"{who} keeps in the {place}:")
     ]
@@ -90,7 +104,7 @@ def solve_nth(lines: list[str], question: str) -> str:
 
 
 def solve_chat(lines: list[str], question: str) -> str:
-    reader, who = re.fullmatch(r"Please write a short letter to (\w+) that introduces (\w+)\.", question).groups()
+    reader, who = matched(r"Please write a short letter to (\w+) that introduces (\w+)\.", question).groups()
 
     def fact(beginning: str) -> str:
         (line,) = [line for line in lines if line.startswith(f"{who} {beginning} ")]

@@ -116,7 +116,7 @@ def test_fake_quantisation_errs_by_at_most_half_a_step() -> None:
     keys, values = parse_loss("kivi2")(x, x)
     assert torch.equal(keys[:, :, 256:], x[:, :, 256:])
     assert torch.equal(values[:, :, 192:], x[:, :, 192:])
-    assert keys[0, 0, :32, 0].unique().numel() == 4
-    assert values[0, 0, 0, :32].unique().numel() == 4
+    assert len(set(keys[0, 0, :32, 0].tolist())) == 4
+    assert len(set(values[0, 0, 0, :32].tolist())) == 4
     keys, _ = parse_loss("window100")(x, x)
     assert torch.equal(keys, torch.cat((x[:, :, :4], x[:, :, -96:]), dim=2))

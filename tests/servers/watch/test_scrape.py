@@ -22,6 +22,9 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 def test_vllm_recorded_under_load() -> None:
     sample = to_sample((FIXTURES / "vllm_metrics.txt").read_text(encoding="utf-8"), None, 1.5)
+    assert sample.queue_s == pytest.approx(0.0021523, rel=1e-4)
+    assert sample.prefill_s == pytest.approx(32.114159, rel=1e-6)
+    assert sample.decode_s == pytest.approx(7.0384587, rel=1e-4)
     assert sample == ServerSample(
         t_s=1.5,
         running=0,
@@ -34,9 +37,9 @@ def test_vllm_recorded_under_load() -> None:
         prompt_tokens=9520,
         generation_tokens=193,
         requests=49,
-        queue_s=pytest.approx(0.0021523, rel=1e-4),
-        prefill_s=pytest.approx(32.114159, rel=1e-6),
-        decode_s=pytest.approx(7.0384587, rel=1e-4),
+        queue_s=sample.queue_s,
+        prefill_s=sample.prefill_s,
+        decode_s=sample.decode_s,
     )
 
 

@@ -11,6 +11,7 @@ import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 BACKEND = "vllm.v1.attention.backends.cpu_attn"
 
@@ -28,7 +29,7 @@ class LiftCheck(importlib.abc.MetaPathFinder):
             return spec
         load = spec.loader.exec_module
 
-        def load_and_lift(module: ModuleType) -> None:
+        def load_and_lift(module: Any) -> None:
             load(module)
             choose = module._get_attn_isa
             # The last argument, the KV-cache dtype, is what the check looks at.

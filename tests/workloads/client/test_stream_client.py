@@ -199,7 +199,10 @@ def test_no_retry_once_a_byte_was_answered() -> None:
 
 
 def test_no_retry_on_a_fresh_connection() -> None:
-    with scripted(lambda sock: read_request(sock) and None) as url, client(url) as asking:
+    def read_and_break(sock: socket.socket) -> None:
+        read_request(sock)
+
+    with scripted(read_and_break) as url, client(url) as asking:
         answer = asking.ask()
     assert (answer.status, answer.cause, answer.retries) == ("failed", "reset", 0)
 

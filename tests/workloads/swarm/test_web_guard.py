@@ -42,7 +42,7 @@ def app() -> Flask:
 
 
 def ask(app: Flask, host: str | None, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str]]:
-    app.wsgi_app = WebGuard(app.wsgi_app, host)  # type: ignore[method-assign]
+    app.wsgi_app = WebGuard(app.wsgi_app, host)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     answer = app.test_client().open(path, method=method, headers=named)
     return answer.status_code, dict(answer.headers)

@@ -1,5 +1,7 @@
 """The page allocator, the tables and the batches: no page is lost, held twice or left out."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert pages is None
             return []
         assert pages is not None
-        found = pages.tolist()
+        found: list[int] = pages.tolist()
         assert len(set(found)) == count
         assert set(found) <= self.free
         self.free -= set(found)
@@ -54,7 +56,9 @@ TestPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=N
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 30)), max_size=40))
 def test_block_tables_keep_every_row(steps: list[tuple[int, int, int]]) -> None:
     """Random appends and removals in several rows, against lists."""
-    tables, rows, expected, fresh = BlockTables(), {}, {}, iter(range(10**6))
+    tables, fresh = BlockTables(), iter(range(10**6))
+    rows: dict[int, Any] = {}
+    expected: dict[int, list[int]] = {}
     for key, add, cut in steps:
         if key not in rows:
             rows[key], expected[key] = tables.open(), []

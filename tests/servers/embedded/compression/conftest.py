@@ -27,7 +27,7 @@ def softmax_row(scores: np.ndarray, sink: float | None) -> np.ndarray:
     everything = scores if sink is None else np.append(scores, sink)
     weights = np.exp(everything - everything.max())
     weights /= weights.sum()
-    return weights if sink is None else weights[:-1]
+    return np.asarray(weights if sink is None else weights[:-1])
 
 
 def attend_one(

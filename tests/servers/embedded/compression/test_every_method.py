@@ -1,6 +1,7 @@
 """What holds for every method: the claim is what is held, the pool is never overdrawn, everything comes back."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,13 +83,13 @@ def test_a_full_pool_refuses_and_preemption_frees(method: str) -> None:
     extras = AttentionExtras(1 / math.sqrt(32))
     waiting = [int(n) for n in random.integers(1, 300, 12)]
     assert all(cache.fits(prompt, 20) for prompt in waiting)
-    running: list[tuple[object, int]] = []
+    running: list[tuple[Any, int]] = []
     preempted = finished = 0
     goals: dict[int, int] = {}
     for _ in range(600):
         while waiting and cache.admits(waiting[0]):
             running.append((cache.open(), waiting.pop(0)))
-        entries = []
+        entries: list[StepEntry] = []
         for sequence, prompt in list(running):
             if sequence.closed:
                 continue
@@ -112,7 +113,8 @@ def test_a_full_pool_refuses_and_preemption_frees(method: str) -> None:
             plan = cache.plan(entries)
             tokens = sum(entry.new_tokens for entry in entries)
             for layer in range(shape.layers):
-                out = cache.attend(layer, plan, *keys_and_values(shape, tokens, noise), extras)
+                query, key, value = keys_and_values(shape, tokens, noise)
+                out = cache.attend(layer, plan, query, key, value, extras)
                 assert bool(torch.isfinite(out).all())
             cache.commit(plan)
         assert cache.allocated_bytes == sum(sequence.allocated_bytes for sequence, _ in running)

@@ -46,7 +46,7 @@ def low_rank(error: np.ndarray, rank: int) -> np.ndarray:
         left = error @ (np.linalg.qr(right)[0] if last else right)
         left = np.linalg.qr(left)[0] if last else left
         right = error.T @ left
-    return left.astype(np.float16).astype(np.float64) @ right.astype(np.float16).astype(np.float64).T
+    return np.asarray(left.astype(np.float16).astype(np.float64) @ right.astype(np.float16).astype(np.float64).T)
 
 
 class Reference:

@@ -61,14 +61,27 @@ class Reference:
 
     def keep(self, head: int, indices: list[int]) -> None:
         """Drop all other tokens of a head."""
-        for lists in (self.position, self.key, self.value, self.score):
+        held: list[Any] = [self.position, self.key, self.value, self.score]
+        for lists in held:
             lists[head] = [lists[head][index] for index in sorted(indices)]
+
+    def judges(self, now: int, prompt: int) -> bool:
+        """Whether the query at position ``now`` counts for the scores."""
+        raise NotImplementedError
+
+    def shrink(self) -> None:
+        """The prompt was read."""
+        raise NotImplementedError
+
+    def make_room(self) -> None:
+        """A later step is over."""
+        raise NotImplementedError
 
 
 class H2OReference(Reference):
     """Accumulates over all queries; drops the lowest of the older tokens after every step."""
 
-    def judges(self, *_: int) -> bool:
+    def judges(self, now: int, prompt: int) -> bool:  # noqa: ARG002
         return True
 
     def shrink(self) -> None:
@@ -79,14 +92,15 @@ class H2OReference(Reference):
                 older = sorted(range(count - recent), key=lambda index: -self.score[head][index])
                 self.keep(head, older[: budget - recent] + list(range(count - recent, count)))
 
-    make_room = shrink
+    def make_room(self) -> None:
+        self.shrink()
 
 
 class SnapKVReference(Reference):
     """Scores of the prompt's last queries; acts once."""
 
     def judges(self, now: int, prompt: int) -> bool:
-        return prompt - self.options["window"] <= now < prompt
+        return bool(prompt - self.options["window"] <= now < prompt)
 
     def shrink(self) -> None:
         budget, window, kernel = (self.options[name] for name in ("budget", "window", "kernel"))

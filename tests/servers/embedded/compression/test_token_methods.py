@@ -76,7 +76,7 @@ class Fp8Reference(Reference):
         largest = max(abs(float(x)) for x in vector)
         scale = np.float64(np.float32(largest / 448)) if largest else 1.0
         nearest = [self.numbers[np.abs(self.numbers - abs(float(x)) / scale).argmin()] for x in vector]
-        return np.sign(vector) * np.array(nearest) * scale
+        return np.asarray(np.sign(vector) * np.array(nearest) * scale)
 
 
 class Int4Reference(Reference):
@@ -84,16 +84,16 @@ class Int4Reference(Reference):
 
     def stored(self, vector: np.ndarray) -> np.ndarray:
         size = len(vector)
-        rotation = np.eye(size)
+        rotation: np.ndarray = np.eye(size)
         if self.options["rotate"]:
-            signs = np.random.default_rng(0).integers(0, 2, size) * 2 - 1
+            signs = np.random.default_rng(0).integers(0, 2, size) * 2.0 - 1
             hadamard = [[(-1) ** (i & j).bit_count() / size**0.5 for j in range(size)] for i in range(size)]
             rotation = signs[:, None] * np.array(hadamard)
         turned = vector @ rotation
         low = np.float64(np.float16(turned.min()))
         step = np.float64(np.float16((turned.max() - turned.min()) / 15)) or 1.0
         codes = np.clip(np.round((turned - low) / step), 0, 15)
-        return (codes * step + low) @ rotation.T
+        return np.asarray((codes * step + low) @ rotation.T)
 
 
 class StreamingReference(Reference):

@@ -1,6 +1,7 @@
 """Choosing tokens: against plain probabilities and definitions."""
 
 import math
+from typing import Any
 
 import torch
 from scipy.stats import chisquare
@@ -11,11 +12,11 @@ from kvload.servers.embedded.core.sequence import SamplingParams, Sequence
 CPU = torch.device("cpu")
 
 
-def sequence(generated: int = 0, **params: object) -> Sequence:
+def sequence(generated: int = 0, **params: Any) -> Sequence:
     return Sequence(0, [0] * (1 + generated), 1, SamplingParams(**{"max_tokens": 9, **params}), lambda _: None, 0.0)
 
 
-def draws(logits: torch.Tensor, count: int, **params: object) -> list[int]:
+def draws(logits: torch.Tensor, count: int, **params: Any) -> list[int]:
     sampler = Sampler(frozenset(), seed=3, device=CPU)
     rows = [sequence(**params) for _ in range(count)]
     return [sampled.token for sampled in sampler.sample(logits.repeat(count, 1), rows)]
@@ -60,7 +61,7 @@ def test_min_tokens_bars_the_end_of_sequence_and_stop_tokens() -> None:
     logits = torch.tensor([[5.0, 4.0, 3.0, 2.0]])
     sampler = Sampler(frozenset({0}), seed=0, device=CPU)
 
-    def token(generated: int, **params: object) -> int:
+    def token(generated: int, **params: Any) -> int:
         return sampler.sample(logits.clone(), [sequence(generated, **params)])[0].token
 
     assert token(1, min_tokens=2) == 1

@@ -1,6 +1,7 @@
 """The scheduler against random traffic: nothing leaks, everything ends, the oldest goes first."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -38,11 +39,11 @@ ARRIVALS = st.lists(
 )
 
 
-def request(number: int, prompt: int, answer: int, **params: int) -> Sequence:
+def request(number: int, prompt: int, answer: int, **params: Any) -> Sequence:
     return Sequence(number, [0] * prompt, prompt, SamplingParams(max_tokens=answer, **params), lambda _: None, 0.0)
 
 
-def compute(scheduler: Scheduler, cache: ReferenceCache, chunks: list[Chunk]) -> None:
+def compute(scheduler: Scheduler[Sequence], cache: ReferenceCache, chunks: list[Chunk[Sequence]]) -> None:
     """What a step does, without a model: fill pages, append a token where the chunk reaches the end."""
     for chunk in chunks:
         assert chunk.start == chunk.sequence.computed == chunk.sequence.cache.length
@@ -60,7 +61,7 @@ def compute(scheduler: Scheduler, cache: ReferenceCache, chunks: list[Chunk]) ->
 @given(arrivals=ARRIVALS, pages=st.integers(12, 40), places=st.integers(1, 6), budget=st.integers(7, 40))
 def test_random_traffic_leaks_nothing_and_ends(arrivals: list[Arrival], pages: int, places: int, budget: int) -> None:
     cache = ReferenceCache(GEOMETRY, total=pages)
-    scheduler = Scheduler(cache, max_sequences=places, chunk_tokens=budget)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=places, chunk_tokens=budget)
     arrivals = sorted(arrivals, key=lambda arrival: arrival.step)
     sequences = [request(number, a.prompt, a.answer) for number, a in enumerate(arrivals)]
     first_run: dict[int, int] = {}
@@ -95,7 +96,7 @@ def test_random_traffic_leaks_nothing_and_ends(arrivals: list[Arrival], pages: i
 
 def test_decoding_goes_on_beside_a_long_prompt() -> None:
     cache = ReferenceCache(GEOMETRY, total=100)
-    scheduler = Scheduler(cache, max_sequences=4, chunk_tokens=10)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=4, chunk_tokens=10)
     scheduler.add(request(0, 2, 20))
     compute(scheduler, cache, scheduler.schedule())
     scheduler.add(request(1, 35, 1))
@@ -109,7 +110,7 @@ def test_decoding_goes_on_beside_a_long_prompt() -> None:
 
 def test_the_newest_gives_way_and_returns_in_order() -> None:
     cache = ReferenceCache(GEOMETRY, total=8, page=1)
-    scheduler = Scheduler(cache, max_sequences=4, chunk_tokens=10)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=4, chunk_tokens=10)
     for number in range(4):
         scheduler.add(request(number, 1, 3))
     compute(scheduler, cache, scheduler.schedule())
@@ -123,7 +124,7 @@ def test_the_newest_gives_way_and_returns_in_order() -> None:
 
 def test_prompt_logprobs_are_computed_in_smaller_chunks() -> None:
     cache = ReferenceCache(GEOMETRY, total=1000)
-    scheduler = Scheduler(cache, max_sequences=1, chunk_tokens=600)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=1, chunk_tokens=600)
     scheduler.add(request(0, 500, 1, prompt_logprobs=0))
     assert [chunk.count for chunk in scheduler.schedule()] == [256]
 

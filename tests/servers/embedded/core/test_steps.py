@@ -15,7 +15,7 @@ from kvload.servers.embedded.core.metrics import Metrics
 from kvload.servers.embedded.core.runner import Runner
 from kvload.servers.embedded.core.sampler import Sampler
 from kvload.servers.embedded.core.scheduler import Scheduler
-from kvload.servers.embedded.core.sequence import Delta, SamplingParams
+from kvload.servers.embedded.core.sequence import Delta, SamplingParams, Sequence
 from kvload.servers.embedded.core.steps import StepLog, read_steps
 from kvload.servers.embedded.core.tokenizer import NumericTokenizer
 from kvload.servers.embedded.model.attention import ATTENTION_NAME, attention
@@ -27,7 +27,7 @@ def test_steps_add_up_to_the_requests(tmp_path: Path) -> None:
     pytest.importorskip("transformers").AttentionInterface.register(ATTENTION_NAME, attention)
     model = inspect_model(tiny_module(tiny_config("llama"), ATTENTION_NAME), "tiny")
     cache = build_cache(model.geometry, parse_method("none"), 1 << 22, chunk_tokens=16)
-    scheduler = Scheduler(cache, max_sequences=4, chunk_tokens=16)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=4, chunk_tokens=16)
     log = StepLog(tmp_path / "steps.jsonl")
     runner = Runner(model, cache, Sampler(model.eos_ids, seed=0, device=torch.device("cpu")))
     engine = Engine(runner, scheduler, NumericTokenizer(model.vocab_size), Metrics("m", {}, {}), _deliver, log)

@@ -47,9 +47,11 @@ def requests(lengths: tuple[int, ...]) -> list[Sequence]:
     return found
 
 
-def serve(model: Model, cache: KVCache, sequences: list[Sequence], cancel: Sequence | None = None) -> Scheduler:
+def serve(
+    model: Model, cache: KVCache, sequences: list[Sequence], cancel: Sequence | None = None
+) -> Scheduler[Sequence]:
     """Run all requests, arriving two steps apart, to their ends."""
-    scheduler = Scheduler(cache, max_sequences=8, chunk_tokens=13)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=8, chunk_tokens=13)
     runner = Runner(model, cache, Sampler(model.eos_ids, seed=0, device=torch.device("cpu")))
     coming = list(sequences)
     for step in range(1000):

@@ -13,7 +13,7 @@ from kvload.servers.embedded.core.metrics import Metrics
 from kvload.servers.embedded.core.runner import Runner
 from kvload.servers.embedded.core.sampler import Sampler
 from kvload.servers.embedded.core.scheduler import Scheduler
-from kvload.servers.embedded.core.sequence import Delta, FinishReason, SamplingParams
+from kvload.servers.embedded.core.sequence import Delta, FinishReason, SamplingParams, Sequence
 from kvload.servers.embedded.core.tokenizer import NumericTokenizer
 from kvload.servers.embedded.model.attention import ATTENTION_NAME, attention
 from kvload.servers.embedded.model.model import inspect_model, record
@@ -56,7 +56,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     model = inspect_model(tiny_module(tiny_config("llama"), ATTENTION_NAME), "tiny")
     model = record(model) if request.param == "recorded" else model
     cache = ReferenceCache(model.geometry, total=20)
-    scheduler = Scheduler(cache, max_sequences=4, chunk_tokens=16)
+    scheduler: Scheduler[Sequence] = Scheduler(cache, max_sequences=4, chunk_tokens=16)
     metrics = Metrics("tiny", {}, {})
 
     def deliver(delivery: Delivery) -> None:

@@ -65,7 +65,7 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 def test_progress_lines_then_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
     with start(tmp_path, "--port", "0", "--kv-memory", "8MiB") as process:
         assert process.stdout is not None
-        lines = []
+        lines: list[str] = []
         while not lines or not lines[-1].startswith("ready on http://127.0.0.1:"):
             lines.append(process.stdout.readline())
             assert lines[-1], process.stderr and process.stderr.read()

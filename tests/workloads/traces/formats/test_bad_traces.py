@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:01+00:00,5,6\n"
 
 
-def problem(tmp_path: Path, content: str | bytes, name: str | None = None, **options: bool) -> str:
+def problem(tmp_path: Path, content: str | bytes, name: str | None = None, **options: Any) -> str:
     path = tmp_path / "trace"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(TraceError) as caught:

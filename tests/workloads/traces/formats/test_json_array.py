@@ -30,7 +30,7 @@ class SmallChunks(Cursor):
 
 
 def items(text: bytes, step: int) -> list[Any]:
-    cursor = SmallChunks(Path("t"), io.BufferedReader(io.BytesIO(text)))  # type: ignore[arg-type]
+    cursor = SmallChunks(Path("t"), io.BufferedReader(io.BytesIO(text)))
     cursor.step = step
     return [json.loads(item) for item in json_array.array_items(cursor)]
 
