@@ -27,11 +27,11 @@ def mock(
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Explain the faults and exit.")] = False,
 ) -> None:
     from kvload.units import parse_duration
-    from kvload.workloads.mock.behaviour import FAULTS, MockSettings, parse_faults
+    from kvload.workloads.mock.behaviour import BEHAVIOURS, MockSettings, parse_faults
 
     if list_faults:
-        for name, text in FAULTS.items():
-            print(f"{name:<16}{text}")
+        for name, text in BEHAVIOURS.items():
+            print(f"{name:<24}{text}")
         return
     from kvload.workloads.mock.process import serve
 

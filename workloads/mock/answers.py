@@ -2,27 +2,27 @@
 
 import functools
 import itertools
-import json
 from collections.abc import Iterator
-from enum import IntEnum
 from typing import Any
 
 import msgspec
 
-from kvload.workloads.mock.behaviour import AnswerPlan, MockSettings
+from kvload.workloads.mock.behaviour import ODDITIES, AnswerPlan, MockSettings
+from kvload.workloads.mock.oddities import odd_steps
+from kvload.workloads.mock.steps import (
+    CLOSE_HEAD,
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    Action,
+    Step,
+    error_response,
+    http_chunk,
+    json_response,
+)
 
 WORDS = 256
 """Size of the mock's vocabulary; word ``i`` is the text ``" w<i>"`` and the token id ``1000 + i``."""
-
-STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\nserver: kvload-mock\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-    b"transfer-encoding: chunked\r\n\r\n"
-)
-CLOSE_HEAD = (
-    b"HTTP/1.1 200 OK\r\nserver: kvload-mock\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-    b"connection: close\r\n\r\n"
-)
-LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Request(msgspec.Struct):
@@ -44,26 +44,6 @@ class Request(msgspec.Struct):
         if isinstance(self.prompt, str):
             return max(1, len(self.prompt.split()))
         return sum(max(1, len(str(message.get("content", "")).split())) for message in self.messages or [])
-
-
-class Action(IntEnum):
-    """What happens to the connection after a step's bytes."""
-
-    NONE = 0
-    TOKENS = 1
-    FINISH = 2
-    CLOSE = 3
-    RESET = 4
-    STALL = 5
-
-
-Step = tuple[int, bytes, int]
-"""Nanoseconds after the former step, bytes to write, and the :class:`Action`."""
-
-
-def http_chunk(payload: bytes) -> bytes:
-    """One chunk of HTTP/1.1 chunked transfer (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
 def event(value: Any) -> bytes:
@@ -101,7 +81,6 @@ def token_chunk(chat: bool, with_ids: bool, first: int, count: int, finish: str 
 
 ROLE_EVENT = event(_chunk(True, {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}))
 ERROR_EVENT = event({"error": {"message": "the engine failed", "type": "InternalServerError", "code": 500}})
-DONE = b"data: [DONE]\n\n"
 
 
 def usage_event(chat: bool, prompt_tokens: int, tokens: int, queue_s: float, settings: MockSettings) -> bytes:
@@ -113,19 +92,6 @@ def usage_event(chat: bool, prompt_tokens: int, tokens: int, queue_s: float, set
         "decode_time_ms": max(0, tokens - 1) / settings.tokens_per_chunk * settings.itl_s * 1e3,
     }
     return event(_chunk(chat, {}, usage=usage, metrics=metrics))
-
-
-def json_response(status: str, value: Any, *, raw: bytes | None = None, kind: str = "application/json") -> bytes:
-    """A whole response with a content length."""
-    body = json.dumps(value).encode() if raw is None else raw
-    head = f"HTTP/1.1 {status}\r\nserver: kvload-mock\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-def error_response(status: str, message: str) -> bytes:
-    """An error as OpenAI-compatible servers give it."""
-    code = int(status.split(maxsplit=1)[0])
-    return json_response(status, {"error": {"message": message, "type": "BadRequestError", "code": code}})
 
 
 def whole_answer(request: Request, chat: bool, tokens: int, first: int) -> bytes:
@@ -145,6 +111,11 @@ def steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings:
         tokens: length of the answer.
         plan: its fault and its jitter.
     """
+    if plan.fault in ODDITIES:
+        per_chunk = settings.tokens_per_chunk
+        counts = [min(per_chunk, tokens - first) for first in range(0, tokens, per_chunk)]
+        texts = [words(plan.first_word + number * per_chunk, count) for number, count in enumerate(counts)]
+        return odd_steps(str(plan.fault), chat, texts, request.prompt_tokens(), settings)
     if plan.fault is None and plan.factors is None and tokens > 2 * settings.tokens_per_chunk:
         return _plain_steps(request, chat, tokens, plan.first_word, settings)
     return _steps(request, chat, tokens, plan, settings)

@@ -30,6 +30,66 @@ FAULTS: Mapping[str, str] = {
 }
 """Everything that can be made to go wrong, by name."""
 
+ODDITIES: Mapping[str, str] = {
+    "usage_zero": "the server counts 0 tokens",
+    "usage_zero_everywhere": "the server counts 0 tokens in every chunk",
+    "usage_negative": "the server counts -7 tokens",
+    "usage_short": "the server counts half of its tokens",
+    "usage_absurd": "the server counts 10^30 tokens",
+    "usage_absurd_everywhere": "the server counts 10^30 tokens in every chunk",
+    "usage_inflated": "the server counts more tokens than were asked for",
+    "usage_missing": "no usage",
+    "usage_as_float": "the count is written as 10.0",
+    "usage_running": "a running count in every chunk",
+    "usage_late": "a running count that is 0 until the last chunk",
+    "usage_lagging": "a running count that is one behind",
+    "end_token": "the end of the sequence is counted, but has no chunk",
+    "reasoning": "half of the answer is reasoning",
+    "reasoning_uncounted": "half of the answer is reasoning, which the server does not count",
+    "tool_calls": "the answer is a tool call",
+    "refusal": "the answer is a refusal",
+    "aborted": "the answer ends with finish_reason abort",
+    "finish_error": "the answer ends with finish_reason error",
+    "finish_empty": "the answer ends with an empty finish_reason",
+    "finish_null": "the answer ends with the text null as finish_reason",
+    "finish_unknown": "the answer ends with a finish_reason nobody knows",
+    "done_alone": "the answer ends with [DONE] and no finish_reason",
+    "event_error": "an event of the kind error ends the answer",
+    "object_error": "a chunk of the object error ends the answer",
+    "error_code": "a chunk with an error_code ends the answer (FastChat)",
+    "field_error": "a line error: JSON ends the answer (llama.cpp)",
+    "choice_error": "an error inside a choice ends the answer",
+    "error_null": "every chunk says error: null",
+    "error_empty": "every chunk says error: ''",
+    "empty_answer": "an answer without a token",
+    "keep_alives": "comments and empty chunks at once, before the first token",
+    "closing_empty": "an empty chunk behind the last token",
+    "done_spaced": "[DONE] with white space around it",
+    "done_twice": "[DONE] twice",
+    "text_after_done": "text behind [DONE]",
+    "list_content": "text as a list of parts",
+    "infinite_logprobs": "log probabilities of -Infinity and NaN",
+    "surrogate_halves": "every chunk holds half of a surrogate pair",
+    "no_utf8": "a chunk whose text is no UTF-8",
+    "deep_event": "a chunk nested 2,000 deep",
+    "huge_metrics": "a time of 400 digits",
+    "deep_error_body": "status 500 with a body nested 2,000 deep",
+    "bursts": "a proxy gathers the whole answer and passes it on at once",
+    "whole_json": "the answer is not streamed",
+    "html": "status 200 with a page of a gateway",
+    "no_last_chunk": "[DONE], but the HTTP body never ends",
+    "closed_after_done": "[DONE], but the connection is closed without the end of the HTTP body",
+    "bytes_after_end": "bytes behind the end of the HTTP body",
+    "bytes_after_early_end": "bytes behind the end of an HTTP body whose answer has no end",
+    "runaway": "an answer of 80 MiB in many chunks",
+    "too_large": "an answer that says it has 1.6 GiB",
+}
+"""What servers and proxies were seen to send besides what they should, by name; see
+:mod:`kvload.workloads.mock.oddities`."""
+
+BEHAVIOURS: Mapping[str, str] = {**FAULTS, **ODDITIES}
+"""Everything that a request may be answered with, by name."""
+
 HARMLESS = frozenset({"half", "slow_headers", "close_delimited", "close_after"})
 """Faults after which the answer is still whole."""
 
@@ -45,7 +105,7 @@ class MockSettings:
         itl_s: from one chunk to the next.
         jitter: every time is multiplied by a factor drawn uniformly from ``1 - jitter`` to ``1 + jitter``.
         tokens_per_chunk: tokens in every chunk but the last.
-        faults: probability of each fault of :data:`FAULTS`; at most one strikes a request. A request that holds
+        faults: probability of each of :data:`BEHAVIOURS`; at most one strikes a request. A request that holds
             ``fault:NAME`` gets that fault for certain.
         slots: requests answered at a time, the others wait their turn; None for no limit.
         default_tokens: answer length where the request has no ``max_tokens``.
@@ -69,8 +129,9 @@ class MockSettings:
         if self.tokens_per_chunk < 1:
             raise UsageError("must be at least 1", where="--tokens-per-chunk")
         for name, probability in self.faults.items():
-            if name not in FAULTS:
-                raise UsageError(f"no such fault: '{name}'", where="--fail", hint="known: " + ", ".join(FAULTS))
+            if name not in BEHAVIOURS:
+                known = ", ".join(BEHAVIOURS)
+                raise UsageError(f"no such fault: '{name}'", where="--fail", hint=f"known: {known}")
             if not 0 <= probability <= 1:
                 raise UsageError(f"the probability of '{name}' must lie between 0 and 1", where="--fail")
         if sum(self.faults.values()) > 1 + 1e-9:
@@ -95,7 +156,7 @@ def plan_answer(settings: MockSettings, body: bytes, chunks: int) -> AnswerPlan:
     """
     digest = zlib.crc32(body, settings.seed & 0xFFFFFFFF)
     wanted = _IN_REQUEST.search(body)
-    fault = wanted.group(1).decode() if wanted and wanted.group(1).decode() in FAULTS else None
+    fault = wanted.group(1).decode() if wanted and wanted.group(1).decode() in BEHAVIOURS else None
     if fault is None and not settings.faults and not settings.jitter:
         return AnswerPlan(None, None, digest)
     rng = random.Random(digest)

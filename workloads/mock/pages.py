@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from kvload.workloads.mock.answers import json_response
 from kvload.workloads.mock.behaviour import MockSettings
+from kvload.workloads.mock.steps import json_response
 
 
 @dataclass

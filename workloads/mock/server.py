@@ -21,10 +21,11 @@ import msgspec
 
 from kvload.errors import ServerError
 from kvload.workloads.clock import ANCILLARY_BYTES, ClockTie, DeadlineTimer, enable_receive_stamps
-from kvload.workloads.mock.answers import Action, Request, Step, error_response, steps, whole_answer
+from kvload.workloads.mock.answers import Request, steps, whole_answer
 from kvload.workloads.mock.behaviour import HARMLESS, MockSettings, plan_answer
 from kvload.workloads.mock.http_request import HttpRequest, UnreadableRequestError, take_request
 from kvload.workloads.mock.pages import Figures, page
+from kvload.workloads.mock.steps import Action, Step, error_response
 from kvload.workloads.mock.truth import TrueAnswer
 
 _READ_BYTES = 1 << 16

@@ -1,13 +1,14 @@
 """The streaming client against the mock server and against servers that misbehave on purpose."""
 
 import json
+import resource
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,70 @@ def test_https(tmp_path: Path) -> None:
     assert [answer.status for answer in answers] == ["ok", "ok"]
     assert answers[0].text == " a"
     assert (refused.status, refused.cause) == ("failed", "tls")
+
+
+def test_a_timeout_runs_while_a_connection_opened_ahead_is_not_accepted() -> None:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    address = listener.getsockname()
+    # the backlog is full: nobody else gets through
+    fillers = [socket.socket() for _ in range(3)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(address)
+    try:
+        with client(f"http://127.0.0.1:{address[1]}", timeout_s=0.3) as asking:
+            asking.loop.warm(2)
+            asking.start("a")
+            asking.start("b")
+            asking.start("c")
+            answers = asking.wait(3)
+    finally:
+        for sock in (*fillers, listener):
+            sock.close()
+    assert [(answer.status, answer.t_send_ns) for answer in answers] == [("timeout", None)] * 3
+
+
+@pytest.mark.parametrize("framing", ["chunked", "chunked_line", "close"])
+def test_an_answer_without_an_end_is_cut_at_the_limit(monkeypatch: pytest.MonkeyPatch, framing: str) -> None:
+    from kvload.workloads.client import connection
+
+    monkeypatch.setattr(connection, "MAX_ANSWER_BYTES", 1 << 20)
+
+    def run_away(sock: socket.socket) -> None:
+        read_request(sock)
+        end = b"connection: close" if framing == "close" else b"transfer-encoding: chunked"
+        event = ANSWER.split(b"\n\n")[0].replace(b'"stop"', b"null") + b"\n\n"
+        piece = b"x" * 4096 if framing == "chunked_line" else event
+        with suppress(OSError):
+            sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + end + b"\r\n\r\n")
+            while True:
+                wrapped = piece if framing == "close" else b"%x\r\n%b\r\n" % (len(piece), piece)
+                sock.sendall(wrapped * 64)
+
+    with scripted(run_away) as url, client(url) as asking:
+        asking.start("a")
+        while not asking.ended:
+            asking.loop.turn(wait=True)
+        (raw,) = asking.ended
+        answer = parse_answer(raw)
+    assert (answer.status, answer.cause) == ("failed", "malformed")
+    assert sum(map(len, raw.pieces)) < 40 << 20
+
+
+def test_no_files_left_is_this_machines_doing() -> None:
+    with scripted() as url, client(url) as asking:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            asking.loop.warm(2)
+            asking.start("a")
+            assert not asking.ended
+            asking.loop.turn()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        (answer,) = asking.wait()
+    assert (answer.status, answer.cause, answer.t_send_ns) == ("unsent", "this_machine", None)
+    assert "open files" in (answer.error or "")
+    assert asking.loop.in_flight == 0
