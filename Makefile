@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
 
 .PHONY: setup demo demo-sweep test test-vllm lint format clean bench-engine bench-methods bench-client bench-traces bench-analysis \
-	bench-kernels \
+	bench-kernels calibrate-verdicts \
 	memory-table probe-table probe-eval
 
 setup: $(STAMP)
@@ -57,6 +57,10 @@ bench-client: setup
 
 bench-analysis: setup
 	$(BIN)/python -m kvload.analysis.bench
+
+# How often verdicts are false where nothing differs, and how often changes are found: about an hour on one core.
+calibrate-verdicts: setup
+	$(BIN)/python -m kvload.scripts.calibrate_verdicts
 
 bench-traces: setup
 	$(BIN)/python -m kvload.workloads.bench.traces

@@ -6,6 +6,7 @@ functions that ``kvload compare`` judges by. The table is printed in Markdown.
 """
 
 import argparse
+import heapq
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ import numpy as np
 from kvload.analysis.comparison.decision import MARGIN, attainment_margin, decide, quality_margin
 from kvload.analysis.comparison.lengths import CUT_SHARE, certain_log_ratio
 from kvload.analysis.records.table import Bools, Floats
-from kvload.analysis.statistics import layout, significance
+from kvload.analysis.run.capacity import next_rate
+from kvload.analysis.statistics import crossing, layout, significance
+from kvload.analysis.statistics.estimates import Estimate
 from kvload.analysis.statistics.layout import RunFigures
 
 TOPICS = ("latency", "service", "lengths", "quality")
@@ -223,18 +226,20 @@ def queue_false_alarms(
         seed: decides them.
     """
     false = 0
-    numbers = np.arange(requests)
-    repeat, request = np.repeat(np.arange(repeats), requests), np.tile(numbers, repeats)
+    repeat, request = np.repeat(np.arange(repeats), requests), np.tile(np.arange(requests), repeats)
     for number in range(simulations):
         rng = np.random.default_rng([seed, number])
         service_s = rng.lognormal(0.0, 0.6, requests)
-        arrivals_s = np.cumsum(rng.exponential(service_s.mean() / 8 / load, requests))
-        made = [
-            np.concatenate(
-                [_queued(arrivals_s, service_s * np.exp(rng.normal(0.0, drift)), rng) for _ in range(repeats)]
-            )
-            for _ in range(3)
-        ]
+        arrivals_s = np.cumsum(rng.exponential(service_s.mean() / PLACES / load, requests))
+
+        def run(
+            service_s: Floats = service_s, arrivals_s: Floats = arrivals_s, rng: np.random.Generator = rng
+        ) -> Floats:
+            served: Floats = service_s * np.exp(rng.normal(0.0, drift)) * rng.lognormal(0.0, 0.01, requests)
+            whole: Floats = waits_s(arrivals_s, served) + served
+            return whole
+
+        made = [np.concatenate([run() for _ in range(repeats)]) for _ in range(3)]
         arms = {
             name: layout.log_ratio(times, made[0], repeat, request) for name, times in zip("ab", made[1:], strict=True)
         }
@@ -243,18 +248,47 @@ def queue_false_alarms(
     return false / simulations
 
 
-def _queued(arrivals_s: Floats, service_s: Floats, rng: np.random.Generator) -> Floats:
-    """Waiting and service of every request, with 1 % of jitter on its service."""
-    import heapq
+PLACES = 8
+"""Requests that the simulated server serves at once."""
 
-    free = [0.0] * 8
-    jitter = rng.lognormal(0.0, 0.01, len(service_s))
-    times = np.empty(len(service_s))
-    for place, (arrival, service) in enumerate(zip(arrivals_s.tolist(), (service_s * jitter).tolist(), strict=True)):
+CAPACITY_RPS = 3.5
+"""What it carries with services of log-normal(0, 0.6) seconds where 99 % may wait for at most half a second: found by
+simulating 120,000 requests at a rate."""
+
+
+def waits_s(arrivals_s: Floats, service_s: Floats) -> Floats:
+    """How long each request waits, first come first served."""
+    free = [0.0] * PLACES
+    waited = np.empty(len(service_s))
+    for place, (arrival, service) in enumerate(zip(arrivals_s.tolist(), service_s.tolist(), strict=True)):
         start = max(arrival, free[0])
         heapq.heapreplace(free, start + service)
-        times[place] = start + service - arrival
-    return times
+        waited[place] = start - arrival
+    return waited
+
+
+def capacity_found(requests: int, rng: np.random.Generator, *, warm_up_s: float = 30.0) -> Estimate:
+    """A search for the capacity of that server, as ``kvload capacity`` makes it.
+
+    Args:
+        requests: that count in every attempt.
+        rng: of arrivals, services and draws.
+        warm_up_s: what is left out of every attempt.
+    """
+    attempts: list[tuple[float, int, int]] = []
+    stretches: dict[float, tuple[list[int], list[int]]] = {}
+    while len(attempts) < 16 and (rate := next_rate(attempts, start_rps=1.0)) is not None:
+        left_out = int(warm_up_s * rate)
+        count = requests + left_out
+        waited = waits_s(np.cumsum(rng.exponential(1 / rate, count)), rng.lognormal(0.0, 0.6, count))
+        met = waited[left_out:] <= 0.5
+        attempts.append((rate, len(met), int(met.sum())))
+        for total, part in zip(stretches.setdefault(rate, ([], [])), crossing.batches(met, 10), strict=True):
+            total.extend(part)
+    rates = sorted(stretches)
+    sent, good = ([sum(stretches[rate][place]) for rate in rates] for place in (0, 1))
+    spread = crossing.dispersion(list(stretches.values())) or 1.0
+    return crossing.estimate(crossing.draws(rates, sent, good, target=0.99, dispersion=spread, rng=rng), sum(sent))
 
 
 def main() -> int:
@@ -295,6 +329,11 @@ def _tables(number: int) -> Iterator[tuple[str, list[str], Iterator[Row]]]:
         "Requests that queue, 3 repeats, 600 requests: false latency verdicts, %",
         ["load", "drift", "false, %"],
         _queue(number),
+    )
+    yield (
+        f"kvload capacity on a server that carries {CAPACITY_RPS:g} requests/s at 99 %",
+        ["requests an attempt", "estimate / true, median", "interval holds it, %", "bounded on both sides, %"],
+        _capacity(number),
     )
 
 
@@ -350,6 +389,22 @@ def _planned(number: int) -> Iterator[Row]:
             change=change * 0.01, noise=0.01, repeats=repeats, arms=4, simulations=10 * number
         )
         yield [f"{change:g}", str(repeats), "none" if more is None else str(more), _percent(share)], share >= 0.77
+
+
+def _capacity(number: int) -> Iterator[Row]:
+    for requests in (400, 1000, 3000):
+        found = [capacity_found(requests, np.random.default_rng(seed)) for seed in range(min(number, 200))]
+        known = [each.estimate for each in found if each.estimate is not None]
+        held = np.mean(
+            [
+                (each.low is None or each.low <= CAPACITY_RPS) and (each.high is None or each.high >= CAPACITY_RPS)
+                for each in found
+            ]
+        )
+        both = np.mean([each.low is not None and each.high is not None for each in found])
+        ratio = float(np.median(known)) / CAPACITY_RPS
+        cells = [str(requests), f"{ratio:.2f}", _percent(float(held)), _percent(float(both))]
+        yield cells, bool(held >= 0.88 and 0.9 <= ratio <= 1.12)
 
 
 def _queue(number: int) -> Iterator[Row]:

@@ -1,7 +1,5 @@
 """The search for the rate that just meets the target, on servers of known capacity."""
 
-import heapq
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvload.analysis.run.capacity import next_rate
 from kvload.analysis.statistics import crossing
-from kvload.analysis.statistics.estimates import Estimate
+from kvload.scripts.calibrate_verdicts import CAPACITY_RPS, capacity_found
 
 Attempts = list[tuple[float, int, int]]
 
@@ -57,46 +55,16 @@ def test_dispersion_is_one_for_coins_and_more_for_stretches_that_fail_together()
 
 
 def test_the_interval_holds_the_capacity_of_a_server_whose_requests_queue() -> None:
-    """First come first served by 8 places, waiting at most half a service time: 99 % up to 3.5 requests a second.
-
-    The capacity was found by simulating 120,000 requests at a rate. Short runs from an empty server, of which the
-    highest that passed was kept, put it 19 to 42 % too high.
-    """
-    capacity, held, found = 3.5, 0, []
+    """Short runs from an empty server, of which the highest that passed was kept, put it 19 to 42 % too high."""
+    held, found = 0, []
     for seed in range(30):
-        estimate = _searched(np.random.default_rng(seed), 1000)
+        estimate = capacity_found(1000, np.random.default_rng(seed))
         assert estimate.estimate is not None
         found.append(estimate.estimate)
         low, high = estimate.low, estimate.high
-        held += (low is None or low <= capacity) and (high is None or high >= capacity)
+        held += (low is None or low <= CAPACITY_RPS) and (high is None or high >= CAPACITY_RPS)
     assert held >= 26
-    assert np.median(found) == pytest.approx(capacity, rel=0.06)
-
-
-def _searched(rng: np.random.Generator, requests: int) -> Estimate:
-    made: Attempts = []
-    stretches: dict[float, tuple[list[int], list[int]]] = {}
-    while len(made) < 16 and (rate := next_rate(made, start_rps=1.0)) is not None:
-        warm_up = int(30 * rate)
-        met = _queue(rate, requests + warm_up, rng)[warm_up:]
-        made.append((rate, len(met), int(met.sum())))
-        parts = crossing.batches(met, 10)
-        for total, part in zip(stretches.setdefault(rate, ([], [])), parts, strict=True):
-            total.extend(part)
-    spread = crossing.dispersion(list(stretches.values())) or 1.0
-    loads, sent, good = _totals(made)
-    drawn = crossing.draws(loads, sent, good, target=0.99, dispersion=spread, rng=rng)
-    return crossing.estimate(drawn, sum(sent))
-
-
-def _queue(rate: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    free, waited = [0.0] * 8, np.empty(count)
-    arrivals, service = np.cumsum(rng.exponential(1 / rate, count)), rng.lognormal(0.0, 0.6, count)
-    for place, (arrival, length) in enumerate(zip(arrivals.tolist(), service.tolist(), strict=True)):
-        start = max(arrival, free[0])
-        heapq.heapreplace(free, start + length)
-        waited[place] = start - arrival
-    return waited <= 0.5
+    assert np.median(found) == pytest.approx(CAPACITY_RPS, rel=0.06)
 
 
 def _totals(made: Attempts) -> tuple[list[float], list[int], list[int]]:
