@@ -249,10 +249,12 @@ def _slo_change(pairs: Pairs, effects: Mapping[str, Effect], limits: Mapping[str
 
 def _resolution(effects: Mapping[str, Effect], floor: str | None, arms: Sequence[LoadedArm]) -> Resolution | None:
     """What the A/A pair says about this machine."""
-    judged = {name: effect for name, effect in effects.items() if name != floor and effect.run_half is not None}
+    judged = [effect for name, effect in effects.items() if name != floor and effect.run_half is not None]
+    if not judged and floor is not None and set(effects) == {floor}:
+        judged = [layout.imagined(effects[floor])]
     if not judged:
         return None
-    widest = max(judged.values(), key=lambda effect: effect.run_half or 0.0)
+    widest = max(judged, key=lambda effect: effect.run_half or 0.0)
     smallest = float(np.expm1(widest.run_half or 0.0))
     repeats = layout.repeats_to_tell(float(np.log1p(TELLS)), widest, groups=1 + len(judged))
     once_s = _experiment_s(arms) / widest.repeats

@@ -420,6 +420,18 @@ def _expm1(value: float | None) -> float | None:
     return None if value is None else float(np.expm1(value))
 
 
+def imagined(again: Effect) -> Effect:
+    """The effect of a method that was not run, beside a baseline and its A/A arm that were: how wide it would be.
+
+    Args:
+        again: the A/A arm's effect; with ``n`` repeats its differences give as many degrees of freedom.
+    """
+    n = again.repeats
+    sd = float(np.log1p(again.noise or 0.0)) / np.sqrt(2)
+    half = t_quantile((1 + again.change.level) / 2, n) * sd * np.sqrt(1.5 / n)
+    return replace(again, run_half=float(half), df=n, arms=3, family=1)
+
+
 def repeats_to_tell(change: float, effect: Effect, *, groups: int) -> int | None:
     """Repeats of each arm in all with which a change is found with 80 % power at the noise between runs that was seen.
 

@@ -1,6 +1,5 @@
 """Verdicts: only where the runs allow them, and nothing called the same that was not seen."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -194,4 +193,8 @@ def test_a_drifting_machine_is_told_first(template: RecordTable) -> None:
     assert comparison.resolution.drifts
     assert 0.15 < comparison.resolution.noise < 0.3
     assert "two runs of the same server differed by" in comparison.resolution.sentence()
-    assert dataclasses.is_dataclass(comparison.resolution)
+    alone = compare_loaded([made("none", [1.0], baseline=True), made("again", [1.01], floor=True)]).resolution
+    assert alone is not None
+    share = 0.01 * 0.01 * 99 / (0.1 + 0.01 * 99)  # of the time that is tokens
+    assert alone.noise == pytest.approx(share, rel=0.01)
+    assert alone.smallest == pytest.approx(11.0 * share, rel=0.06)
