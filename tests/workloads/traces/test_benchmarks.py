@@ -97,3 +97,39 @@ def test_what_does_not_fit_is_told(tmp_path: Path, row: dict[str, object], messa
         return
     with pytest.raises(TraceError, match=message):
         list(read_trace(path))
+
+
+@pytest.mark.parametrize(
+    ("target", "metrics", "expected", "scorer"),
+    [
+        ("18", ["exact_match"], "18", "numeric"),
+        ("$1,200.50", ["exact_match"], "$1,200.50", "numeric"),
+        ("He has 3.\n#### 3", ["exact_match"], "3", "numeric"),
+        ("(B)", ["exact_match"], "(B)", "choice"),
+        ("Paris", ["exact_match"], "Paris", "exact"),
+        ("['Paris', 'City of Light']", ["f1"], "Paris", "f1"),
+        ("[not a list", ["f1"], "[not a list", "f1"),
+        ("a long text", ["rougeL"], "a long text", "rouge_l"),
+        ("yes", ["contains"], "yes", "contains"),
+        ("", ["exact_match"], None, None),
+        (None, [], None, None),
+    ],
+)
+def test_lm_eval_scorers(
+    tmp_path: Path, target: str | None, metrics: list[str], expected: str | None, scorer: str | None
+) -> None:
+    arguments = {"gen_args_0": {"arg_0": "Question", "arg_1": {"until": ["\n"]}}}
+    path = tmp_path / "t"
+    path.write_text(json.dumps({"doc_id": 0, "target": target, "arguments": arguments, "metrics": metrics}))
+    (request,) = read_trace(path)
+    assert (request.expected, request.scorer) == (expected, scorer)
+    if expected is not None and scorer is not None:
+        assert score(scorer, expected, expected) == 1
+
+
+def test_lm_eval_writes_choices_in_two_ways(tmp_path: Path) -> None:
+    calls = {f"gen_args_{i}": {"arg_0": "2+2?", "arg_1": f" {letter}"} for i, letter in enumerate("ABCD")}
+    path = tmp_path / "t"
+    path.write_text(json.dumps({"doc_id": 0, "target": "2", "arguments": calls, "metrics": ["acc"]}))
+    (request,) = read_trace(path)
+    assert (request.prompt, request.expected, request.scorer) == ("2+2?", "C", "choice")

@@ -5,6 +5,7 @@ judged by likelihood) the prompt with each continuation. The prompt is sent as i
 chat where it is a list of messages.
 """
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ _KNOWN = (
 _NUMBER = re.compile(r"\$?[-+]?\d[\d,]*(?:\.\d+)?%?")
 _LETTER = re.compile(r"\s*\(?([A-Z])\)?\.?\s*")
 _ONE_WORD_TOKENS = 16
+_LIST_CHARACTERS = 10_000
 
 
 def _matches(head: Head) -> int:
@@ -103,8 +105,7 @@ def _scored(cursor: Cursor, row: Mapping[str, Any]) -> dict[str, Any]:
         expected, _ = instructions(cursor, doc)
         return {} if expected is None else {"expected": expected, "scorer": "ifeval"}
     target = row.get("target")
-    if isinstance(target, list):
-        target = target[0] if target else None
+    target = _first(cursor, target)
     if target is None or str(target).strip() == "" or (isinstance(doc, dict) and "canonical_solution" in doc):
         return {}
     text = str(target).strip()
@@ -120,6 +121,20 @@ def _scored(cursor: Cursor, row: Mapping[str, Any]) -> dict[str, Any]:
     if any("contain" in name.lower() for name in metrics):
         return {"expected": text, "scorer": "contains"}
     return {"expected": text, "scorer": "exact" if metrics & {"exact_match", "em", "acc"} else "f1"}
+
+
+def _first(cursor: Cursor, target: object) -> object:
+    """The target, or the first of several right answers, which the harness writes as the text of a Python list."""
+    if isinstance(target, str) and target.startswith("[") and target.endswith("]") and len(target) < _LIST_CHARACTERS:
+        try:
+            target = ast.literal_eval(target)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return target  # a text in brackets
+    if isinstance(target, list):
+        if len(target) > 1:
+            cursor.notes.rows("several right answers: the first counts")
+        return target[0] if target else None
+    return target
 
 
 def _gold(target: object, letters: list[str]) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kvload.analysis.quality.scorers import SCORERS
 from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.workloads.schedule.build import build_schedule
@@ -101,3 +102,12 @@ def test_readers_know_nothing_of_each_other() -> None:
         if path.stem != "__init__" and f"traces.formats.{other} " in path.read_text()
     }
     assert found == {("lm_eval", "ifeval")}
+
+
+def test_the_docs_name_every_format_and_scorer() -> None:
+    docs = Path(__file__).parents[4] / "docs"
+    if not docs.is_dir():
+        pytest.skip("no docs beside the tests")
+    traces, scorers = (docs / name for name in ("traces.md", "scorers.md"))
+    assert [name for name in table() if f"`{name}`" not in traces.read_text(encoding="utf-8")] == []
+    assert [name for name in SCORERS if f"`{name}`" not in scorers.read_text(encoding="utf-8")] == []
