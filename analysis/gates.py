@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kvload.analysis.comparison.model import ArmComparison, Comparison
 from kvload.analysis.records import latency
+from kvload.analysis.run import sections
 from kvload.analysis.run.model import Report
 from kvload.errors import GateFailedError, UsageError
 from kvload.units import format_duration, parse_duration, parse_rate
@@ -64,6 +65,10 @@ def parse(text: str) -> Gate:
 
 def is_time(name: str) -> bool:
     """Whether the figure of that name is a time."""
+    statistic, _, figure = name.partition(".")
+    if statistic in sections.table():
+        known = sections.table()[statistic].figures.get(figure)
+        return known is not None and known.unit == "s"
     found = _TIME.fullmatch(name)
     return found is not None and found["metric"] in latency.METRICS
 
@@ -156,6 +161,8 @@ def run_values(report: Report) -> dict[str, float | None]:
         values[f"{name}.max"] = metric.max_s
         for percent, found in metric.percentiles.items():
             values[f"{name}.p{percent:g}"] = found.estimate
+    for section in report.sections:
+        values |= {f"{section.statistic.key}.{key}": value for key, value in section.estimates().items()}
     return values
 
 

@@ -28,6 +28,7 @@ def render(report: Report) -> str:
         over_time=_over_time(report),
         by_prompt=_by_prompt(report),
         throughput=tables.throughput_facts(report),
+        sections=[(section.statistic.title, tables.section_facts(section)) for section in report.sections],
         client=tables.client_facts(report),
         reasons=report.trust.reasons,
         server=tables.server_facts(report),

@@ -61,6 +61,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     values["slo_attainment_over_scale"] = report.attainment_over_scale
     values["client"] = plain(report.trust)
     values["server"] = plain(report.server)
+    values["sections"] = {section.statistic.key: dict(section.values) for section in report.sections}
     values["notes"] = report.notes
     values["manifest"] = plain(manifest)
     return {key: plain(value) for key, value in values.items()}

@@ -1,11 +1,12 @@
 """What reports show, as plain rows of text: every renderer only lays it out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvload.analysis import words
 from kvload.analysis.run.failures import Failure
 from kvload.analysis.run.model import PERCENTILES, Metric, Report
+from kvload.analysis.run.section import Section, Unit
 from kvload.analysis.run.server_side import Agreement, Gauge
 from kvload.analysis.run.trust import saturated
 from kvload.analysis.statistics.estimates import Estimate
@@ -158,6 +159,28 @@ def share_text(value: Estimate) -> str:
         return words.ABSENT
     low, high = words.share(value.low), words.share(value.high)
     return f"{words.share(value.estimate)} ({words.level_of(value)} {value.method} {low} to {high})"
+
+
+_SHOWN: Mapping[Unit, Callable[[float | None], str]] = {
+    "s": words.seconds,
+    "share": words.share,
+    "number": words.number,
+}
+
+
+def section_facts(section: Section) -> Facts:
+    """A statistic's figures in words, with their intervals."""
+    found = []
+    for key, value in section.values.items():
+        figure = section.statistic.figures[key]
+        show = _SHOWN[figure.unit]
+        text = show(value.estimate if isinstance(value, Estimate) else value)
+        if isinstance(value, Estimate) and (value.low is not None or value.high is not None):
+            low = "" if value.low is None else show(value.low)
+            high = "" if value.high is None else show(value.high)
+            text += f"  ({low}…{high})"
+        found.append((figure.label, text))
+    return found
 
 
 def client_facts(report: Report) -> Facts:

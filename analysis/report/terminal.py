@@ -25,6 +25,9 @@ def render(report: Report, console: Console) -> None:
     if report.attainment:
         heading(console, "Service levels, out of all requests sent")
         facts(console, tables.attainment_facts(report))
+    for section in report.sections:
+        heading(console, section.statistic.title)
+        facts(console, tables.section_facts(section))
     heading(console, "Client")
     facts(console, tables.client_facts(report))
     state, verdict = tables.client_verdict(report)

@@ -12,6 +12,8 @@ from kvload.analysis.records.table import STATUSES, Floats, RecordTable, count_t
 from kvload.analysis.run import server_side, slo, trust
 from kvload.analysis.run.failures import failures_of
 from kvload.analysis.run.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
+from kvload.analysis.run.section import Measured
+from kvload.analysis.run.sections import measure_all
 from kvload.analysis.run.series import series_of
 from kvload.analysis.statistics import estimates
 from kvload.records import RunManifest, ServerSample
@@ -74,6 +76,7 @@ def build_from(
         timeline=timeline_of(table, samples),
         series=series_of(table),
         notes=_notes(table, manifest, gaps),
+        sections=measure_all(Measured(table=table, manifest=manifest, level=level, rng=rng)),
     )
 
 
