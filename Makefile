@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
 
-.PHONY: setup demo demo-sweep test test-vllm lint format clean bench-engine bench-methods bench-client bench-traces bench-analysis \
-	bench-kernels calibrate-verdicts \
+.PHONY: setup demo demo-sweep real-model test test-real test-vllm lint format clean bench-engine bench-methods bench-client bench-traces \
+	bench-analysis bench-kernels calibrate-verdicts \
 	memory-table probe-table probe-eval
 
 setup: $(STAMP)
@@ -75,6 +75,10 @@ probe-eval: setup
 test-vllm: setup
 	tests/vllm/install.sh
 	$(BIN)/python -m pytest -q -m vllm tests/vllm
+
+# A real instruct model (see real-model) against transformers' own generate.
+test-real: real-model
+	$(BIN)/python -m pytest -q -m real tests/real
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

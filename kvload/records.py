@@ -200,6 +200,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     heads in a sequence of ``claim_tokens`` tokens, ``element_bytes`` the size of an uncompressed element;
     ``pool_tokens`` is the size of the cache as the server reports it. ``prefix_cache`` is ``off``, ``on``, ``reset``
     (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
+    ``dtype``, ``threads`` and ``kernels`` are what the server says it computes in and with: all bear on speed, and the
+    first on answers.
     """
 
     url: str
@@ -218,6 +220,9 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prefix_cache: str | None = None
     verified: dict[str, Any] | None = None
     device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    kernels: str | None = None
 
 
 class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -159,7 +159,10 @@ def _start_once(
 
 def _ready_text(entry: ServerEntry) -> str:
     pool = f", {entry.info.pool_tokens:,} tokens of KV cache" if entry.info.pool_tokens else ""
-    return f"{entry.name} is ready on {entry.url}: {entry.info.model}, method {entry.info.method}{pool}"
+    info = entry.info
+    threads = None if info.threads is None else f"{info.threads} thread{'s' if info.threads > 1 else ''}"
+    computes = "".join(f", {part}" for part in (info.dtype, threads) if part)
+    return f"{entry.name} is ready on {entry.url}: {info.model}, method {info.method}{computes}{pool}"
 
 
 def _model(request: LaunchRequest) -> str:

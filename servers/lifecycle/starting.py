@@ -214,6 +214,9 @@ def wait_until_ready(
         pool_tokens=said.pool_tokens,
         engine_version=entry.info.engine_version or said.engine_version,
         device=said.device or entry.info.device,
+        dtype=said.dtype,
+        threads=said.threads,
+        kernels=said.kernels,
     )
     if info.prefix_cache != "reset" and said.prefix_cache is not None:
         info = msgspec.structs.replace(info, prefix_cache=said.prefix_cache)

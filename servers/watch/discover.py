@@ -42,7 +42,10 @@ def server_info(base: Address, headers: Mapping[str, str] | None = None, *, time
         max_model_len=context if isinstance(context, int) else reported.max_model_len,
         pool_tokens=reported.pool_tokens if pool_tokens is None else pool_tokens,
         prefix_cache=reported.prefix_cache,
-        device=info["device"] if isinstance(info.get("device"), str) else None,
+        device=_word(info.get("device")),
+        dtype=_word(info.get("dtype")),
+        threads=_whole(info.get("threads")),
+        kernels=_word(info.get("kernels")),
     )
 
 
@@ -134,6 +137,10 @@ def _optional_json(base: Address, path: str, headers: Mapping[str, str] | None, 
     except KvloadError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) and value != "auto" else None
 
 
 def _whole(value: object) -> int | None:

@@ -1,5 +1,6 @@
 """Text to tokens and back: a model's own tokenizer, or plain numbers for a model that has none."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,10 @@ from kvload.errors import UsageError
 
 class Tokenizer(Protocol):
     """What the engine asks of a tokenizer."""
+
+    @property
+    def longest_token(self) -> int:
+        """Most characters of a prompt that one token can stand for."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens added. Raises ValueError for text it cannot take."""
@@ -28,6 +33,11 @@ class NumericTokenizer:
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
+
+    @property
+    def longest_token(self) -> int:
+        """A token's digits and the space before it; zeros and spaces beyond that are not counted on."""
+        return len(str(self._vocab_size)) + 1
 
     def encode(self, text: str) -> list[int]:
         """Read decimal token ids."""
@@ -61,6 +71,12 @@ class ModelTokenizer:
         self._inner = inner
         backend = getattr(inner, "backend_tokenizer", None)
         self._backend = None if getattr(inner, "clean_up_tokenization_spaces", False) else backend
+        # A normaliser may make a text shorter, as by joining a letter and its accent; none makes it a quarter.
+        shortens = backend is None or backend.normalizer is not None
+        self.longest_token = max(map(len, inner.get_vocab())) * (4 if shortens else 1)
+        # What the function itself takes is the server's to say: a template above all, which is a program.
+        taken = inspect.signature(inner.apply_chat_template).parameters
+        self._reserved = frozenset(taken) - TEMPLATE_DATA - {"kwargs"}
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens the model expects."""
@@ -77,7 +93,14 @@ class ModelTokenizer:
         return str(self._inner.decode([token], skip_special_tokens=False))
 
     def chat(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> list[int]:
-        """The model's chat template applied, the answer opened."""
+        """The model's chat template applied, the answer opened.
+
+        Args:
+            options: variables of the template; see ``chat_template_kwargs``.
+        """
+        reserved = sorted(self._reserved & options.keys())
+        if reserved:
+            raise ValueError(f"chat_template_kwargs may set variables of the model's template, not {reserved[0]}")
         if not getattr(self._inner, "chat_template", None):
             raise ValueError("this model's tokenizer has no chat template; use /v1/completions")
         try:
@@ -86,6 +109,9 @@ class ModelTokenizer:
             raise ValueError(f"the model's chat template refuses these messages: {error}") from error
         return list(self._inner(text, add_special_tokens=False).input_ids)
 
+
+TEMPLATE_DATA = frozenset({"tools", "documents"})
+"""Arguments of ``apply_chat_template`` that are data for the template to write out."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
+from aiohttp.web import RequestPayloadError
 
 from kvload.servers.embedded.cache.api import KVCache
 from kvload.servers.embedded.core.engine import Engine
@@ -29,7 +31,13 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 2**20
 LONG_TEXT = 4096
-"""Characters from which on a text is tokenised beside the event loop, not on it."""
+"""Characters from which on a prompt is templated and tokenised beside the event loop, not on it."""
+LONG_BODY = 1 << 18
+"""Bytes from which on a body is parsed beside the event loop."""
+BODY_TIMEOUT_S = 60.0
+"""How long a request's body may take to arrive."""
+MESSAGE_CHARACTERS = 4
+"""What a message counts besides its text: a template writes at least its role."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Service:
 
     Attributes:
         info: what ``/version`` answers.
+        most_characters: of a prompt: longer ones cannot be within ``max_model_len``, whatever they say.
     """
 
     engine: Engine
@@ -50,6 +59,7 @@ class Service:
     max_model_len: int
     info: Mapping[str, Any]
     created: int
+    most_characters: int
 
 
 SERVICE = web.AppKey("service", Service)
@@ -57,7 +67,9 @@ SERVICE = web.AppKey("service", Service)
 
 def build_app(service: Service) -> web.Application:
     """The application with all its routes."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[errors_as_json])
+    # JSON writes a character in at most 12 bytes; what else a request says is short.
+    most_bytes = min(MAX_BODY_BYTES, max(1 << 20, 12 * service.most_characters))
+    app = web.Application(client_max_size=most_bytes, middlewares=[errors_as_json])
     app[SERVICE] = service
     app.add_routes(
         [
@@ -84,8 +96,9 @@ async def errors_as_json(
         return web.json_response(error.body(), status=error.status)
     except web.HTTPException as error:
         message = error.text or error.reason
-        if error.status == 413:
-            message = f"the body is larger than {MAX_BODY_BYTES} bytes"
+        if isinstance(error, web.HTTPRequestEntityTooLarge):
+            limit = request.client_max_size
+            message = f"the body is larger than {limit} bytes, more than any prompt within the context takes"
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return web.json_response(error_body(error.status, message), status=error.status, headers=headers)
     except ConnectionError:
@@ -126,12 +139,28 @@ async def models(request: web.Request) -> web.Response:
     return web.json_response({"object": "list", "data": [entry]})
 
 
+async def _body(http: web.Request) -> dict[str, Any]:
+    """The request's JSON object.
+
+    Raises:
+        RequestError: 408 for a body that does not come, 400 for one that is not what its headers say, or no JSON.
+    """
+    try:
+        raw = await asyncio.wait_for(http.read(), BODY_TIMEOUT_S)
+    except TimeoutError:
+        raise RequestError(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
+    except (RequestPayloadError, ContentEncodingError) as error:
+        raise RequestError(400, "the body is not what its headers say it is (length, chunks or compression)") from error
+    return parse_json(raw) if len(raw) < LONG_BODY else await asyncio.to_thread(parse_json, raw)
+
+
 async def tokenize(request: web.Request) -> web.Response:
     """Token ids of a text, or of messages under the model's chat template."""
     service = request.app[SERVICE]
-    body = parse_json(await request.read())
+    body = await _body(request)
     if "messages" in body:
-        tokens = await _prompt(service, parse_request({"model": service.model, **body}, chat=True, model=service.model))
+        asked = parse_request({"model": service.model, **body}, chat=True, model=service.model)
+        tokens = await _prompt(service, asked, counting=True)
     else:
         text = body.get("prompt")
         if not isinstance(text, str):
@@ -152,7 +181,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 async def _generate(http: web.Request, *, chat: bool) -> web.StreamResponse:
     service = http.app[SERVICE]
-    asked = parse_request(parse_json(await http.read()), chat=chat, model=service.model)
+    asked = parse_request(await _body(http), chat=chat, model=service.model)
     prompt = await _prompt(service, asked)
     max_tokens = _settle_max_tokens(service, asked, len(prompt))
     text = ""
@@ -185,12 +214,15 @@ def _raise_failure(delta: Delta) -> None:
         raise RequestError(500, delta.error)
 
 
-async def _prompt(service: Service, asked: GenerationRequest) -> list[int]:
+async def _prompt(service: Service, asked: GenerationRequest, *, counting: bool = False) -> list[int]:
+    """A request's tokens; where they are only counted they may be more than the context."""
+    if not counting:
+        _refuse_endless(service, asked)
     try:
         if isinstance(asked.prompt, str):
             tokens = await _encode(service, asked.prompt)
         elif asked.chat:
-            tokens = service.tokenizer.chat(asked.prompt, asked.template_options)  # type: ignore[arg-type]
+            tokens = await _template(service, asked)
         else:
             tokens = asked.prompt  # type: ignore[assignment]
     except ValueError as error:
@@ -200,6 +232,36 @@ async def _prompt(service: Service, asked: GenerationRequest) -> list[int]:
     if max(tokens) >= service.vocab_size:
         raise RequestError(400, f"token id {max(tokens)} is outside the vocabulary of {service.vocab_size}", "prompt")
     return tokens
+
+
+async def _template(service: Service, asked: GenerationRequest) -> list[int]:
+    messages: list[dict[str, Any]] = asked.prompt  # type: ignore[assignment]
+    if _characters(asked) < LONG_TEXT:
+        return service.tokenizer.chat(messages, asked.template_options)
+    return await asyncio.to_thread(service.tokenizer.chat, messages, asked.template_options)
+
+
+def _characters(asked: GenerationRequest) -> int:
+    if not asked.chat:
+        return len(asked.prompt) if isinstance(asked.prompt, str) else 0
+    messages: list[dict[str, Any]] = asked.prompt  # type: ignore[assignment]
+    return sum(len(message["content"]) + MESSAGE_CHARACTERS for message in messages)
+
+
+def _refuse_endless(service: Service, asked: GenerationRequest) -> None:
+    """Refuse a prompt whose length alone says that it is beyond the context, before it is tokenised.
+
+    Raises:
+        RequestError: it is.
+    """
+    characters = _characters(asked)
+    if characters > service.most_characters:
+        raise RequestError(
+            400,
+            f"This model's maximum context length is {service.max_model_len} tokens, which is at most "
+            f"{service.most_characters} characters. However, your prompt has {characters}.",
+            "messages" if asked.chat else "prompt",
+        )
 
 
 async def _encode(service: Service, text: str) -> list[int]:

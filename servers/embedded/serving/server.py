@@ -37,6 +37,7 @@ from kvload.servers.embedded.serving.delivery import deliver
 CPU_KV_BYTES = 512 * 2**20
 GPU_SHARE = 0.85
 STOP_TIMEOUT_S = 1.0
+KEEP_ALIVE_S = 75.0
 BACKLOG = 1024
 """Connections that may wait while the model is loaded or the loop is busy."""
 
@@ -102,6 +103,7 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         max_model_len=max_model_len,
         info=_info(options, method, model, cache, threads, chunk_tokens),
         created=int(time.time()),
+        most_characters=max_model_len * tokenizer.longest_token,
     )
     try:
         loop.run_until_complete(_run(service, listener, options.host, say))
@@ -116,7 +118,14 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 async def _run(service: Service, listener: socket.socket, host: str, say: Callable[[str], None]) -> None:
-    runner = web.AppRunner(build_app(service), access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
+    runner = web.AppRunner(
+        build_app(service),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=0.2,
+        # Counts for a request's head as well: one that is not whole by then ends its connection.
+        keepalive_timeout=KEEP_ALIVE_S,
+    )
     await runner.setup()
     await web.SockSite(runner, listener).start()
     service.engine.start()

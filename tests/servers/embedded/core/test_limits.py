@@ -1,22 +1,31 @@
 """The longest answer a request may have."""
 
+import asyncio
 from typing import Any
 
 import pytest
 import torch
+from aiohttp import web
 
 from kvload.servers.embedded.cache.api import CacheGeometry
 from kvload.servers.embedded.core.tokenizer import NumericTokenizer
+from kvload.servers.embedded.serving import api
 from kvload.servers.embedded.serving.api import Service, _settle_max_tokens
 from kvload.servers.embedded.serving.protocol import RequestError, parse_request
 from tests.servers.embedded.reference_cache import ReferenceCache
 
+GEOMETRY = CacheGeometry(1, 1, 1, 1, torch.float32, torch.device("cpu"))
+
+
+def service_of(cache: ReferenceCache) -> Service:
+    """A service with 100 positions and nothing behind it."""
+    unused: Any = None
+    return Service(unused, cache, NumericTokenizer(9), unused, "m", "m", 9, 100, {}, 0, 1000)
+
 
 def settle(prompt: int, **body: Any) -> int:
     """What a server with 100 positions and room for 80 tokens makes of a request."""
-    cache = ReferenceCache(CacheGeometry(1, 1, 1, 1, torch.float32, torch.device("cpu")), total=20, page=4)
-    unused: Any = None
-    service = Service(unused, cache, NumericTokenizer(9), unused, "m", "m", 9, 100, {}, 0)
+    service = service_of(ReferenceCache(GEOMETRY, total=20, page=4))
     return _settle_max_tokens(service, parse_request({"prompt": [1], **body}, chat=False, model="m"), prompt)
 
 
@@ -41,3 +50,24 @@ def test_requests_that_do_not_fit(status: int, prompt: int, body: dict[str, Any]
     with pytest.raises(RequestError) as raised:
         settle(prompt, **body)
     assert raised.value.status == status
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head says 100 bytes, and 10 come."""
+    monkeypatch.setattr(api, "BODY_TIMEOUT_S", 0.05)
+
+    async def ask() -> bytes:
+        service = service_of(ReferenceCache(GEOMETRY, total=25, page=4))
+        runner = web.AppRunner(api.build_app(service), access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0]
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"prompt":')
+        answer = await reader.readuntil(b"\r\n")
+        writer.close()
+        await runner.cleanup()
+        return answer
+
+    assert b" 408 " in asyncio.run(ask())

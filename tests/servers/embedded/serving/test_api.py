@@ -366,3 +366,42 @@ def test_the_benchs_client_counts_tokens(server: Server) -> None:
     times = asyncio.run(stream_once(server.address, body))
     assert times.tokens == 7
     assert 0 < times.first_s < times.last_s
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "add_generation_prompt", "continue_final_message"])
+def test_a_request_brings_no_template_of_its_own(server: Server, name: str) -> None:
+    """A template is a program; the server runs its model's alone."""
+    messages = [{"role": "user", "content": "hello"}]
+    options = {name: "{% for i in range(10 ** 9) %}x{% endfor %}"}
+    status, answer = server.post("/v1/chat/completions", messages=messages, max_tokens=1, chat_template_kwargs=options)
+    assert status == 400
+    assert "chat_template_kwargs" in answer["error"]["message"]
+    status, _ = server.post(
+        "/v1/chat/completions", messages=messages, max_tokens=1, chat_template_kwargs={"a_variable": 1}
+    )
+    assert status == 200
+
+
+def test_prompts_that_cannot_fit_are_refused_by_their_length(server: Server) -> None:
+    """Before they are tokenised: a token of this model is never more than 4 characters."""
+    for path, body in (
+        ("/v1/completions", {"prompt": "a" * 200_000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 200_000}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 20_000}),
+    ):
+        status, answer = server.post(path, max_tokens=1, **body)
+        assert status == 400
+        assert "characters" in answer["error"]["message"]
+    # Counting is not serving: a client may ask how long a text is that it will not send.
+    status, answer = server.post("/tokenize", prompt="a" * 20_000)
+    assert (status, answer["count"]) == (200, 20_000)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_is_not_compressed_as_it_says(server: Server, encoding: str) -> None:
+    connection = http.client.HTTPConnection(server.address, timeout=60)
+    connection.request("POST", "/v1/completions", b'{"prompt": "a"}', {"Content-Encoding": encoding})
+    response = connection.getresponse()
+    assert response.status == 400
+    assert "not what its headers say" in json.loads(response.read())["error"]["message"]
+    connection.close()
