@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvload.terminal import plain
+
 if TYPE_CHECKING:
     from kvload.analysis.gates import Gate
     from kvload.analysis.records.pairs import ArmRuns
@@ -44,16 +46,20 @@ def make_runs(
         KeyboardInterrupt: the user stopped it; the folder can be resumed.
     """
     from kvload.cli.replay_display import Display
-    from kvload.experiment import comparison
+    from kvload.experiment import comparison, preflight
     from kvload.experiment.forecast import Forecast, time_text
     from kvload.experiment.replay import Listener
-    from kvload.experiment.run import Watcher, run_all
+    from kvload.experiment.run import Watcher, run_all, trace_copy
 
     for condition in outcome.conditions:
         print(condition, file=sys.stderr)
     found = comparison.outlook(plan, folder, is_new=is_new)
     _show_outlook(found, plan)
     forecast = Forecast([found.total_s / max(len(found.runs), 1)] * len(found.runs))
+    trace = Path(plan.trace) if is_new else trace_copy(plan, folder)
+    wanted = len(found.runs)
+    for note in preflight.check(plan, folder, trace, runs=wanted, headers=headers, arm_headers=arm_headers):
+        print(note, file=sys.stderr)
     if dry_run:
         return
     if is_new:
@@ -74,11 +80,19 @@ def make_runs(
             display.notice(f"the page of each run is at http://{swarm.web_host}:{swarm.web_port}/kvload/")
         watcher = Watcher(on_run, on_launch, Listener(display.progress, lambda text: display.notice(f"  {text}")))
         try:
-            run_all(plan, folder, watcher, headers=headers, arm_headers=arm_headers, verify=verify, swarm=swarm)
+            failed = run_all(
+                plan, folder, watcher, headers=headers, arm_headers=arm_headers, verify=verify, swarm=swarm
+            )
         except KeyboardInterrupt:
             display.notice(f"interrupted: finished runs are kept; go on with kvload compare --resume {folder}")
             raise
     show_experiment(plan, folder, outcome)
+    if failed:
+        first, *others = failed.items()
+        for name, error in others:
+            print(plain(f"the arm '{name}' failed: {error}"), file=sys.stderr)
+        first[1].message = f"the arm '{first[0]}' failed: {first[1].message}"
+        raise first[1]
 
 
 def show_experiment(plan: "ExperimentPlan", folder: Path, outcome: Outcome) -> None:

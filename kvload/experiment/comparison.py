@@ -121,13 +121,14 @@ def keep(plan: ExperimentPlan, folder: Path) -> None:
 
 
 def experiment_arms(plan: ExperimentPlan, folder: Path) -> "list[ArmRuns]":
-    """The arms of an experiment, with the runs that are complete."""
+    """The arms of an experiment that have complete runs, with these."""
     from kvload.analysis.records.pairs import ArmRuns
 
     runs = completed(plan, folder)
     return [
         ArmRuns(arm.name, runs[arm.name], baseline=arm.baseline, floor=arm.floor, perturbed=arm.perturbed)
         for arm in plan.arms
+        if runs[arm.name]
     ]
 
 

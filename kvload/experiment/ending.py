@@ -18,6 +18,11 @@ def failed(manifest: RunManifest) -> int:
     return sum(kind.count for kind in manifest.failures if kind.status in {"failed", "timeout", "refused"})
 
 
+def answered(manifest: RunManifest) -> int:
+    """Requests that were answered whole."""
+    return (manifest.sent or 0) - sum(kind.count for kind in manifest.failures if kind.status != "unsent")
+
+
 def error_of(
     manifest: RunManifest, *, allowed: float = ALLOWED_FAILURES, where: str | None = None
 ) -> KvloadError | None:

@@ -144,6 +144,8 @@ class _OneReplay:
             swarm=options.swarm,
         )
         plan = replace(plan, swarm=self._with_token(plan.swarm))
+        for oddity in self._probe(schedule):
+            self.listener.on_notice(oddity)
         run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
         calibration = self._calibrate(schedule)
         notes = [*options.notes, *self._warm_up(schedule)]
@@ -205,7 +207,7 @@ class _OneReplay:
             if options.server is not None:
                 raise UsageError("give one of them", where="--server, --url")
             self.address = options.address
-            info = discover.server_info(self.address, self.headers)
+            info = discover.server_info(self.address, self.headers, model=options.model)
             self.vocabulary = discover.vocab_size(self.address, self.headers)
         else:
             self.entry = registry.find(options.server)
@@ -277,6 +279,13 @@ class _OneReplay:
             arm=options.arm,
             repeat=options.repeat,
         )
+
+    def _probe(self, schedule: "Schedule") -> list[str]:
+        """One small request of the run's kind: what the server refuses is known before anything is measured."""
+        from kvload.workloads.run.probe import probe
+
+        timeout_s = self.options.run.sending.timeout_s
+        return probe(schedule.planned, self.address, headers=self.headers, timeout_s=timeout_s)
 
     def _warm_up(self, schedule: "Schedule") -> list[str]:
         if not self.options.run.sending.warmups:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvload.errors import ServerError
-from kvload.experiment.ending import error_of
+from kvload.errors import KvloadError, MachineError, ServerError
+from kvload.experiment.ending import answered, causes, error_of
 from kvload.experiment.options import ReplayOptions
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
 from kvload.keys import overridden
 from kvload.private import make_folder
+from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.workloads.run.plan import Swarm
 
@@ -59,8 +60,11 @@ def run_all(
     arm_headers: Mapping[str, Mapping[str, str]] | None = None,
     verify: bool = True,
     swarm: Swarm | None = None,
-) -> None:
+) -> dict[str, KvloadError]:
     """Make every run that is not complete; an unfinished one is set aside and made again.
+
+    An arm that fails (its server does not start, or dies, or its requests are refused) is not tried again, and the
+    others go on. Without the baseline, and without room on this machine, there is nothing to go on with.
 
     Args:
         headers: sent with every request; they are not part of the plan, since they may hold keys.
@@ -68,45 +72,54 @@ def run_all(
         verify: check each launched server's cache before it is used.
         swarm: Locust's web page while a run goes on.
 
+    Returns:
+        what went wrong, by the arm's name.
+
     Raises:
         KeyboardInterrupt: the user interrupted a run; what was measured is kept.
-        ServerError: a server did not start, failed its verification or died.
+        ServerError: the baseline's server did not start, failed its verification or died.
+        MachineError: this machine has no room for the runs.
     """
     runs = plan.runs()
+    failed: dict[str, KvloadError] = {}
     for run in pending(plan, out):
+        if run.arm in failed:
+            continue
         watcher.on_run(run, runs.index(run) + 1, len(runs))
         folder = run_path(out, run)
         set_aside(folder)
         make_folder(folder.parent)
         arm = plan.arm(run.arm)
-        with serving(arm, plan.launch, watcher.on_launch, verify=verify) as server:
-            sent = overridden(headers or {}, (arm_headers or {}).get(arm.base, {}))
-            options = _options(plan, out, run, server, sent, swarm or Swarm())
-            manifest = replay_once(options, watcher.listener).manifest()
-        if manifest.ended == "interrupted":
-            raise KeyboardInterrupt
-        if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
-            error.hint = f"go on with kvload compare --resume {out}"
-            raise error
-        if arm.baseline:
-            _check_answers(arm, folder)
+        try:
+            with serving(arm, plan.launch, watcher.on_launch, verify=verify) as server:
+                sent = overridden(headers or {}, (arm_headers or {}).get(arm.base, {}))
+                options = _options(plan, out, run, server, sent, swarm or Swarm())
+                manifest = replay_once(options, watcher.listener).manifest()
+            if manifest.ended == "interrupted":
+                raise KeyboardInterrupt
+            if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
+                raise error
+            if arm.baseline:
+                _check_answers(arm, manifest, folder)
+        except MachineError:
+            raise
+        except KvloadError as error:
+            if arm.baseline:
+                error.hint = error.hint or f"go on with kvload compare --resume {out}"
+                raise
+            failed[arm.name] = error
+            watcher.listener.on_notice(f"the arm '{arm.name}' failed, the others go on: {error}")
+    return failed
 
 
-def _check_answers(arm: Arm, folder: Path) -> None:
+def _check_answers(arm: Arm, manifest: RunManifest, folder: Path) -> None:
     """Raise where the baseline answered nothing: there is nothing then that the others could be compared with."""
-    from kvload.analysis.records.table import load
-
-    table = load(RunDir.open(folder))
-    if not len(table) or table.ok.any():
-        return
-    causes = ", ".join(
-        f"{number} {cause or 'without a cause'}" for cause, number in table.cause.counts(~table.ok).items()
-    )
-    raise ServerError(
-        f"the baseline '{arm.name}' answered none of {len(table)} requests ({causes})",
-        where=str(folder),
-        hint="raise --timeout and --drain where answers were cut, or lower the load",
-    )
+    if manifest.sent and not answered(manifest):
+        raise ServerError(
+            f"the baseline '{arm.name}' answered none of {manifest.sent} requests: {causes(manifest.failures)}",
+            where=str(folder),
+            hint="raise --timeout and --drain where answers were cut, or lower the load",
+        )
 
 
 def completed(plan: ExperimentPlan, out: Path) -> dict[str, tuple[RunDir, ...]]:

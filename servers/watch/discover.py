@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvload.address import Address
-from kvload.errors import KvloadError, ServerError
+from kvload.errors import KvloadError, ServerError, UsageError
 from kvload.http import Answer, request
 from kvload.records import ServerInfo
 from kvload.servers.engines.base import Adapter, Reported, Said
@@ -15,29 +15,33 @@ TOKENS_LIMIT = 64 * 1024 * 1024
 """Bytes of an answer of ``/tokenize`` that are read: the ids of millions of tokens."""
 
 
-def server_info(base: Address, headers: Mapping[str, str] | None = None, *, timeout_s: float = 10.0) -> ServerInfo:
+def server_info(
+    base: Address, headers: Mapping[str, str] | None = None, *, model: str | None = None, timeout_s: float = 10.0
+) -> ServerInfo:
     """Ask a server for its model, engine, version and cache.
 
-    Only ``/v1/models`` must answer; what else is missing stays None.
+    Only ``/v1/models`` must answer, and not even that where the model is named; what else is missing stays None.
 
     Args:
         base: its address.
         headers: sent along, such as ``Authorization``.
+        model: the name to ask for; the server's first where None.
 
     Raises:
         ServerError: nothing answers there, or no OpenAI-compatible server, or it serves no model.
+        UsageError: the server lists its models, and ``model`` is not among them.
     """
-    model = first_model(base, headers, timeout_s=timeout_s)
+    listed = _model_entry(base, headers, model, timeout_s)
     made, pool_tokens, labels = _metrics(base, headers, timeout_s)
     info = _optional_json(base, Adapter.info_path if made is None else made.info_path, headers, timeout_s)
     reported = Reported() if made is None else made.reported(Said(info, labels))
-    context = model.get("max_model_len")
+    context = listed.get("max_model_len")
     version = info.get("version")
     return ServerInfo(
         url=base.url,
         engine=None if made is None else made.name,
         engine_version=version if isinstance(version, str) else None,
-        model=str(model["id"]),
+        model=str(listed["id"]),
         method=reported.method,
         max_model_len=context if isinstance(context, int) else reported.max_model_len,
         pool_tokens=reported.pool_tokens if pool_tokens is None else pool_tokens,
@@ -75,6 +79,32 @@ def first_model(base: Address, headers: Mapping[str, str] | None = None, *, time
     return dict(data[0])
 
 
+def _model_entry(
+    base: Address, headers: Mapping[str, str] | None, model: str | None, timeout_s: float
+) -> dict[str, Any]:
+    """The model's entry in ``/v1/models``; a bare one where it is named and there is no such list."""
+    if model is None:
+        return first_model(base, headers, timeout_s=timeout_s)
+    answer = request(base, "/v1/models", headers=headers, timeout_s=timeout_s)
+    if answer.status in {401, 403}:
+        return first_model(base, headers, timeout_s=timeout_s)
+    try:
+        listed = answer.json() if answer.ok else None
+    except KvloadError:
+        listed = None
+    data = listed.get("data") if isinstance(listed, dict) else None
+    entries = [entry for entry in data if isinstance(entry, dict) and "id" in entry] if isinstance(data, list) else []
+    for entry in entries:
+        if str(entry["id"]) == model:
+            return dict(entry)
+    names = [str(entry["id"]) for entry in entries]
+    # a gateway's list may hold patterns
+    if names and not any("*" in name for name in names):
+        more = f" and {len(names) - 5} others" if len(names) > 5 else ""
+        raise UsageError(f"the server has {', '.join(names[:5])}{more}", where=f"--model {model}")
+    return {"id": model}
+
+
 def served_models(base: Address, headers: Mapping[str, str] | None = None) -> list[str]:
     """The names that the server lists; none where it does not list any."""
     listed = _optional_json(base, "/v1/models", headers, 10.0).get("data")
@@ -101,7 +131,9 @@ def token_count(base: Address, body: Mapping[str, Any], headers: Mapping[str, st
 
 def vocab_size(base: Address, headers: Mapping[str, str] | None = None) -> int | None:
     """Tokens of the vocabulary, where the server's list of models says it (the embedded engine does)."""
-    return _whole(first_model(base, headers).get("vocab_size"))
+    listed = _optional_json(base, "/v1/models", headers, 10.0).get("data")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    return _whole(first.get("vocab_size")) if isinstance(first, dict) else None
 
 
 def _metrics(

@@ -17,7 +17,7 @@ def test_each_arm_gets_its_own_key_and_the_floor_its_baselines(tmp_path: Path, m
 
     class Ended:
         def manifest(self) -> Any:
-            return type("Manifest", (), {"ended": "completed", "partial": False})
+            return type("Manifest", (), {"ended": "completed", "partial": False, "sent": 0, "failures": []})
 
     def note(options: Any, _: Any) -> Ended:
         sent[options.arm] = dict(options.headers)
