@@ -14,6 +14,9 @@ METRIC_NAMES = {
     "e2e_sched": "E2E from schedule",
     "lag": "schedule lag",
 }
+WAIT_AND_PREFILL = "TTFT (queue + prefill)"
+"""What a change of TTFT is called where no server tells its single requests' queueing times."""
+
 ABSENT = "–"
 
 

@@ -83,7 +83,7 @@ def latency(seen: Seen) -> Finding:
 
 def _latencies(change: ArmComparison) -> str:
     told = "queueing" in change.decomposition.parts
-    names = {"ttft": "TTFT" if told else "TTFT (queue + prefill)", "tpot": "TPOT", "e2e": "E2E"}
+    names = {"ttft": "TTFT" if told else words.WAIT_AND_PREFILL, "tpot": "TPOT", "e2e": "E2E"}
     return "; ".join(
         f"{names[name]} {words.change_text(value.relative)}"
         for name, value in change.latency.items()
@@ -93,7 +93,7 @@ def _latencies(change: ArmComparison) -> str:
 
 def _decomposition(change: ArmComparison) -> str:
     parts = change.decomposition.parts
-    names = {"prefill": "prefill" if "queueing" in parts else "TTFT (queue + prefill)"}
+    names = {"prefill": "prefill" if "queueing" in parts else words.WAIT_AND_PREFILL}
     each = [f"{names.get(name, name)} {words.signed_seconds(part.estimate)}" for name, part in parts.items()]
     return f"E2E {words.signed_seconds(change.decomposition.total.estimate)} a request = {', '.join(each)}"
 

@@ -184,7 +184,7 @@ def decomposition_table(comparison: Comparison) -> TableData:
                 )
             )
         )
-    names = shown if told else ("TTFT (queue + prefill)", "speed", "length")
+    names = shown if told else (words.WAIT_AND_PREFILL, "speed", "length")
     return TableData(
         title="Where the change of E2E comes from: mean per request, the parts add up",
         columns=("arm", "E2E", *names, "of speed-up eaten"),

@@ -54,7 +54,7 @@ def render(comparison: Comparison) -> str:
         steps=first_screen.next_steps(comparison),
         verdicts=list(comparison.verdicts.values()),
         latency=_latency(comparison, styles, names),
-        part_legend=plots.PART_LEGEND,
+        part_legend=plots.part_legend(comparison.comparisons),
         decomposition=_decomposition(comparison, names),
         over_time=_over_time(comparison, styles, names),
         by_prompt=_by_prompt(comparison, styles, names),

@@ -250,7 +250,7 @@ def decomposition_bars(changes: Sequence[ArmComparison], names: Mapping[str, str
         for name, part in change.decomposition.parts.items():
             size = part.estimate or 0.0
             start = below if size < 0 else above
-            hint = f"{names[change.name]}: {name} {_signed_seconds(size)}"
+            hint = f"{names[change.name]}: {_part_name(name, change)} {_signed_seconds(size)}"
             chart.bar((start, start + size), (low, low + 0.42), _PARTS[name], hint)
             below, above = (below + size, above) if size < 0 else (below, above + size)
         total = change.decomposition.total.estimate or 0.0
@@ -265,5 +265,12 @@ def _signed_seconds(value_s: float) -> str:
     return "0" if rounded == 0 else ("+" if rounded > 0 else "") + words.seconds(rounded)
 
 
-PART_LEGEND = list(_PARTS.items())
-"""The parts of the decomposition with their style classes."""
+def part_legend(changes: Sequence[ArmComparison]) -> list[tuple[str, str]]:
+    """The parts of the decomposition with their style classes."""
+    names = {part: _part_name(part, change) for change in changes for part in change.decomposition.parts}
+    return [(names[part], style) for part, style in _PARTS.items() if part in names]
+
+
+def _part_name(part: str, change: ArmComparison) -> str:
+    """A part's name; without queueing times of single requests, what is called prefill holds the waiting as well."""
+    return words.WAIT_AND_PREFILL if part == "prefill" and "queueing" not in change.decomposition.parts else part

@@ -5,6 +5,7 @@ floor), so that one page serves light and dark.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -50,7 +51,8 @@ def axis_for(
     if log:
         low, high = low / 1.05, high * 1.05
         if high / low < 1.5:
-            low, high = low / 1.3, high * 1.3
+            # A subnormal number times 1.3 may be itself.
+            low, high = low / 1.3, max(high * 1.3, sys.float_info.min)
     else:
         low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
         room = (high - low) * 0.04 or abs(high) * 0.04 or 0.5
