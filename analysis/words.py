@@ -201,6 +201,7 @@ def what_ran(manifest: RunManifest) -> list[tuple[str, str]]:
     ]
     if manifest.max_concurrency:
         rows.append(("concurrency", f"at most {manifest.max_concurrency}"))
+    rows += [(name, value) for name, value in manifest.metadata.items()]
     if server.prefix_cache:
         rows.append(("prefix cache", server.prefix_cache))
     return rows

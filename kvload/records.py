@@ -298,6 +298,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     arm: str | None = None
     repeat: int | None = None
     notes: list[str] = []
+    metadata: dict[str, str] = {}
 
     @property
     def server(self) -> ServerInfo:

@@ -10,7 +10,6 @@ from kvload.analysis.records.outcome import cap_hit
 from kvload.analysis.records.pairs import LoadedArm
 from kvload.analysis.records.table import Floats, Ints, count_true
 from kvload.analysis.run import server_side, slo, trust
-from kvload.analysis.run.failures import Failure, failures_of
 from kvload.analysis.run.model import PERCENTILES, Metric, Throughput, Timeline
 from kvload.analysis.run.series import Series, series_of
 from kvload.analysis.run.server_side import ServerSide
@@ -18,8 +17,7 @@ from kvload.analysis.run.summary import SLO_SCALES, ecdf_of, gap_metric, through
 from kvload.analysis.run.trust import Trust
 from kvload.analysis.statistics import estimates
 from kvload.analysis.statistics.estimates import Estimate
-from kvload.records import ServerInfo
-from kvload.rundir import RunDir
+from kvload.records import FailureKind, ServerInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,7 @@ class ArmSummary:
     attainment_over_scale: list[tuple[float, float | None]] = field(repr=False)
     timeline: Timeline = field(repr=False)
     series: Series = field(repr=False)
-    failures: list[Failure]
+    failures: list[FailureKind]
 
     @property
     def duration_s(self) -> float | None:
@@ -154,7 +152,7 @@ def summarise(
         attainment_over_scale=slo.attainment_over_scale(table, limits_s, SLO_SCALES) if limits_s else [],
         timeline=timeline_of(arm.first.table, arm.first.samples),
         series=series_of(arm.first.table),
-        failures=failures_of((RunDir(run.path), run.table) for run in arm.runs.values() if run.path is not None),
+        failures=[kind for run in arm.runs.values() for kind in run.manifest.failures],
     )
 
 

@@ -20,7 +20,7 @@ def render(report: Report) -> str:
         state=state,
         verdict=verdict,
         counts=tables.count_lines(report),
-        failures=tables.failure_table(report.failures),
+        failures=tables.failure_table(report.manifest.failures),
         latency=tables.latency_table(report),
         ecdfs=_ecdfs(report),
         attainment=tables.attainment_facts(report),

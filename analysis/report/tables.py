@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvload.analysis import words
-from kvload.analysis.run.failures import Failure
 from kvload.analysis.run.model import PERCENTILES, Metric, Report
 from kvload.analysis.run.section import Section, Unit
 from kvload.analysis.run.server_side import Agreement, Gauge
 from kvload.analysis.run.trust import saturated
 from kvload.analysis.statistics.estimates import Estimate
+from kvload.records import FailureKind
 
 Facts = list[tuple[str, str]]
 """Names and what is to be said about them."""
@@ -33,12 +33,20 @@ class TableData:
     caption: str | None = None
 
 
+_STATUS_WORDS = {"timeout": "timed out", "censored": "still running at the end"}
+
+
 def count_lines(report: Report) -> list[str]:
     """What became of all planned requests."""
     counts = report.counts
+    other = {name: counts.by_status[name] for name in ("failed", "timeout", "refused", "censored")}
     parts = [f"{counts.completed:,} done"]
-    parts += [f"{counts.by_status[name]:,} {name}" for name in ("failed", "timeout", "refused", "censored")]
-    lines = [f"{counts.sent:,} sent = {' + '.join(parts)}"]
+    parts += [f"{number:,} {_STATUS_WORDS.get(name, name)}" for name, number in other.items() if number]
+    lines = [
+        f"{counts.sent:,} sent, all answered"
+        if counts.sent and counts.completed == counts.sent
+        else f"{counts.sent:,} sent = {' + '.join(parts)}"
+    ]
     if counts.planned != counts.sent:
         rest = f"{counts.unsent:,} never sent + {counts.lost:,} without a record"
         rest += f" ({counts.torn} of them cut short)" if counts.torn else ""
@@ -49,22 +57,24 @@ def count_lines(report: Report) -> list[str]:
     return lines
 
 
-def failure_table(failures: Sequence[Failure], arm: str | None = None) -> TableData:
-    """Requests that did not end well, with what the server said of the first of each kind."""
-    return TableData(
-        title="Requests that failed",
-        columns=("what happened", "requests", "the server's words, of the first"),
-        rows=[
-            Row(
-                cells=(
-                    f"{f'{arm}: ' if arm else ''}{failure.status}, {failure.cause or 'no cause given'}",
-                    f"{failure.number:,}",
-                    failure.words or words.ABSENT,
-                )
+def failure_table(kinds: Sequence[FailureKind], arm: str | None = None) -> TableData:
+    """Requests that did not end well, with what the first of each kind was told; equal kinds together."""
+    together: dict[tuple[str, str | None], list[FailureKind]] = {}
+    for kind in kinds:
+        if kind.status != "unsent":
+            together.setdefault((kind.status, kind.cause), []).append(kind)
+    rows = [
+        Row(
+            cells=(
+                f"{f'{arm}: ' if arm else ''}{status}, {cause or 'no cause given'}",
+                f"{sum(kind.count for kind in same):,}",
+                next((kind.first for kind in same if kind.first), words.ABSENT),
             )
-            for failure in failures
-        ],
-    )
+        )
+        for (status, cause), same in together.items()
+    ]
+    columns = ("what happened", "requests", "the first of them was told")
+    return TableData(title="Requests that failed", columns=columns, rows=rows)
 
 
 def latency_table(report: Report) -> TableData:

@@ -5,7 +5,6 @@ Times are seconds. A value that was not measured is None.
 
 from dataclasses import dataclass, field
 
-from kvload.analysis.run.failures import Failure
 from kvload.analysis.run.section import Section
 from kvload.analysis.run.series import Series
 from kvload.analysis.run.server_side import ServerSide
@@ -111,5 +110,4 @@ class Report:
     timeline: Timeline
     series: Series
     notes: list[str]
-    failures: list[Failure] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)

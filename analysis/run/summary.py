@@ -1,7 +1,6 @@
 """From a run folder to its report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +9,6 @@ from kvload.analysis.records import latency
 from kvload.analysis.records.outcome import cap_hit
 from kvload.analysis.records.table import STATUSES, Floats, RecordTable, count_true, load
 from kvload.analysis.run import server_side, slo, trust
-from kvload.analysis.run.failures import failures_of
 from kvload.analysis.run.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
 from kvload.analysis.run.section import Measured
 from kvload.analysis.run.sections import measure_all
@@ -40,8 +38,7 @@ def summarise(run: RunDir, *, slo_limits: Mapping[str, float] | None = None, lev
     """
     manifest = run.manifest()
     table = load(run)
-    report = build_from(manifest, table, run.scrapes(), slo_limits=slo_limits, level=level)
-    return replace(report, failures=failures_of([(run, table)]))
+    return build_from(manifest, table, run.scrapes(), slo_limits=slo_limits, level=level)
 
 
 def build_from(
@@ -52,7 +49,7 @@ def build_from(
     slo_limits: Mapping[str, float] | None = None,
     level: float = estimates.LEVEL,
 ) -> Report:
-    """Report a run whose records are loaded already; what the server said of failures is not in the table."""
+    """Report a run whose records are loaded already."""
     rng = np.random.default_rng(manifest.seed)
     limits = dict(manifest.slo if slo_limits is None else slo_limits)
     gaps = latency.token_gaps(table, np.flatnonzero(table.ok))

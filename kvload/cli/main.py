@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvload import __version__
+from kvload.cli.habits import explain, translate
 from kvload.config import Known, load_defaults
 from kvload.errors import ExitStatus, KvloadError, UsageError
 from kvload.terminal import plain
@@ -108,6 +109,8 @@ def _fault() -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if len(argv) > 1 and argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in {"-h", "--help", "help"}:
         width = max(map(len, COMMANDS))
         print(USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())), end="")
@@ -123,7 +126,7 @@ def _dispatch(argv: list[str]) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "kvload --help lists the commands"
         raise UsageError(f"no such command: '{name}'", hint=hint)
-    return _run_command(name, arguments, named)
+    return _run_command(name, translate(name, arguments), named)
 
 
 def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
@@ -189,6 +192,8 @@ def _run_command(name: str, arguments: list[str], named: Path | None) -> int:
             return ExitStatus.INTERRUPTED
         if not callable(getattr(error, "show", None)):
             raise
+        if (option := getattr(error, "option_name", None)) and (instead := explain(option)):
+            raise UsageError(instead, where=option) from None
         error.show()  # type: ignore[attr-defined]
         return ExitStatus.USAGE
     return result if isinstance(result, int) else ExitStatus.OK

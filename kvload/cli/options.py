@@ -130,6 +130,9 @@ class RequestFlags:
     temperature: Annotated[float | None, typer.Option(help="Override the trace's temperature.", min=0)] = None
     top_p: Annotated[float | None, typer.Option(help="Override the trace's top_p.")] = None
     token_ids: Annotated[bool, typer.Option("--token-ids", help="Ask for and record token ids.")] = False
+    extra_body: Annotated[
+        str | None, typer.Option(help="JSON object whose fields every request gets: '{\"top_k\": 1}'.")
+    ] = None
     seed: Seed = 0
 
 
@@ -149,6 +152,8 @@ class SendingFlags:
     timeout: Annotated[str, typer.Option(help="A request's limit; none for no limit.")] = "10min"
     drain: Annotated[str, typer.Option(help="Wait so long for the last answers.")] = "2min"
     header: Annotated[list[str] | None, typer.Option(help="'Name: value', sent along; may be repeated.")] = None
+    metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, kept with the run; may be repeated.")] = None
+    label: Annotated[str | None, typer.Option(help="What reports call the run.")] = None
     api_key: Annotated[
         str | None, typer.Option(help="The server's key; better in KVLOAD_API_KEY, where no process list shows it.")
     ] = None
@@ -426,8 +431,53 @@ def read_schedule(trace: TraceFlags, requests: RequestFlags, arrivals: "ArrivalS
         top_p=requests.top_p,
         return_token_ids=requests.token_ids,
         token_range=token_range,
+        extra_body=read_extra_body(requests.extra_body),
         seed=requests.seed,
     )
+
+
+OWN_FIELDS = frozenset({"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"})
+"""Fields of a request that the trace and its mode decide."""
+
+
+def read_extra_body(text: str | None) -> dict[str, Any]:
+    """The fields of ``--extra-body``.
+
+    Raises:
+        UsageError: it is not a JSON object, or sets a field that the trace decides.
+    """
+    import json
+
+    from kvload.errors import UsageError
+
+    if text is None:
+        return {}
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"is not JSON: {error}", where="--extra-body") from None
+    if not isinstance(fields, dict):
+        raise UsageError("is not a JSON object", where="--extra-body", hint="""--extra-body '{"top_k": 1}'""")
+    if taken := sorted(OWN_FIELDS & fields.keys()):
+        raise UsageError(f"the trace decides: {', '.join(taken)}", where="--extra-body")
+    return fields
+
+
+def read_metadata(texts: Sequence[str] | None) -> dict[str, str]:
+    """Names and values of ``--metadata``.
+
+    Raises:
+        UsageError: one is not ``NAME=VALUE``.
+    """
+    from kvload.errors import UsageError
+
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise UsageError(f"'{text}' is not NAME=VALUE", where="--metadata")
+        found[name] = value
+    return found
 
 
 def read_sending(flags: SendingFlags, concurrency: int | None = None) -> "Sending":
@@ -479,6 +529,8 @@ def read_run(
         reset_cache=not sending.keep_cache,
         calibrate=sending.calibrate,
         insecure=sending.insecure,
+        metadata=read_metadata(sending.metadata),
+        label=sending.label,
     )
 
 

@@ -21,6 +21,8 @@ class RunOptions:
         reset_cache: empty a launched server's prefix cache before the run.
         calibrate: measure the client's own error first; where None, before long runs.
         insecure: accept any certificate of a server given by its address.
+        metadata: kept in each run's manifest, for the user's own lists.
+        label: what reports call a run that is no arm of a comparison.
     """
 
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
@@ -30,6 +32,8 @@ class RunOptions:
     reset_cache: bool = True
     calibrate: bool | None = None
     insecure: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

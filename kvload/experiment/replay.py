@@ -276,8 +276,9 @@ class _OneReplay:
             warmups=sending.warmups,
             timeout_s=sending.timeout_s,
             max_concurrency=sending.max_concurrency or sending.concurrency,
-            arm=options.arm,
+            arm=options.arm or run.label,
             repeat=options.repeat,
+            metadata=dict(run.metadata),
         )
 
     def _probe(self, schedule: "Schedule") -> list[str]:

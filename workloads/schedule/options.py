@@ -1,7 +1,8 @@
 """What a user may say about a schedule, whatever server it is for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from kvload.workloads.schedule.arrivals import ArrivalSpec
 from kvload.workloads.schedule.prompts import PromptSpec
@@ -28,6 +29,7 @@ class ScheduleOptions:
         temperature, top_p: in place of the trace's own.
         return_token_ids: ask the server for the answers' token ids.
         token_range: ids of made-up prompts, the upper end not included; by the vocabulary's size where None.
+        extra_body: fields of every request, in place of the trace's own (``chat_template_kwargs`` and the like).
         seed: decides everything that is drawn for prompts.
     """
 
@@ -46,13 +48,14 @@ class ScheduleOptions:
     top_p: float | None = None
     return_token_ids: bool = False
     token_range: tuple[int, int] | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     @property
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> dict[str, Any]:
         """The fields of a request that replace the trace's own."""
         given = {"temperature": self.temperature, "top_p": self.top_p}
-        return {name: value for name, value in given.items() if value is not None}
+        return {**self.extra_body, **{name: value for name, value in given.items() if value is not None}}
 
     def prompts(self, vocabulary: int | None) -> PromptSpec:
         """How prompts are made up.
