@@ -48,7 +48,9 @@ Burstiness = Annotated[
     float | None, typer.Option(help="Shape of gamma gaps: 1 is Poisson, below comes in bursts.", min=0.001)
 ]
 Model = Annotated[str | None, typer.Option(help="Model to launch; kvload's probe model if left out.")]
-Slo = Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")]
+Slo = Annotated[
+    str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s; or published ones, see kvload slo.")
+]
 Goodput = Annotated[str, typer.Option(help="The same as vLLM writes it, in ms: ttft:200 tpot:50.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -303,6 +305,10 @@ def read_limits(slo: str, goodput: str = "") -> dict[str, float]:
     from kvload.errors import UsageError
     from kvload.units import parse_limits
 
+    if slo.startswith("mlperf:"):
+        from kvload.cli.published_limits import published
+
+        return published(slo)
     if slo.strip() and goodput.strip():
         raise UsageError("give one of them: they say the same", where="--slo, --goodput")
     return parse_limits(slo, where="--slo") or parse_limits(goodput, where="--goodput", bare_unit="ms")

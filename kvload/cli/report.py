@@ -10,7 +10,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    run: Annotated[
+        Path | None, typer.Argument(help="A run folder; the newest in runs/ if left out.", show_default=False)
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON with the keys of vllm bench serve.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page that opens offline.", show_default=False)] = None,
     slo: Annotated[
@@ -33,6 +35,9 @@ def report(
     from kvload.terminal import console
 
     conditions = [gates.parse(text) for text in fail_if or []]
+    if run is None:
+        run = newest_run(Path("runs"))
+        html = html or run / "report.html"
     built = summarise(RunDir.open(run), slo_limits=read_limits(slo) if slo else None, level=level)
     if json_output:
         json.dump(json_report.as_dict(built), sys.stdout, indent=2, ensure_ascii=False)
@@ -43,3 +48,17 @@ def report(
         html.write_text(html_report.render(built), encoding="utf-8")
         print(f"wrote {html}", file=sys.stderr)
     gates.check(conditions, gates.report_values(built))
+
+
+def newest_run(folder: Path) -> Path:
+    """The run folder below ``folder`` that was begun last, itself or inside an experiment.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from kvload.errors import UsageError
+
+    found = [path.parent for path in (*folder.glob("*/manifest.json"), *folder.glob("*/runs/*/manifest.json"))]
+    if not found:
+        raise UsageError(f"there is no run in {folder}/", where="RUN", hint="kvload report RUN")
+    return max(found, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)
