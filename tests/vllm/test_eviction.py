@@ -5,6 +5,8 @@ token for token. What a CPU does not show is FlashAttention, graphs and the kern
 """
 
 import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +20,12 @@ from kvload.cli.main import run
 from kvload.http import request as http_request
 from kvload.rundir import RunDir
 from kvload.servers.engines.base import LaunchRequest
+from kvload.servers.host.installed import find_python
 from kvload.servers.launcher import launch, stop
 from kvload.servers.lifecycle import registry
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import StartFailedError
+from kvload.servers.plugins.injection import plugin_folder
 from kvload.servers.probe import MODEL_DIR
 from kvload.servers.verification.eviction import counts
 from kvload.servers.watch.scrape import sample_once
@@ -160,3 +164,22 @@ def test_compare_from_a_trace_to_the_paired_report(
     assert {manifest.server.prefix_cache for manifest in manifests} == {"off"}
     assert all((manifest.server.verified or {}).get("ok") for manifest in manifests)
     assert registry.entries() == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plugin_fits_this_vllm_s_classes(method: str, tmp_path: Path) -> None:
+    """Also those that only a GPU runs: managers with a real pool, metadata over FlashAttention's builder.
+
+    ``KVLOAD_VLLM_SOURCES`` may name folders with the source of other releases, each to stand in for this one.
+    """
+    python = find_python(PYTHON)
+    sources = [None, *filter(None, os.environ.get("KVLOAD_VLLM_SOURCES", "").split(os.pathsep))]
+    for source in sources:
+        path = os.pathsep.join(filter(None, [source, str(plugin_folder(tmp_path))]))
+        variables = {"KVLOAD_VLLM_METHOD": json.dumps({"method": method, **METHODS[method]}), "PYTHONPATH": path}
+        script = Path(__file__).with_name("plugin_checks.py")
+        done = subprocess.run(
+            [python, str(script)], env={**os.environ, **variables}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "contract, pages, manager, metadata" in done.stdout

@@ -166,7 +166,10 @@ class EvictionBuilder(FlashAttentionMetadataBuilder):
         on_device = self._rows(batch, rows, first)
         table, held = self._shifted(on_device)
         most_held = batch.max_seq_len if is_dummy else max(1, int(rows.held.max()))
-        changed = {"block_table_tensor": table, "seq_lens": held, "max_seq_len": most_held}
+        # FlashAttention drops a window that no key of a batch is outside of, and then schedules for another kernel than
+        # the one a graph has captured: it is never told of a batch that short.
+        longest = max(most_held, (self._policy.sight or 0) + 1)
+        changed = {"block_table_tensor": table, "seq_lens": held, "max_seq_len": longest}
         metadata = super().build(0, replace(batch, **changed), fast_build)
         scores = self._policy.scores and (is_dummy or rows.judging)
         compacts = self._policy.scores and (is_dummy or rows.compacting)
