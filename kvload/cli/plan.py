@@ -32,15 +32,16 @@ def plan(
     from dataclasses import asdict
 
     from kvload.cli.predict_tables import print_plans
-    from kvload.experiment import predict
-    from kvload.experiment.capacity_plan import Wanted, plan_servers
+    from kvload.experiment.prediction import forecast
+    from kvload.experiment.prediction import loads as trace_loads
+    from kvload.experiment.prediction.plan import Wanted, plan_servers
     from kvload.step_model import read
     from kvload.units import parse_limits
     from kvload.workloads.traces.samples import trace_path
 
     models = read(model)
     methods = method or [each.method for each in models.models]
-    loads = predict.read_loads(
+    loads = trace_loads.read_loads(
         trace_path(path),
         rates=rate,
         burstiness=1.0,
@@ -50,7 +51,7 @@ def plan(
         limit=limit,
         default_output=output_tokens,
     )
-    wanted = Wanted(parse_limits(slo, where="--slo"), target, most, predict.policy_of(policy))
+    wanted = Wanted(parse_limits(slo, where="--slo"), target, most, forecast.policy_of(policy))
     found = [plan_servers(load, models.of(name), wanted) for load in loads.values() for name in methods]
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))

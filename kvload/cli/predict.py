@@ -37,7 +37,7 @@ def fit(
     """Fit step times of every method among some runs."""
     import sys
 
-    from kvload.experiment.predict import Overrides, fit_models
+    from kvload.experiment.prediction.fitting import Overrides, fit_models
     from kvload.step_model import write
 
     models = fit_models(runs, Overrides(pool_tokens, max_num_seqs, chunk_tokens))
@@ -60,7 +60,7 @@ def check(
     from dataclasses import asdict
 
     from kvload.cli.predict_tables import print_checks
-    from kvload.experiment.predict_check import check_runs
+    from kvload.experiment.prediction.check import check_runs
     from kvload.step_model import read
     from kvload.units import parse_limits
 
@@ -96,7 +96,8 @@ def trace(
     from dataclasses import asdict
 
     from kvload.cli.predict_tables import print_predictions
-    from kvload.experiment import predict
+    from kvload.experiment.prediction import forecast
+    from kvload.experiment.prediction import loads as trace_loads
     from kvload.step_model import read
     from kvload.units import parse_limits
     from kvload.workloads.traces.samples import trace_path
@@ -104,7 +105,7 @@ def trace(
     models = read(model)
     methods = method or [each.method for each in models.models]
     limits = parse_limits(slo, where="--slo")
-    loads = predict.read_loads(
+    loads = trace_loads.read_loads(
         trace_path(path),
         rates=rate,
         burstiness=burstiness,
@@ -114,11 +115,11 @@ def trace(
         limit=limit,
         default_output=output_tokens,
     )
-    ratios = predict.read_ratios(lengths) if lengths is not None else None
-    options = predict.Serving(replicas, predict.policy_of(policy), draws, seed)
-    found = predict.predict(loads, models, methods, limits, options, length_ratios=ratios)
+    ratios = trace_loads.read_ratios(lengths) if lengths is not None else None
+    options = forecast.Serving(replicas, forecast.policy_of(policy), draws, seed)
+    found = forecast.predict(loads, models, methods, limits, options, length_ratios=ratios)
     if out is not None:
-        predict.write_runs(out, loads, models, methods, limits, options)
+        forecast.write_runs(out, loads, models, methods, limits, options)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kvload.experiment.capacity_plan import Plan
-    from kvload.experiment.predict import Prediction
-    from kvload.experiment.predict_check import Cell
+    from kvload.experiment.prediction.check import Cell
+    from kvload.experiment.prediction.forecast import Prediction
+    from kvload.experiment.prediction.plan import Plan
     from kvload.step_model import StepModels
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from kvload.cli.main import run
 from kvload.errors import UsageError
-from kvload.experiment.capacity_plan import Wanted, plan_servers
-from kvload.experiment.predict import Serving, fit_models, predict
-from kvload.experiment.predict_check import check_runs
-from kvload.experiment.simulated_run import write_run
+from kvload.experiment.prediction.check import check_runs
+from kvload.experiment.prediction.fitting import fit_models
+from kvload.experiment.prediction.forecast import Serving, predict
+from kvload.experiment.prediction.plan import Wanted, plan_servers
+from kvload.experiment.prediction.run_folder import write_run
 from kvload.servers.simulator.cluster import Load, serve
 from kvload.step_model import StepModel, StepModels, read, write
 
@@ -43,7 +44,7 @@ def load_at(rate: float, count: int, seed: int) -> Load:
     )
 
 
-def make_run(folder: Path, model: StepModel, rate: float, seed: int, count: int = 250) -> Path:
+def make_run(folder: Path, model: StepModel, rate: float, seed: int, count: int = 150) -> Path:
     load = load_at(rate, count, seed)
     write_run(folder, serve(load, model), load, model, slo=SLO, seed=seed)
     return folder
@@ -83,7 +84,7 @@ def test_longer_answers_eat_the_speed_up() -> None:
 
 def test_a_plan_needs_fewer_servers_where_the_cache_holds_more() -> None:
     wanted = Wanted(SLO, 0.95, 64, "least-loaded")
-    load = load_at(60.0, 1500, 3)
+    load = load_at(60.0, 700, 3)
     tight = plan_servers(load, server(pool_tokens=30_000), wanted)
     roomy = plan_servers(load, server(pool_tokens=400_000), wanted)
     assert tight.servers is not None

@@ -71,7 +71,7 @@ def test_ratio_skill_is_none_of_the_methods_own_error() -> None:
 
 
 def test_a_run_gives_back_the_costs_of_the_server_it_was_made_against(tmp_path: Path) -> None:
-    from kvload.experiment.simulated_run import write_run
+    from kvload.experiment.prediction.run_folder import write_run
     from kvload.servers.simulator.cluster import Load, serve
     from kvload.step_model import StepModel
 

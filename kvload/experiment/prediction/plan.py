@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvload.errors import UsageError
-from kvload.experiment.predict import figures
+from kvload.experiment.prediction.forecast import figures
 from kvload.servers.simulator.cluster import Load, Policy, Served, serve
 from kvload.step_model import StepModel
 

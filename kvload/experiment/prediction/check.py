@@ -9,7 +9,9 @@ import numpy as np
 from kvload.analysis.records.table import RecordTable, load
 from kvload.analysis.run.slo import meets_all
 from kvload.errors import UsageError
-from kvload.experiment.predict import DRAWS, Serving, load_of_run, method_of, predict
+from kvload.experiment.prediction.fitting import method_of
+from kvload.experiment.prediction.forecast import DRAWS, Serving, predict
+from kvload.experiment.prediction.loads import load_of_run
 from kvload.rundir import RunDir
 from kvload.step_model import StepModels
 

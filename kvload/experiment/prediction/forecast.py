@@ -1,0 +1,226 @@
+"""What a method would do to a load: simulated with step times as they may be, beside the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from kvload.analysis.prediction.fit import draw
+from kvload.analysis.records.table import Floats
+from kvload.errors import UsageError
+from kvload.rundir import RunDir
+from kvload.servers.simulator.cluster import Load, Policy, Served, serve
+from kvload.step_model import StepModel, StepModels
+
+DRAWS = 20
+"""Simulations behind an interval; each with coefficients and drift of its own."""
+
+LEAST_SHARE = 0.005
+"""Share of steps outside what was measured that is worth a word."""
+
+SATURATED = 0.85
+"""Share of time a server works beyond which waiting times hang on small errors of the step time."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A method at one rate: central figures, and the middle 80 % of the draws.
+
+    Attributes:
+        busy: share of the time that the servers work.
+        outside: features of a step that leave what was measured, with the share of steps that do.
+        refused: requests that the pool can never hold.
+    """
+
+    method: str
+    rate_rps: float
+    central: Mapping[str, float]
+    low: Mapping[str, float]
+    high: Mapping[str, float]
+    ratio: Mapping[str, tuple[float, float, float]]
+    busy: float
+    outside: Mapping[str, float]
+    refused: int
+    preemptions: int
+
+    @property
+    def near_saturation(self) -> bool:
+        """Whether waiting times hang on small errors of the step time."""
+        return self.busy > SATURATED
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How loads are served.
+
+    Attributes:
+        replicas, policy: servers, and how requests are spread over them.
+        draws: simulations behind an interval; 0 for none.
+        seed: decides everything that is drawn.
+    """
+
+    replicas: int = 1
+    policy: Policy = "round-robin"
+    draws: int = DRAWS
+    seed: int = 0
+
+
+def policy_of(text: str) -> Policy:
+    """A policy by its name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    for policy in get_args(Policy):
+        if policy == text:
+            found: Policy = policy
+            return found
+    raise UsageError(f"no policy '{text}'", where="--policy", hint=f"known: {', '.join(get_args(Policy))}")
+
+
+def predict(
+    load_of_rate: Mapping[float, Load],
+    models: StepModels,
+    methods: Sequence[str],
+    slo: Mapping[str, float],
+    serving: Serving | None = None,
+    *,
+    length_ratios: Mapping[str, Floats] | None = None,
+) -> list[Prediction]:
+    """Serve loads under each method, many times over with step times as they may be.
+
+    Args:
+        load_of_rate: loads by their rate in requests a second.
+        methods: the first is the baseline that ratios are to.
+        slo: limits in seconds on ``ttft``, ``tpot`` and ``e2e``.
+        serving: servers, draws and seed.
+        length_ratios: by method, ratios of answer lengths to the baseline's, drawn from for every request.
+    """
+    serving = serving or Serving()
+    found: list[Prediction] = []
+    for rate, load_ in load_of_rate.items():
+        baseline: Sequence[Mapping[str, float]] | None = None
+        for method in methods:
+            model = models.of(method)
+            rng = np.random.default_rng([serving.seed, 17])
+            stretched = _stretched(load_, (length_ratios or {}).get(method), np.random.default_rng([serving.seed, 3]))
+            central = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
+            runs = [figures(central, stretched, slo)]
+            for _ in range(serving.draws):
+                coefficients = draw(np.array(model.coefficients), np.array(model.covariance), model.drift, rng).tolist()
+                served = serve(
+                    stretched,
+                    model,
+                    coefficients=coefficients,
+                    replicas=serving.replicas,
+                    policy=serving.policy,
+                )
+                runs.append(figures(served, stretched, slo))
+            found.append(_prediction(method, rate, model, central, runs, baseline))
+            baseline = baseline or runs
+    return found
+
+
+def write_runs(
+    out: Path,
+    loads: Mapping[float, Load],
+    models: StepModels,
+    methods: Sequence[str],
+    slo: Mapping[str, float],
+    serving: Serving,
+) -> list[RunDir]:
+    """The central simulation of every rate and method as a run folder ``OUT/METHOD-RATE``.
+
+    Raises:
+        RunDirError: one cannot be written.
+    """
+    from kvload.experiment.prediction.run_folder import write_run
+
+    runs = []
+    for rate, load_ in loads.items():
+        for method in methods:
+            model = models.of(method)
+            served = serve(load_, model, replicas=serving.replicas, policy=serving.policy)
+            name = f"{method.replace(':', '-').replace('=', '-')}-{rate:.4g}"
+            runs.append(write_run(out / name, served, load_, model, slo=slo, seed=serving.seed))
+    return runs
+
+
+def figures(served: Served, load_: Load, slo: Mapping[str, float]) -> dict[str, float]:
+    """Percentiles (s), attainment, goodput (requests/s over the arrival window) and throughput (tokens/s), by name."""
+    values: dict[str, float] = {}
+    columns = {"ttft": served.ttft_s, "tpot": served.tpot_s, "e2e": served.e2e_s}
+    for name, column in columns.items():
+        known = column[~np.isnan(column)]
+        for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+            values[f"{name}.{label}"] = float(np.quantile(known, q)) if len(known) else float("nan")
+        values[f"{name}.mean"] = float(known.mean()) if len(known) else float("nan")
+    met = ~np.isnan(served.ttft_s)
+    for name, limit_s in slo.items():
+        if name in columns:
+            # One token has no TPOT: such an answer meets any limit on it.
+            met &= (columns[name] <= limit_s) | (np.isnan(columns[name]) & ~np.isnan(served.ttft_s))
+    window_s = float(load_.arrival_s[-1] - load_.arrival_s[0]) or 1.0
+    values["attainment"] = float(met.mean())
+    values["goodput"] = float(met.sum()) / window_s
+    last_s = float(np.nanmax(load_.arrival_s + served.e2e_s)) if not np.isnan(served.e2e_s).all() else float("nan")
+    answered = ~np.isnan(served.e2e_s)
+    values["tokens_per_s"] = float(load_.output_tokens[answered].sum()) / last_s if last_s else float("nan")
+    return values
+
+
+def _stretched(load_: Load, ratios: Floats | None, rng: np.random.Generator) -> Load:
+    """The load with answers as long as a method makes them."""
+    if ratios is None or not len(ratios):
+        return load_
+    lengths = np.maximum(1, np.round(load_.output_tokens * rng.choice(ratios, len(load_)))).astype(np.int64)
+    return replace(load_, output_tokens=lengths)
+
+
+def _prediction(
+    method: str,
+    rate: float,
+    model: StepModel,
+    central: Served,
+    runs: list[dict[str, float]],
+    baseline: Sequence[Mapping[str, float]] | None,
+) -> Prediction:
+    drawn = runs[1:] or runs
+    spread = {name: np.array([run[name] for run in drawn]) for name in runs[0]}
+    ratio = {}
+    if baseline is not None:
+        for name in runs[0]:
+            ours, theirs = np.array([run[name] for run in runs]), np.array([run[name] for run in baseline])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = ours / theirs
+            low, high = np.nanquantile(ratios[1:] if len(ratios) > 1 else ratios, [0.1, 0.9])
+            ratio[name] = (float(ratios[0]), float(low), float(high))
+    ends = [replica.now_s for replica in central.replicas]
+    return Prediction(
+        method,
+        rate,
+        central=runs[0],
+        low={name: float(np.nanquantile(values, 0.1)) for name, values in spread.items()},
+        high={name: float(np.nanquantile(values, 0.9)) for name, values in spread.items()},
+        ratio=ratio,
+        busy=sum(replica.busy_s for replica in central.replicas) / max(1e-9, sum(ends)),
+        outside=_outside(central, model),
+        refused=sum(request.refused for request in central.requests),
+        preemptions=central.preemptions,
+    )
+
+
+def _outside(served: Served, model: StepModel) -> dict[str, float]:
+    """Share of simulated steps that leave what was measured, by feature; those that never do are left out."""
+    total, beyond = 0, dict.fromkeys(("decodes", "context"), 0)
+    for replica in served.replicas:
+        for stretch in replica.log:
+            total += stretch.steps
+            for name, value in (("decodes", stretch.decodes), ("context", stretch.context)):
+                limit = model.hull.get(name)
+                beyond[name] += stretch.steps if limit is not None and value > limit[1] * 1.001 else 0
+    return {name: count / total for name, count in beyond.items() if total and count / total >= LEAST_SHARE}

@@ -1,0 +1,161 @@
+"""What is to be served: arrivals and lengths, from a trace or from what a run sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from kvload.analysis.records.table import Floats, RecordTable, load
+from kvload.errors import UsageError
+from kvload.rundir import RunDir
+from kvload.servers.simulator.cluster import Load
+from kvload.untrusted import DECODE_ERRORS
+
+if TYPE_CHECKING:
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
+
+
+def read_loads(
+    path: Path,
+    *,
+    rates: str | None,
+    burstiness: float,
+    speed: float,
+    seed: int,
+    format: str | None = None,  # noqa: A002
+    limit: int | None = None,
+    default_output: int | None = None,
+) -> dict[float, Load]:
+    """The load of a trace at several rates, by the mean rate (requests a second) that each has.
+
+    Args:
+        rates: as in ``1,2,4``; the recorded arrivals, ``speed`` times as fast, where None.
+        burstiness: shape of gamma gaps where a rate is given.
+
+    Raises:
+        TraceError: the trace cannot be read.
+        UsageError: a rate does not parse, or the trace has no lengths.
+    """
+    from kvload.units import parse_rate
+    from kvload.workloads.schedule.arrivals import ArrivalSpec
+
+    if rates is None:
+        specs = [ArrivalSpec(kind="trace", speed=speed, seed=seed)]
+    else:
+        wanted = [parse_rate(text, where="--rate") for text in rates.split(",")]
+        specs = [ArrivalSpec(kind="gamma", rate=rate, burstiness=burstiness, seed=seed) for rate in wanted]
+    loads = {}
+    for spec in specs:
+        if path.is_dir():
+            found = _again(load_of_run(load(RunDir.open(path))), spec, limit)
+        else:
+            found = read_load(path, spec, format=format, limit=limit, default_output=default_output)
+        span_s = float(found.arrival_s[-1] - found.arrival_s[0])
+        loads[spec.rate or (len(found) / span_s if span_s else float(len(found)))] = found
+    return loads
+
+
+def read_load(
+    path: Path,
+    spec: ArrivalSpec,
+    *,
+    format: str | None = None,  # noqa: A002
+    limit: int | None = None,
+    default_output: int | None = None,
+) -> Load:
+    """The load of a trace: arrivals and lengths.
+
+    Args:
+        spec: when requests are due.
+        format: the trace's, told by its content where None.
+        limit: at most so many requests.
+        default_output: tokens of an answer for which the trace records none.
+
+    Raises:
+        TraceError: the trace cannot be read.
+        UsageError: it has no lengths.
+    """
+    from itertools import islice
+
+    from kvload.workloads.schedule.arrivals import offsets
+    from kvload.workloads.traces.formats import find_format, read_trace
+
+    requests = list(islice(read_trace(path, find_format(path, format).name), limit))
+    if not requests:
+        raise UsageError("the trace has no requests", where=str(path))
+    prompts, outputs, cached = [], [], []
+    seen: set[int] = set()
+    for request in requests:
+        length = request.input_length
+        if length is None and request.prompt_token_ids is not None:
+            length = len(request.prompt_token_ids)
+        output = request.output_length or request.max_tokens or default_output
+        if length is None or output is None:
+            what = "the length of its prompt" if length is None else "the length of its answer"
+            raise UsageError(
+                f"request '{request.id}' does not say {what}",
+                where=str(path),
+                hint="give a run folder in its place, whose server counted tokens; --output sets the answers' length",
+            )
+        prompts.append(max(1, length))
+        outputs.append(max(1, output))
+        cached.append(_cached(request.block_ids, request.block_size, seen))
+    recorded = np.array([np.nan if request.arrival is None else request.arrival for request in requests])
+    sessions = {name: place for place, name in enumerate(dict.fromkeys(request.session for request in requests))}
+    return Load(
+        offsets(recorded, spec),
+        np.array(prompts),
+        np.array(outputs),
+        np.array(cached) if any(cached) else None,
+        np.array([sessions[request.session] for request in requests]) if len(sessions) > 1 else None,
+    )
+
+
+def _cached(block_ids: list[int] | None, block_size: int | None, seen: set[int]) -> int:
+    """Tokens of a prompt's leading blocks that an earlier request brought: a cache without limits holds them."""
+    hit = 0
+    for block in block_ids or ():
+        if block not in seen:
+            break
+        hit += block_size or 0
+    seen.update(block_ids or ())
+    return hit
+
+
+def load_of_run(table: RecordTable) -> Load:
+    """What a run sent: arrivals as sent, lengths as counted. Requests without an answer are left out."""
+    rows = np.flatnonzero(table.ok & ~np.isnan(table.t_send_s) & ~np.isnan(table.output_tokens))
+    rows = rows[np.argsort(table.t_send_s[rows], kind="stable")]
+    prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)[rows]
+    known = ~np.isnan(prompts)
+    rows, prompts = rows[known], prompts[known]
+    outputs = np.maximum(1, table.output_tokens[rows] - table.end_tokens[rows])
+    return Load(table.t_send_s[rows], prompts.astype(np.int64), outputs.astype(np.int64))
+
+
+def _again(load_: Load, spec: ArrivalSpec, limit: int | None) -> Load:
+    """A run's requests with other arrivals."""
+    from kvload.workloads.schedule.arrivals import offsets
+
+    rows = slice(None, limit)
+    return Load(offsets(load_.arrival_s[rows], spec), load_.prompt_tokens[rows], load_.output_tokens[rows])
+
+
+def read_ratios(path: Path) -> dict[str, Floats]:
+    """Ratios of answer lengths to the baseline's, by method: ``{"kivi-2": [1.0, 1.3, ...]}``.
+
+    Raises:
+        UsageError: it cannot be read, or a ratio is not above 0.
+    """
+    try:
+        lists = msgspec.json.decode(path.read_bytes(), type=dict[str, list[float]])
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except DECODE_ERRORS as error:
+        raise UsageError(f"holds no ratios by method: {error}", where=str(path)) from error
+    if any(not (0 < ratio < float("inf")) for ratios in lists.values() for ratio in ratios):
+        raise UsageError("ratios are above 0", where=str(path))
+    return {method: np.array(ratios) for method, ratios in lists.items()}
