@@ -1,7 +1,8 @@
 """The contract of predictions: what a step of a server costs, fitted from runs, and what the simulator needs besides.
 
 One file holds the models of several methods (and servers). Every coefficient is 0 or more and in seconds: ``steps`` a
-step, ``decodes`` a generated token, ``context`` a token whose keys and values a generated one reads, ``prompt_tokens``
+step, ``prompt_steps`` what a step with prompt tokens in it costs besides (engines replay graphs for decoding alone),
+``decodes`` a generated token, ``context`` a token whose keys and values a generated one reads, ``prompt_tokens``
 a prompt token, ``prompt_work`` a token that a prompt token looks at.
 """
 
@@ -12,7 +13,7 @@ import msgspec
 from kvload.errors import UsageError
 from kvload.untrusted import DECODE_ERRORS
 
-FEATURES = ("steps", "decodes", "context", "prompt_tokens", "prompt_work")
+FEATURES = ("steps", "prompt_steps", "decodes", "context", "prompt_tokens", "prompt_work")
 FILE_LIMIT = 16 << 20
 
 
@@ -27,8 +28,11 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         steps: measured steps.
         error_p50, error_p90: relative error of the fitted steps, in-sample.
         overhead_s: what a first token takes beside its steps: network, tokenising, the server's own loop.
+        ahead_steps: steps that are settled before a request that arrives can be part of one: 1 where the server
+            schedules a step while the one before runs.
         drift: spread (standard deviation of the logarithm) of equal runs; ``drift_runs`` says how many it comes from, 0
             where it is an assumption.
+        misfit: spread of measured to fitted time over long stretches: what the model leaves out.
         pool_tokens: tokens the cache holds, as the server reports.
         page_tokens, max_sequences, chunk_tokens: the scheduler's settings.
         kept_tokens: tokens of a sequence that stay after its prompt, where the method evicts; None for all.
@@ -37,7 +41,7 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     method: str
-    coefficients: tuple[float, float, float, float, float]
+    coefficients: tuple[float, float, float, float, float, float]
     covariance: list[list[float]]
     hull: dict[str, tuple[float, float]]
     steps: int
@@ -48,8 +52,10 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     device: str | None = None
     model: str | None = None
     overhead_s: float = 0.0
+    ahead_steps: int = 0
     drift: float = 0.011
     drift_runs: int = 0
+    misfit: float = 0.0
     pool_tokens: int | None = None
     page_tokens: int = 16
     max_sequences: int = 256

@@ -1,6 +1,7 @@
 """The physical step-time model fitted to measured steps, with its uncertainty.
 
-``seconds = a + b decodes + c context + d prompt tokens + e prompt work``, every coefficient 0 or more (non-negative
+``seconds = a steps + b steps with prompts + c decodes + d context + e prompt tokens + f prompt work``, every
+coefficient 0 or more (non-negative
 least squares), errors relative: a step of 5 ms and one of 50 ms count alike. Few coefficients on purpose: forms with
 more, and trees, fit better where they were measured and fail beyond it.
 """
@@ -15,10 +16,14 @@ from kvload.errors import UsageError
 from kvload.step_model import FEATURES
 
 ROUNDS = 6
-"""Reweightings that take weight from steps far off (a stall, a garbage collection)."""
+"""Reweightings: errors relative to the last round's prediction, and weight off steps far out (a stall, say)."""
 
-FAR = 2.5
-"""Robust standard deviations beyond which a step loses weight (Huber)."""
+FAR = 30.0
+"""Robust standard deviations beyond which a step loses weight (Huber). Step times have a long tail that belongs to
+their mean: only what no step does is cut."""
+
+BLOCKS = 8
+"""Parts of the measured time whose speed is compared with the fit, for what the model leaves out."""
 
 FEWEST_STEPS = 8
 
@@ -29,14 +34,17 @@ class Fit:
 
     Attributes:
         covariance: ``(features, features)``; zero for coefficients that are held at 0.
-        hull: least and most of each feature.
+        hull: least and most of each feature of a step.
         errors: relative error of each step, in-sample.
+        misfit: spread (standard deviation of the logarithm) of measured to fitted time over long stretches: what the
+            model leaves out, which no number of steps averages away.
     """
 
     coefficients: Floats
     covariance: Floats
     hull: dict[str, tuple[float, float]]
     errors: Floats
+    misfit: float
 
     def seconds(self, work: Floats) -> Floats:
         """What steps cost: ``work`` is ``(n, features)``."""
@@ -66,18 +74,21 @@ def fit(steps: Steps) -> Fit:
     relative = 1 / steps.seconds
     weights = np.ones(len(steps))
     coefficients = np.zeros(len(FEATURES))
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
+        if number:
+            # Relative to what is expected, not to what came: the mean is wanted, and steps that took long are rare.
+            relative = 1 / np.maximum(steps.work @ coefficients, 1e-9)
         row = weights * relative
         found, _ = nnls((steps.work / scale)[:, used] * row[:, None], steps.seconds * row)
         coefficients[used] = found / scale[used]
-        errors = steps.work @ coefficients * relative - 1
+        errors = steps.seconds / np.maximum(steps.work @ coefficients, 1e-9) - 1
         spread = 1.4826 * np.median(np.abs(errors - np.median(errors))) or 1e-12
         weights = np.sqrt(np.minimum(1.0, FAR * spread / np.maximum(np.abs(errors), 1e-12)))
-    hull = {
-        name: (float(steps.work[:, place].min()), float(steps.work[:, place].max()))
-        for place, name in enumerate(FEATURES)
-    }
-    return Fit(coefficients, _covariance(steps, coefficients, weights * relative), hull, errors)
+    each = steps.work / steps.work[:, :1]
+    hull = {name: (float(each[:, place].min()), float(each[:, place].max())) for place, name in enumerate(FEATURES)}
+    errors = steps.work @ coefficients / steps.seconds - 1
+    covariance = _covariance(steps, coefficients, weights * relative)
+    return Fit(coefficients, covariance, hull, errors, _misfit(steps, coefficients))
 
 
 def _covariance(steps: Steps, coefficients: Floats, row: Floats) -> Floats:
@@ -91,6 +102,13 @@ def _covariance(steps: Steps, coefficients: Floats, row: Floats) -> Floats:
     lag = min(max(lag, 0.0), 0.98)
     covariance[np.ix_(free, free)] = variance * (1 + lag) / (1 - lag) * np.linalg.pinv(design.T @ design)
     return covariance
+
+
+def _misfit(steps: Steps, coefficients: Floats) -> float:
+    blocks = np.array_split(np.arange(len(steps)), min(BLOCKS, len(steps) // 4 or 1))
+    fitted = steps.work @ coefficients
+    ratios = [np.log(steps.seconds[block].sum() / fitted[block].sum()) for block in blocks]
+    return float(np.std(ratios, ddof=1)) if len(ratios) > 1 else 0.0
 
 
 def draw(coefficients: Floats, covariance: Floats, drift: float, rng: np.random.Generator) -> Floats:

@@ -1,46 +1,57 @@
 """The steps of a server, rebuilt from a run's chunk times.
 
-A decoding request receives a token at the end of every step, so the gap between two of its tokens is a step. What the
-step did follows from the records: who was decoding in the middle of the gap, with how many tokens so far, and whose
-first tokens (prompts just finished) came at its end. Requests that decode together see the same steps: their gaps are
-merged.
+Whoever decodes receives one token at the end of every step, so tokens arrive in bunches, one bunch a step: a bunch ends
+where a request would come twice, or where nothing comes for a while. The time from bunch to bunch is the step, its
+members are who decoded, and their tokens so far what was read. A prompt's tokens belong to the step that computed them:
+the one that its first token ended, or one before where the server hands tokens out a step later (asynchronous
+scheduling). Which of the two is found by what explains the long steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvload.analysis.records.table import Bools, Floats, Ints, RecordTable, chunk_blocks, chunk_times_us
 from kvload.step_model import FEATURES
 
-MERGE_SHARE = 0.5
-"""Gaps whose middles lie closer than this share of their length belong to one step."""
+PAUSE_SHARE = 0.25
+"""A pause of this share of the median gap between a request's tokens ends a bunch."""
+
+WINDOW = 6
+"""Steps that are measured together: work adds up, while single bunches come early and late (a server that prepares the
+next step beside the one that runs hands a long one's tokens out late and the next one's early)."""
 
 LONGEST_GAPS = 20.0
-"""A gap of more than so many median gaps is no single step: the stream stood still for another reason."""
+"""A step of more than so many medians is none: the stream stood still for another reason."""
+
+MOST_LAG = 2
+"""Steps by which tokens may be handed out late."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Measured steps.
+    """Measured stretches of one or several steps.
 
     Attributes:
-        work: what each did, ``(n, features)`` in the order of ``FEATURES``.
+        work: what each did, summed over its steps, ``(n, features)`` in the order of ``FEATURES``.
         seconds: how long it took, ``(n,)``.
+        lag_steps: steps between a prompt's being computed and its first token, as bunches show it.
     """
 
     work: Floats
     seconds: Floats
+    lag_steps: int = 0
 
     def __len__(self) -> int:
         return len(self.seconds)
 
 
 def join(parts: list[Steps]) -> Steps:
-    """The steps of several runs."""
+    """The steps of several runs of one server."""
     if not parts:
         return Steps(np.zeros((0, len(FEATURES))), np.zeros(0))
-    return Steps(np.concatenate([part.work for part in parts]), np.concatenate([part.seconds for part in parts]))
+    lag = int(np.median([part.lag_steps for part in parts if len(part)] or [0]))
+    return Steps(np.concatenate([part.work for part in parts]), np.concatenate([part.seconds for part in parts]), lag)
 
 
 def rebuild(table: RecordTable, *, chunk_tokens: int, kept_tokens: int | None = None) -> Steps:
@@ -48,53 +59,56 @@ def rebuild(table: RecordTable, *, chunk_tokens: int, kept_tokens: int | None = 
 
     Args:
         table: the run.
-        chunk_tokens: tokens of one step at most: longer prompts are computed in several, and steps beside them are left
+        chunk_tokens: tokens of one step at most. Longer prompts are computed in several, and steps beside them are left
             out, since how their chunks fell is not in the records.
         kept_tokens: tokens of a sequence that are read, where the method evicts.
 
     Returns:
         steps in which at least one request decoded.
     """
-    rows = np.flatnonzero(table.ok & ~np.isnan(table.t_first_s) & ~table.in_bursts)
-    rows = rows[(table.chunk_count[rows] > 1)]
-    if len(rows) < 1:
-        return join([])
     prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)
-    known = ~np.isnan(prompts[rows])
-    rows = rows[known]
+    usable = table.ok & ~np.isnan(table.t_first_s) & ~table.in_bursts & ~np.isnan(prompts) & (table.chunk_count > 1)
+    rows = np.flatnonzero(usable)
     times, owner, tokens = _chunks(table, rows)
-    if not len(times):
+    if len(times) < 2:
         return join([])
-    state = _State(table, rows, prompts, times, owner, tokens)
-    start, end, length = _gaps(times, owner, tokens)
-    keep = length < LONGEST_GAPS * np.median(length)
-    start, end, length = start[keep], end[keep], length[keep]
-    middle = (start + end) / 2
-    decodes, context = state.at(middle, kept_tokens)
-    finished, work, long = state.prompts_finished(middle, end + length / 2, chunk_tokens)
-    alone = ~state.beside_long_prompt(start, end, chunk_tokens) & ~long & (decodes >= 1)
-    order = np.argsort(middle[alone], kind="stable")
-    features = np.stack([np.ones_like(middle), decodes, context, finished, work], axis=1)[alone][order]
-    return _merged(middle[alone][order], length[alone][order], features)
+    bunches = _Bunches(times, owner, tokens, prompts, kept_tokens)
+    seconds, decodes, context, whole = bunches.steps()
+    long = prompts > chunk_tokens
+    begun = table.t_send_s + np.nan_to_num(table.queue_s)
+    for row in rows[long[rows]]:
+        whole &= ~((bunches.start_s > begun[row]) & (bunches.start_s - seconds < table.t_first_s[row]))
+    best: Steps | None = None
+    least = np.inf
+    for lag in range(MOST_LAG + 1):
+        prompt, work = bunches.prompts_computed(prompts, lag)
+        # A sum of prompts beyond one step's tokens was computed in several steps.
+        used = whole & (prompt <= chunk_tokens)
+        beside = (prompt > 0).astype(np.float64)
+        features = np.stack([np.ones_like(seconds), beside, decodes, context, prompt, work], axis=1)
+        stretches = _stretches(features, seconds, used)
+        rest = _unexplained(stretches)
+        if best is None or rest < least * 0.98:
+            best, least = replace(stretches, lag_steps=lag), rest
+    return best if best is not None else join([])
 
 
 def lone_first_tokens(table: RecordTable) -> tuple[Floats, Floats]:
     """Prompt lengths and TTFT (s) of requests during whose prefill no other request was in flight."""
     sent, first = table.t_send_s, table.t_first_s
+    known = ~np.isnan(sent)
     end = np.where(np.isnan(table.t_end_s), np.inf, table.t_end_s)
     rows = np.flatnonzero(table.ok & ~np.isnan(first))
-    order = np.sort(sent[~np.isnan(sent)])
-    ends = np.sort(end[~np.isnan(sent)])
-    begun = np.searchsorted(order, first[rows], side="right")
-    over = np.searchsorted(ends, sent[rows], side="left")
+    begun = np.searchsorted(np.sort(sent[known]), first[rows], side="right")
+    over = np.searchsorted(np.sort(end[known]), sent[rows], side="left")
     alone = rows[begun - over == 1]
     prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)[alone]
-    known = ~np.isnan(prompts)
-    return prompts[known], (first - sent)[alone][known]
+    counted = ~np.isnan(prompts)
+    return prompts[counted], (first - sent)[alone][counted]
 
 
 def _chunks(table: RecordTable, rows: Ints) -> tuple[Floats, Ints, Ints]:
-    """Time (s on the run's clock), row and tokens of every chunk of these requests, request by request."""
+    """Time (s on the run's clock), row and tokens of every chunk of these requests, in the order of arrival."""
     times, owner, tokens = [], [], []
     for block, part, _ in chunk_blocks(table, rows):
         counts = table.chunk_count[part]
@@ -103,94 +117,112 @@ def _chunks(table: RecordTable, rows: Ints) -> tuple[Floats, Ints, Ints]:
         tokens.append(block["tokens"].astype(np.int64))
     if not times:
         return np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    return np.concatenate(times), np.concatenate(owner), np.concatenate(tokens)
+    joined = np.concatenate(times)
+    order = np.argsort(joined, kind="stable")
+    return joined[order], np.concatenate(owner)[order], np.concatenate(tokens)[order]
 
 
-def _gaps(times: Floats, owner: Ints, tokens: Ints) -> tuple[Floats, Floats, Floats]:
-    """Start, end and length of the gaps between neighbouring chunks of one token each, of one request."""
-    same = (owner[1:] == owner[:-1]) & (tokens[1:] == 1)
-    start, end = times[:-1][same], times[1:][same]
-    length = end - start
-    real = length > 0
-    return start[real], end[real], length[real]
+class _Bunches:
+    """Chunks in bunches, one a step.
+
+    Attributes:
+        start_s: arrival of each bunch's first chunk.
+    """
+
+    def __init__(self, times: Floats, owner: Ints, tokens: Ints, prompts: Floats, kept_tokens: int | None) -> None:
+        self._times, self._owner = times, owner
+        before = _tokens_before(owner, tokens)
+        length = prompts[owner] + before
+        self._read = length if kept_tokens is None else np.minimum(length, kept_tokens)
+        self._first = before == 0
+        self._single = tokens == 1
+        self._bunch = _bunch_of(times, owner)
+        starts = np.flatnonzero(np.diff(self._bunch, prepend=-1))
+        self.start_s = times[starts]
+
+    def steps(self) -> tuple[Floats, Floats, Floats, Bools]:
+        """Seconds, decoding requests and tokens read of every bunch, and whether it is a whole step.
+
+        That is one that follows the bunch before without a rest of the server: a request has a token in both.
+        """
+        count = len(self.start_s)
+        seconds = np.diff(self.start_s, prepend=np.nan)
+        decoding = ~self._first
+        decodes = np.bincount(self._bunch[decoding], minlength=count).astype(np.float64)
+        context = np.bincount(self._bunch[decoding], weights=self._read[decoding], minlength=count).astype(np.float64)
+        order = np.lexsort((self._bunch, self._owner))
+        same = self._owner[order][1:] == self._owner[order][:-1]
+        follows = same & (self._bunch[order][1:] - self._bunch[order][:-1] == 1)
+        carried = np.zeros(count, np.bool_)
+        carried[self._bunch[order][1:][follows & self._single[order][1:]]] = True
+        whole = carried & (decodes >= 1) & (seconds > 0)
+        if whole.any():
+            whole &= seconds < LONGEST_GAPS * np.median(seconds[whole])
+        return np.nan_to_num(seconds), decodes, context, whole
+
+    def prompts_computed(self, prompts: Floats, lag: int) -> tuple[Floats, Floats]:
+        """Prompt tokens, and the tokens that those look at, of every step, if tokens come ``lag`` steps late."""
+        count = len(self.start_s)
+        rows = self._owner[self._first]
+        place = np.maximum(self._bunch[self._first] - lag, 0)
+        tokens = prompts[rows]
+        return (
+            np.bincount(place, weights=tokens, minlength=count).astype(np.float64),
+            np.bincount(place, weights=tokens * (tokens + 1) / 2, minlength=count).astype(np.float64),
+        )
 
 
-class _State:
-    """Who decodes when, and with how many tokens."""
-
-    def __init__(
-        self, table: RecordTable, rows: Ints, prompts: Floats, times: Floats, owner: Ints, tokens: Ints
-    ) -> None:
-        first, last = table.t_first_s[rows], table.t_last_s[rows]
-        by_first, by_last = np.argsort(first), np.argsort(last)
-        self._first, self._last = first[by_first], last[by_last]
-        output = np.zeros(len(table.status))
-        np.add.at(output, owner, tokens)
-        prompt = prompts[rows]
-        self._prompt_by_first = _sums(prompt[by_first])
-        self._prompt_by_last = _sums((prompt + output[rows])[by_last])
-        order = np.argsort(times)
-        self._token_times, self._token_sums = times[order], _sums(tokens[order].astype(float))
-        self._prompt = prompt[by_first]
-        self._work_sums = _sums(self._prompt * (self._prompt + 1) / 2)
-        self._prompt_sums = _sums(self._prompt)
-        self._sent = table.t_send_s[rows][by_first] + np.nan_to_num(table.queue_s[rows][by_first])
-        self._all_first, self._all_last, self._all_prompt, self._all_output = first, last, prompt, output[rows]
-
-    def at(self, moment: Floats, kept_tokens: int | None) -> tuple[Floats, Floats]:
-        """Requests that decode at these moments, and the tokens they read."""
-        begun = np.searchsorted(self._first, moment, side="right")
-        over = np.searchsorted(self._last, moment, side="right")
-        decodes = (begun - over).astype(float)
-        if kept_tokens is not None:
-            return decodes, self._kept_at(moment, kept_tokens)
-        generated = self._token_sums[np.searchsorted(self._token_times, moment, side="right")]
-        return decodes, self._prompt_by_first[begun] + generated - self._prompt_by_last[over]
-
-    def _kept_at(self, moment: Floats, kept_tokens: int) -> Floats:
-        """The same where at most ``kept_tokens`` of a sequence are read; generated tokens spread evenly in time."""
-        total = np.zeros(len(moment))
-        span = np.maximum(self._all_last - self._all_first, 1e-9)
-        for first, last, prompt, output, width in zip(
-            self._all_first, self._all_last, self._all_prompt, self._all_output, span, strict=True
-        ):
-            active = (moment >= first) & (moment < last)
-            length = prompt + output * (moment[active] - first) / width
-            total[active] += np.minimum(length, kept_tokens)
-        return total
-
-    def prompts_finished(self, start: Floats, end: Floats, chunk_tokens: int) -> tuple[Floats, Floats, Bools]:
-        """Prompt tokens and prompt work of first tokens between two moments, and whether any prompt took many steps."""
-        low = np.searchsorted(self._first, start, side="right")
-        high = np.searchsorted(self._first, end, side="right")
-        long = _sums((self._prompt > chunk_tokens).astype(float))
-        tokens = self._prompt_sums[high] - self._prompt_sums[low]
-        many = (long[high] - long[low] > 0) | (tokens > chunk_tokens)
-        return tokens, self._work_sums[high] - self._work_sums[low], many
-
-    def beside_long_prompt(self, start: Floats, end: Floats, chunk_tokens: int) -> Bools:
-        """Gaps that overlap the prefill of a prompt of more than one chunk."""
-        beside = np.zeros(len(start), np.bool_)
-        for place in np.flatnonzero(self._prompt > chunk_tokens):
-            beside |= (end > self._sent[place]) & (start < self._first[place])
-        return beside
+def _tokens_before(owner: Ints, tokens: Ints) -> Ints:
+    """Tokens of the same request in the chunks before each chunk."""
+    order = np.argsort(owner, kind="stable")
+    sums = np.cumsum(tokens[order]) - tokens[order]
+    starts = np.flatnonzero(np.diff(owner[order], prepend=-1))
+    counts = np.diff(np.append(starts, len(order)))
+    found = np.empty(len(owner), np.int64)
+    found[order] = sums - np.repeat(sums[starts], counts)
+    return found
 
 
-def _sums(values: Floats) -> Floats:
-    return np.concatenate([[0.0], np.cumsum(values)])
+def _bunch_of(times: Floats, owner: Ints) -> Ints:
+    """The number of each chunk's bunch."""
+    order = np.argsort(owner, kind="stable")
+    same = owner[order][1:] == owner[order][:-1]
+    gaps = np.diff(times[order])[same]
+    pause_s = PAUSE_SHARE * float(np.median(gaps)) if len(gaps) else 0.0
+    found = np.empty(len(times), np.int64)
+    last_bunch = np.full(int(owner.max()) + 1, -1, np.int64)
+    number = 0
+    for place, (row, pause) in enumerate(
+        zip(owner.tolist(), (np.diff(times, prepend=times[0]) > pause_s).tolist(), strict=True)
+    ):
+        if pause or last_bunch[row] == number:
+            number += 1
+        last_bunch[row] = number
+        found[place] = number
+    return found
 
 
-def _merged(middle: Floats, length: Floats, features: Floats) -> Steps:
-    """One row for the gaps of one step."""
-    if not len(middle):
+def _stretches(features: Floats, seconds: Floats, used: Bools) -> Steps:
+    """Sums over :data:`WINDOW` steps that follow each other; shorter rests are left out."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
+    starts = [
+        start
+        for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+        for start in range(begin, end - WINDOW + 1, WINDOW)
+    ]
+    if not starts:
         return join([])
-    starts = [0]
-    anchor = middle[0]
-    for place in range(1, len(middle)):
-        if middle[place] - anchor > MERGE_SHARE * length[place]:
-            starts.append(place)
-            anchor = middle[place]
-    cuts = np.asarray(starts)
-    counts = np.diff(np.append(cuts, len(middle)))
-    work = np.add.reduceat(features, cuts, axis=0) / counts[:, None]
-    return Steps(work, np.add.reduceat(length, cuts) / counts)
+    rows = np.asarray(starts)[:, None] + np.arange(WINDOW)
+    return Steps(features[rows].sum(axis=1), seconds[rows].sum(axis=1))
+
+
+def _unexplained(steps: Steps) -> float:
+    """How much of the time decodes, context and prompts leave unexplained: a mean of relative errors."""
+    from scipy.optimize import nnls
+
+    if len(steps) <= len(FEATURES):
+        return np.inf
+    scale = np.maximum(steps.work.max(axis=0), 1e-12)
+    row = 1 / np.sqrt(steps.seconds)
+    found, _ = nnls(steps.work / scale * row[:, None], steps.seconds * row)
+    return float(np.mean(np.abs(steps.work / scale @ found / steps.seconds - 1)))

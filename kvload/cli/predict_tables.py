@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
 def print_models(models: "StepModels") -> None:
     """One line a method: what a step costs, and how well that fits."""
-    table = _table("method", "steps", "a step", "a decode", "1k context", "1k prompt", "error", "drift")
+    table = _table("method", "steps", "a step", "with prompts", "a decode", "1k context", "1k prompt", "error", "drift")
     for model in models.models:
-        step, decode, context, prompt, _ = model.coefficients
+        step, beside, decode, context, prompt, _ = model.coefficients
         table.add_row(
             model.method,
             f"{model.steps:,}",
             f"{step * 1e3:.2f} ms",
+            f"+{beside * 1e3:.1f} ms",
             f"{decode * 1e6:.0f} us",
             f"{context * 1e9:.1f} us",
             f"{prompt * 1e6:.1f} ms",
             f"{model.error_p50:.1%}, p90 {model.error_p90:.1%}",
-            f"{model.drift:.1%}" if model.drift_runs else f"{model.drift:.1%}, assumed",
+            f"{model.drift:.1%}{'' if model.drift_runs else ' (assumed)'}, {model.misfit:.1%}",
         )
     _print(table)
-    _say("error: of single steps, in-sample; drift: spread of equal runs. See also kvload predict check RUN...")
+    _say("error: of stretches of a few steps, in-sample; drift: spread of equal runs, and what the model leaves out")
 
 
 def print_predictions(found: Sequence["Prediction"], slo: Mapping[str, float], replicas: int) -> None:

@@ -83,6 +83,7 @@ def make_replica(model: StepModel, coefficients: Sequence[float] | None = None) 
         max_sequences=model.max_sequences,
         chunk_tokens=model.chunk_tokens,
         kept=_kept(model),
+        ahead_steps=model.ahead_steps,
     )
 
 

@@ -1,14 +1,12 @@
 """What a step costs: a physical model, linear in what the step does.
 
-A step of a transformer reads its weights once (a constant), does work for every token it computes (decodes and prompt
+A step of a transformer reads its weights once (a constant; another where prompts are in it, since engines replay
+recorded graphs for decoding alone), does work for every token it computes (decodes and prompt
 tokens), and reads the keys and values of the contexts that its queries look at. Prompt tokens look at each other: their
 work grows with the square of the chunk.
 """
 
 from dataclasses import dataclass
-
-FEATURES = ("steps", "decodes", "context", "prompt_tokens", "prompt_work")
-"""Names of :class:`StepWork`'s fields, in order."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +15,7 @@ class StepWork:
 
     Attributes:
         steps: how many.
+        prompt_steps: how many of them have prompt tokens in them.
         decodes: tokens generated.
         context: tokens whose keys and values the generated ones read, summed over them; where a method evicts, the
             kept ones.
@@ -25,6 +24,7 @@ class StepWork:
     """
 
     steps: float = 1.0
+    prompt_steps: float = 0.0
     decodes: float = 0.0
     context: float = 0.0
     prompt_tokens: float = 0.0
@@ -36,6 +36,7 @@ class StepCost:
     """Seconds by feature; see :class:`StepWork`. All are 0 or more."""
 
     steps: float
+    prompt_steps: float = 0.0
     decodes: float = 0.0
     context: float = 0.0
     prompt_tokens: float = 0.0
@@ -45,6 +46,7 @@ class StepCost:
         """How long that takes."""
         return (
             self.steps * work.steps
+            + self.prompt_steps * work.prompt_steps
             + self.decodes * work.decodes
             + self.context * work.context
             + self.prompt_tokens * work.prompt_tokens

@@ -6,6 +6,7 @@ free pages, their time from the sum of an arithmetic series.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -106,6 +107,7 @@ class Replica:
         cost: of a step.
         max_sequences, chunk_tokens: the scheduler's limits.
         kept: tokens that a decode step reads of a sequence.
+        ahead_steps: steps that are settled before a request that arrives can be part of one; none where nothing runs.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Replica:
         max_sequences: int,
         chunk_tokens: int,
         kept: Kept = all_kept,
+        ahead_steps: int = 0,
     ) -> None:
         self.account = account
         self.cost = cost
@@ -123,6 +126,9 @@ class Replica:
         self.now_s = 0.0
         self.log: list[Stretch] = []
         self.busy_s = 0.0
+        self._ahead_steps = ahead_steps
+        self._arrived: deque[tuple[SimulatedRequest, int]] = deque()
+        self._steps = 0
         self._scheduler: Scheduler[SimulatedRequest] = Scheduler(
             account, max_sequences=max_sequences, chunk_tokens=chunk_tokens
         )
@@ -130,7 +136,7 @@ class Replica:
     @property
     def outstanding(self) -> int:
         """Requests that wait or run."""
-        return len(self._scheduler.running) + len(self._scheduler.waiting)
+        return len(self._scheduler.running) + len(self._scheduler.waiting) + len(self._arrived)
 
     @property
     def preemptions(self) -> int:
@@ -142,7 +148,7 @@ class Replica:
         if not self.account.fits(request.prompt_tokens, request.output_tokens):
             request.refused = True
             return
-        self._scheduler.add(request)
+        self._arrived.append((request, self._steps + self._ahead_steps))
 
     def run_until(self, time_s: float) -> None:
         """Take every step that begins before a moment; steps that have begun are finished."""
@@ -157,6 +163,9 @@ class Replica:
         self.run_until(math.inf)
 
     def _step(self, next_arrival_s: float) -> None:
+        idle = not self._scheduler.running and not self._scheduler.waiting
+        while self._arrived and (idle or self._arrived[0][1] <= self._steps):
+            self._scheduler.add(self._arrived.popleft()[0])
         chunks = self._scheduler.schedule()
         if not chunks:
             raise RuntimeError("the scheduler found nothing to do although requests wait")
@@ -177,11 +186,12 @@ class Replica:
             skipped = min(skipped, chunk.count - 1) if chunk.completes else skipped
             tokens += chunk.count - skipped
             work += prompt_work(chunk.start + skipped, chunk.count - skipped)
-        seconds = self.cost.seconds(StepWork(1.0, decodes, context, tokens, work))
+        seconds = self.cost.seconds(StepWork(1.0, 0.0 if steady else 1.0, decodes, context, tokens, work))
         growth = self._growth(chunks) if steady else 0.0
         steps = self._steady_steps(chunks, seconds, growth, next_arrival_s) if steady else 1
         stretch = Stretch(now, steps, seconds, growth, decodes, context)
         self.log.append(stretch)
+        self._steps += steps
         self.now_s = stretch.end_s(steps)
         self.busy_s += self.now_s - now
         self._take_in(chunks, steps)
@@ -199,6 +209,8 @@ class Replica:
     ) -> int:
         """How many steps like this one follow each other; the pages they need are taken."""
         left = min(chunk.sequence.output_tokens - chunk.sequence.generated for chunk in chunks)
+        if self._arrived:
+            left = min(left, self._arrived[0][1] - self._steps)
         if not self._scheduler.waiting and math.isfinite(next_arrival_s):
             left = min(left, steps_to_pass(next_arrival_s - self.now_s, seconds, growth))
         page_tokens = getattr(self.account, "page_tokens", 1)

@@ -24,8 +24,8 @@ def server(method: str = "none", scale: float = 1.0, pool_tokens: int = 60_000) 
     return StepModel(
         method=method,
         engine="vllm",
-        coefficients=(6e-3, 1e-4, scale * 6e-8, 4e-5, 2e-9),
-        covariance=[[0.0] * 5] * 5,
+        coefficients=(6e-3, 3e-3, 1e-4, scale * 6e-8, 4e-5, 2e-9),
+        covariance=[[0.0] * 6] * 6,
         hull={},
         steps=1,
         error_p50=0.0,
@@ -84,8 +84,8 @@ def test_longer_answers_eat_the_speed_up() -> None:
 
 def test_a_plan_needs_fewer_servers_where_the_cache_holds_more() -> None:
     wanted = Wanted(SLO, 0.95, 64, "least-loaded")
-    load = load_at(60.0, 700, 3)
-    tight = plan_servers(load, server(pool_tokens=30_000), wanted)
+    load = load_at(15.0, 300, 3)
+    tight = plan_servers(load, server(pool_tokens=8_000), wanted)
     roomy = plan_servers(load, server(pool_tokens=400_000), wanted)
     assert tight.servers is not None
     assert roomy.servers is not None

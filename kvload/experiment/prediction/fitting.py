@@ -76,9 +76,11 @@ def _fit_one(method: str, runs: list[tuple[RunDir, RunManifest, RecordTable]], o
         steps=len(steps),
         error_p50=float(np.median(size)),
         error_p90=float(np.quantile(size, 0.9)),
+        ahead_steps=min(1, steps.lag_steps),
         overhead_s=_overhead_s([table for _, _, table in runs], found, shape),
         drift=shape.drift if drift is None else drift,
         drift_runs=drift_runs,
+        misfit=found.misfit,
         runs=[str(run.path) for run, _, _ in runs],
     )
 
@@ -101,7 +103,7 @@ def _shape(method: str, manifest: RunManifest, overrides: Overrides) -> StepMode
     pool = overrides.pool_tokens or server.pool_tokens
     return StepModel(
         method=method,
-        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0),
+        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
         covariance=[],
         hull={},
         steps=0,
@@ -148,9 +150,9 @@ def _overhead_s(tables: list[RecordTable], found: Fit, shape: StepModel) -> floa
 def _prefill(prompts: Floats, chunk_tokens: int) -> Floats:
     """The work of reading prompts, each alone: ``(n, features)``."""
     work = np.zeros((len(prompts), len(FEATURES)))
-    work[:, 0] = np.ceil(prompts / chunk_tokens)
-    work[:, 3] = prompts
-    work[:, 4] = prompts * (prompts + 1) / 2
+    work[:, FEATURES.index("steps")] = work[:, FEATURES.index("prompt_steps")] = np.ceil(prompts / chunk_tokens)
+    work[:, FEATURES.index("prompt_tokens")] = prompts
+    work[:, FEATURES.index("prompt_work")] = prompts * (prompts + 1) / 2
     return work
 
 

@@ -111,7 +111,8 @@ def predict(
             central = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             runs = [figures(central, stretched, slo)]
             for _ in range(serving.draws):
-                coefficients = draw(np.array(model.coefficients), np.array(model.covariance), model.drift, rng).tolist()
+                spread = float(np.hypot(model.drift, model.misfit))
+                coefficients = draw(np.array(model.coefficients), np.array(model.covariance), spread, rng).tolist()
                 served = serve(
                     stretched,
                     model,

@@ -67,7 +67,7 @@ def write_run(
     run = RunDir.create(out, manifest)
     with RecordWriter(run.shard("simulated")) as writer:
         for place in range(count):
-            writer.append(*_record(place, served, load, model))
+            writer.append(*_record(place, served, load))
     answered = ~np.isnan(served.e2e_s)
     end_s = float(np.max((load.arrival_s + served.e2e_s)[answered])) if answered.any() else 0.0
     run.update_manifest(
@@ -76,7 +76,7 @@ def write_run(
     return run
 
 
-def _record(place: int, served: Served, load: Load, model: StepModel) -> tuple[RequestRecord, npt.NDArray[np.void]]:
+def _record(place: int, served: Served, load: Load) -> tuple[RequestRecord, npt.NDArray[np.void]]:
     request = served.requests[place]
     start_s = float(load.arrival_s[place])
     empty = np.zeros(0, CHUNK_DTYPE)
@@ -98,7 +98,8 @@ def _record(place: int, served: Served, load: Load, model: StepModel) -> tuple[R
     )
     if request.refused:
         return planned, empty
-    times_s = token_times_s(request, served.replicas[int(served.server[place])]) + model.overhead_s
+    times_s = token_times_s(request, served.replicas[int(served.server[place])])
+    times_s += start_s + served.ttft_s[place] - times_s[0]
     chunks = np.zeros(len(times_s), CHUNK_DTYPE)
     chunks["us"] = np.round((times_s - start_s) * 1e6)
     chunks["tokens"] = 1

@@ -13,14 +13,14 @@ from kvload.servers.simulator.cost import StepCost, StepWork, prompt_work
 from kvload.servers.simulator.replica import Replica, SimulatedRequest, steps_to_pass
 from kvload.step_model import StepModel
 
-COST = StepCost(5e-3, 1e-4, 2e-7, 3e-5, 1e-9)
-ZERO = [[0.0] * 5] * 5
+COST = StepCost(5e-3, 2e-3, 1e-4, 2e-7, 3e-5, 1e-9)
+ZERO = [[0.0] * 6] * 6
 
 
 def model(**changes: object) -> StepModel:
     values: dict[str, object] = {
         "method": "none",
-        "coefficients": (5e-3, 1e-4, 2e-7, 3e-5, 1e-9),
+        "coefficients": (5e-3, 2e-3, 1e-4, 2e-7, 3e-5, 1e-9),
         "covariance": ZERO,
         "hull": {},
         "steps": 1,
@@ -56,10 +56,10 @@ def finish(replica: Replica, load: Load) -> list[SimulatedRequest]:
 
 def test_one_request_alone_costs_what_the_formula_says() -> None:
     served = serve(load_of([1.0], [600], [4]), model(overhead_s=0.01))
-    works = [StepWork(1, 0, 0, 256, prompt_work(0, 256)), StepWork(1, 0, 0, 256, prompt_work(256, 256))]
-    works.append(StepWork(1, 0, 0, 88, prompt_work(512, 88)))
+    works = [StepWork(1, 1, 0, 0, 256, prompt_work(0, 256)), StepWork(1, 1, 0, 0, 256, prompt_work(256, 256))]
+    works.append(StepWork(1, 1, 0, 0, 88, prompt_work(512, 88)))
     first = sum(COST.seconds(work) for work in works)
-    later = [COST.seconds(StepWork(1, 1, context)) for context in (601, 602, 603)]
+    later = [COST.seconds(StepWork(1, 0, 1, context)) for context in (601, 602, 603)]
     assert served.ttft_s[0] == pytest.approx(first + 0.01)
     assert served.e2e_s[0] == pytest.approx(first + sum(later) + 0.01)
     assert served.tpot_s[0] == pytest.approx(sum(later) / 3)
@@ -120,7 +120,7 @@ def test_eviction_reads_and_holds_what_is_kept() -> None:
     assert np.nanmean(kept.tpot_s) < np.nanmean(whole.tpot_s)
     # Prompts were read two a step, so that two answers end last: 256 tokens and what they have generated are read.
     last = kept.replicas[0].log[-1]
-    assert last.first_step_s == pytest.approx(COST.seconds(StepWork(1, 2, 2 * (256 + 100 - last.steps))))
+    assert last.first_step_s == pytest.approx(COST.seconds(StepWork(1, 0, 2, 2 * (256 + 100 - last.steps))))
 
 
 def test_cached_prompt_tokens_are_not_computed_but_the_last_one_is() -> None:
@@ -128,7 +128,7 @@ def test_cached_prompt_tokens_are_not_computed_but_the_last_one_is() -> None:
     cold = serve(load, model(chunk_tokens=1024))
     cached = Load(load.arrival_s, load.prompt_tokens, load.output_tokens, np.array([512]))
     warm = serve(cached, model(chunk_tokens=1024))
-    assert warm.ttft_s[0] == pytest.approx(COST.seconds(StepWork(1, 0, 0, 1, prompt_work(511, 1))))
+    assert warm.ttft_s[0] == pytest.approx(COST.seconds(StepWork(1, 1, 0, 0, 1, prompt_work(511, 1))))
     assert warm.ttft_s[0] < cold.ttft_s[0]
 
 
@@ -155,3 +155,11 @@ def test_steps_to_pass_is_the_fewest(time_s: float, first_s: float, growth_s: fl
     assert total(steps) >= time_s * (1 - 1e-6)
     assert steps == 1 or total(steps - 1) < time_s * (1 + 1e-6)
     assert math.isfinite(total(steps))
+
+
+def test_a_server_that_schedules_ahead_lets_newcomers_wait_a_step_more() -> None:
+    load = load_of([0.0, 0.02], [10, 10], [50, 5])
+    plain, ahead = serve(load, model()), serve(load, model(ahead_steps=1))
+    assert ahead.ttft_s[0] == plain.ttft_s[0]
+    step_s = COST.seconds(StepWork(1, 0, 1, 14))
+    assert ahead.ttft_s[1] - plain.ttft_s[1] == pytest.approx(step_s, rel=0.01)
