@@ -1,7 +1,8 @@
 """Instructions whose following can be verified by looking at the answer (IFEval, Zhou et al. 2023).
 
-Checked as the paper defines them: every kind but ``language:response_language``, which needs a model of languages.
-Sentences are counted by their ends, abbreviations and initials left out, where the original asks a trained splitter.
+Checked as the paper defines them: every kind but ``language:response_language``, which needs a model of languages, and
+without asking whether an answer in capitals or small letters is English. Sentences are counted by their ends,
+abbreviations and initials left out, where the original asks a trained splitter.
 """
 
 import json
@@ -131,12 +132,13 @@ def _placeholders(answer: str, wanted: Mapping[str, Any]) -> bool:
 
 def _postscript(answer: str, wanted: Mapping[str, Any]) -> bool:
     marker = wanted["postscript_marker"]
-    letters = [re.escape(letter) for letter in marker.lower() if letter.isalpha()]
-    return re.search(r"^\s*[*_]*" + r"\.?\s?".join(letters) + r"\b.+$", answer.lower(), re.MULTILINE) is not None
+    letters = [letter for letter in marker.lower() if letter.isalpha()]
+    pattern = r"\.\s?".join(letters) + (r"\." if marker.endswith(".") else "")
+    return re.search(pattern, answer.lower()) is not None
 
 
 def _bullets(answer: str, wanted: Mapping[str, Any]) -> bool:
-    found = re.findall(r"^\s*(?:\*(?!\*)|[-•])\s*\S", answer, re.MULTILINE)
+    found = re.findall(r"^\s*(?:\*(?!\*)|-)\s*\S", answer, re.MULTILINE)
     return bool(len(found) == wanted["num_bullets"])
 
 
