@@ -50,7 +50,8 @@ class Conversion:
 
 @dataclass
 class ConversionCounts:
-    """Rows read, kept, changed in some length, and left out for being too long or for lacking their beginning."""
+    """Rows read, kept, changed in some length, left out for being too long or for lacking their beginning, and kept as
+    they were since nobody knows how many tokens their text has."""
 
     rows: int = 0
     kept: int = 0
@@ -58,6 +59,7 @@ class ConversionCounts:
     capped: int = 0
     dropped: int = 0
     headless: int = 0
+    unknown: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.rows:,} rows read, {self.kept:,} written"]
@@ -66,6 +68,7 @@ class ConversionCounts:
             "capped": self.capped,
             "left out as too long": self.dropped,
             "later turns left out without their beginning": self.headless,
+            "texts kept whatever their length, which only the server knows (replay has --too-long)": self.unknown,
         }
         return ", ".join(parts + [f"{count:,} {text}" for text, count in told.items() if count])
 
@@ -83,6 +86,7 @@ def convert(
         capped = scaled if conversion.cap_input is None else cap_input(scaled, conversion.cap_input)
         capped = capped if conversion.cap_output is None else cap_output(capped, conversion.cap_output)
         if conversion.max_total is not None:
+            counts.unknown += input_tokens(capped) is None
             fitted = _fitted(capped, conversion.max_total, conversion.too_long)
             if fitted is None:
                 counts.dropped += 1

@@ -70,10 +70,10 @@ def settled_number(text: str, *, declared_only: bool = False) -> float | None:
     """The number that a text settles on; None where it has none."""
     plain = _latex().sub(r" \1/\2", text) if "\\" in text else text
     plain = _bare(_folded_numbers(plain))
-    marked = plain.rpartition("####")[2].partition("\n")[0] if "####" in plain else ""
-    found = [] if _heading().match(f"####{marked}") else numbers(marked[:_REACH])
-    if found:
-        return found[0]
+    for marked in _behind_marks(plain):
+        found = numbers(marked)
+        if found:
+            return found[0]
     boxed = boxed_text(plain)
     if boxed is not None:
         found = numbers(boxed)
@@ -112,6 +112,16 @@ def boxed_text(text: str) -> str | None:
         if depth == 0:
             return text[start + len("\\boxed{") : place]
     return text[start + len("\\boxed{") :]
+
+
+def _behind_marks(text: str) -> list[str]:
+    """What stands behind ``####``: first where a number follows at once, the last one first; headings are no marks."""
+    if "####" not in text:
+        return []
+    lines = [part.lstrip("# \t").lstrip("\n").partition("\n")[0][:_REACH] for part in text.split("####")[1:]]
+    named = [line for line in reversed(lines[-_DECLARATIONS:]) if not _heading().match(f"####{line}")]
+    at_once = [line for line in named if _at_once().match(line)]
+    return [*at_once[:1], *named[:1]]
 
 
 def _sentence(line: str) -> str:
@@ -165,6 +175,11 @@ def _numbers() -> Any:
 def _declared() -> Any:
     regex = importlib.import_module("regex")
     return regex.compile(DECLARED, regex.IGNORECASE)
+
+
+@cache
+def _at_once() -> Any:
+    return importlib.import_module("regex").compile(r"\W*\d")
 
 
 @cache

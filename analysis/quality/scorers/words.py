@@ -75,7 +75,7 @@ class _Western(dict[int, str]):
         return found
 
 
-_WRITTEN = {"\u2212": "-", "\u2044": "/", "\u2019": "'"}
+_WRITTEN = {"\u2212": "-", "\u2013": "-", "\u2010": "-", "\u2011": "-", "\u2044": "/", "\u2019": "'"}
 
 
 def _joined(word: str) -> str:

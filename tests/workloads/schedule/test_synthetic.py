@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvload.analysis.quality.scorers import score
+from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.workloads.schedule.build import block_reuse, build_schedule
 from kvload.workloads.schedule.needle import estimated_tokens, needles, tokenizer_count
@@ -175,21 +174,17 @@ def test_lengths_come_in_turn() -> None:
     assert [each.task for each in requests] == ["needle-512", "needle-1k", "needle-512", "needle-1k", "needle-512"]
 
 
-def sample(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kvload", "traces", "sample", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_command_makes_loads_and_look_ups(tmp_path: Path) -> None:
+def test_the_command_makes_loads_and_look_ups(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "load.jsonl"
-    done = sample("--input", "1k", "--output", "64-128", "--shared-prefix", "100", "--requests", "3", "-o", str(out))
-    assert done.returncode == 0, done.stderr
+    load = ["--input", "1k", "--output", "64-128", "--shared-prefix", "100", "--requests", "3", "-o", str(out)]
+    assert run(["traces", "sample", *load]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["input_length"] for row in rows] == [1124] * 3
     assert all(64 <= row["output_length"] <= 128 for row in rows)
-    done = sample("--needle", "--context", "512,1k", "--requests", "4")
-    assert [json.loads(line)["task"] for line in done.stdout.splitlines()][:2] == ["needle-512", "needle-1k"]
-    refused = sample("--context", "1k")
-    assert refused.returncode == 2
-    assert "add --needle or --probe" in refused.stderr
-    assert "no such dataset" in sample("--like", "x").stderr
+    assert run(["traces", "sample", "--needle", "--context", "512,1k", "--requests", "4"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line)["task"] for line in lines] == ["needle-512", "needle-1k", "needle-512", "needle-1k"]
+    assert run(["traces", "sample", "--context", "1k"]) == 2
+    assert "add --needle or --probe" in capfd.readouterr().err
+    assert run(["traces", "sample", "--like", "x"]) == 2
+    assert "no such dataset" in capfd.readouterr().err
