@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
 
-.PHONY: setup demo demo-sweep real-model test test-real test-vllm lint format clean bench-engine bench-methods bench-client bench-traces \
+.PHONY: setup demo demo-sweep real-model real-study test test-real test-vllm lint format clean bench-engine bench-methods bench-client bench-traces \
 	bench-analysis bench-kernels calibrate-verdicts \
 	memory-table probe-table probe-eval
 
@@ -27,6 +27,10 @@ demo-sweep: setup
 real-model: setup
 	$(BIN)/python -m kvload.scripts.real_model
 
+# What each method does to the real model's answers: make real-study DATA=folder-of-questions OUT=folder [STUDY='--engine vllm ...']
+real-study: setup
+	$(BIN)/python -m kvload.scripts.real_study $(DATA) --out $(OUT) $(STUDY)
+
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
@@ -40,7 +44,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench-engine: setup
-	$(BIN)/python -m kvload.servers.embedded.bench.decode
+	$(BIN)/python -m kvload.scripts.bench_engine
 
 bench-methods: setup
 	$(BIN)/python -m kvload.servers.embedded.bench.methods

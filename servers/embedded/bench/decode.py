@@ -128,30 +128,32 @@ async def _get(address: str, path: str) -> str:
 async def stream_once(address: str, body: dict[str, Any]) -> StreamTimes:
     """Send one request and time its tokens by the arrival of their events.
 
+    Tokens are counted by the usage that ends the stream: an event may carry several.
+
     Raises:
         ServerError: the server refused, or the answer did not have the tokens asked for.
     """
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=2**20)
-    payload = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(payload)}\r\n\r\n"
+    payload = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(payload)}\r\n\r\n"
     sent = time.perf_counter()
     writer.write(head.encode() + payload)
     first = last = 0.0
     tail = b""
-    tokens = 0
     while True:
         data = await reader.read(2**16)
         now = time.perf_counter()
-        count = (tail + data).count(b'"finish_reason":') - tail.count(b'"finish_reason":')
-        if count:
+        if (tail + data).count(b'"finish_reason":') > tail.count(b'"finish_reason":'):
             first = first or now
             last = now
-            tokens += count
-        tail = (tail + data)[-256:]
+        tail = (tail + data)[-2048:]
         if not data or b"data: [DONE]" in tail:
             break
     writer.close()
+    counted = re.findall(rb'"completion_tokens": ?(\d+)', tail)
+    tokens = int(counted[-1]) if counted else 0
     if tokens != body["max_tokens"]:
         raise ServerError(f"{tokens} tokens came instead of {body['max_tokens']}: {tail.decode('utf-8', 'replace')}")
     return StreamTimes(first - sent, last - sent, tokens)
