@@ -28,23 +28,37 @@ ModelFile = Annotated[Path, typer.Option("--model", help="Step models, as 'kvloa
 
 @app.command()
 def fit(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several of a method are joined.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; several of a method are joined.")
+    ] = None,
+    points: Annotated[
+        Path | None, typer.Option(help="A table of step times instead (CSV): method,stage,batch,length,seconds.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the models.")] = Path("model.json"),
     pool_tokens: Annotated[int | None, typer.Option(help="Tokens the cache holds.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests running at once.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a step.")] = None,
 ) -> None:
-    """Fit step times of every method among some runs."""
+    """Fit step times of every method among some runs, or of a published table."""
     import sys
 
-    from kvload.experiment.prediction.fitting import Overrides, fit_models
+    from kvload.errors import UsageError
+    from kvload.experiment.prediction.fitting import Overrides, fit_models, fit_points
     from kvload.step_model import write
 
-    models = fit_models(runs, Overrides(pool_tokens, max_num_seqs, chunk_tokens))
+    overrides = Overrides(pool_tokens, max_num_seqs, chunk_tokens)
+    if (points is None) == (not runs):
+        raise UsageError("give run folders, or a table with --points", where="RUN, --points")
+    if points is not None:
+        models, errors = fit_points(points, overrides)
+    else:
+        models, errors = fit_models(runs or [], overrides), []
     write(output, models)
-    from kvload.cli.predict_tables import print_models
+    from kvload.cli.predict_tables import print_models, print_stage_errors
 
     print_models(models)
+    if errors:
+        print_stage_errors(errors)
     print(f"wrote {output}", file=sys.stderr)
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from kvload.analysis.prediction.errors import HeldOut
+    from kvload.analysis.prediction.points import StageErrors
     from kvload.experiment.prediction.check import Cell
     from kvload.experiment.prediction.forecast import Prediction
     from kvload.experiment.prediction.plan import Plan
@@ -30,6 +32,20 @@ def print_models(models: "StepModels") -> None:
         )
     _print(table)
     _say("error: of stretches of a few steps, in-sample; drift: spread of equal runs, and what the model leaves out")
+
+
+def print_stage_errors(errors: Sequence["StageErrors"]) -> None:
+    """How well each stage is foretold by points that have another batch size or length."""
+    table = _table("method", "stage", "points", "one batch out", "one length out", "far corner")
+    for each in errors:
+        cells = [_accuracy(found) for found in (each.by_batch, each.by_length, each.corner)]
+        table.add_row(each.method, each.stage, str(each.points), *cells)
+    _print(table)
+    _say("1 less the mean relative error; in brackets the 90th percentile of errors; the corner from near points")
+
+
+def _accuracy(found: "HeldOut | None") -> str:
+    return "-" if found is None else f"{1 - found.mape:.1%} ({found.p90:.1%})"
 
 
 def print_predictions(found: Sequence["Prediction"], slo: Mapping[str, float], replicas: int) -> None:
@@ -143,7 +159,7 @@ def _table(*headings: str) -> "Table":
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in {"method", "run", "figure"} else "right")
+        table.add_column(heading, justify="left" if heading in {"method", "run", "figure", "stage"} else "right")
     return table
 
 

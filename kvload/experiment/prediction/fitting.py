@@ -11,6 +11,9 @@ import numpy as np
 
 from kvload import __version__
 from kvload.analysis.prediction.fit import Fit, fit
+from kvload.analysis.prediction.points import StageErrors
+from kvload.analysis.prediction.points import errors as stage_errors
+from kvload.analysis.prediction.points import read as read_points
 from kvload.analysis.prediction.steps import Steps, join, lone_first_tokens, rebuild
 from kvload.analysis.records.table import Floats, RecordTable, load
 from kvload.errors import UsageError
@@ -53,6 +56,24 @@ def fit_models(paths: Sequence[Path], overrides: Overrides | None = None) -> Ste
     return StepModels(kvload_version=__version__, models=models)
 
 
+def fit_points(path: Path, overrides: Overrides | None = None) -> tuple[StepModels, list[StageErrors]]:
+    """Step models from a table of published step times, and how well each stage is foretold by the other points.
+
+    Raises:
+        UsageError: the table cannot be read, or a method has too few points.
+    """
+    overrides = overrides or Overrides()
+    models, found_errors = [], []
+    for method, points in read_points(path).items():
+        try:
+            found = fit(points.steps)
+            found_errors += stage_errors(method, points)
+        except UsageError as error:
+            raise UsageError(f"{method}: {error.message}", where=str(path), hint=error.hint) from error
+        models.append(_with_fit(_bare(method, overrides), points.steps, found))
+    return StepModels(kvload_version=__version__, models=models), found_errors
+
+
 def measured_steps(table: RecordTable, model: StepModel) -> Steps:
     """The steps of a run that can be told from its records, for the server that a model describes."""
     return rebuild(table, chunk_tokens=model.chunk_tokens, kept_tokens=model.kept_tokens)
@@ -66,8 +87,19 @@ def _fit_one(method: str, runs: list[tuple[RunDir, RunManifest, RecordTable]], o
     except UsageError as error:
         folders = ", ".join(str(run.path) for run, _, _ in runs)
         raise UsageError(f"{method}: {error.message}", where=folders, hint=error.hint) from error
-    size = np.abs(found.errors)
     drift, drift_runs = _drift([(manifest, table) for _, manifest, table in runs])
+    return msgspec.structs.replace(
+        _with_fit(shape, steps, found),
+        ahead_steps=min(1, steps.lag_steps),
+        overhead_s=_overhead_s([table for _, _, table in runs], found, shape),
+        drift=shape.drift if drift is None else drift,
+        drift_runs=drift_runs,
+        runs=[str(run.path) for run, _, _ in runs],
+    )
+
+
+def _with_fit(shape: StepModel, steps: Steps, found: Fit) -> StepModel:
+    size = np.abs(found.errors)
     return msgspec.structs.replace(
         shape,
         coefficients=tuple(found.coefficients.tolist()),
@@ -76,12 +108,23 @@ def _fit_one(method: str, runs: list[tuple[RunDir, RunManifest, RecordTable]], o
         steps=len(steps),
         error_p50=float(np.median(size)),
         error_p90=float(np.quantile(size, 0.9)),
-        ahead_steps=min(1, steps.lag_steps),
-        overhead_s=_overhead_s([table for _, _, table in runs], found, shape),
-        drift=shape.drift if drift is None else drift,
-        drift_runs=drift_runs,
         misfit=found.misfit,
-        runs=[str(run.path) for run, _, _ in runs],
+    )
+
+
+def _bare(method: str, overrides: Overrides) -> StepModel:
+    """A server of which only the method is known."""
+    return StepModel(
+        method=method,
+        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        covariance=[],
+        hull={},
+        steps=0,
+        error_p50=0.0,
+        error_p90=0.0,
+        pool_tokens=overrides.pool_tokens,
+        max_sequences=overrides.max_sequences or 256,
+        chunk_tokens=overrides.chunk_tokens or 8192,
     )
 
 
