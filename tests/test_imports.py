@@ -161,3 +161,23 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stderr.split()}
     assert loaded & HEAVY == set()
+
+
+def loaded_by(module: str) -> set[str]:
+    """Modules of kvload that importing one loads."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name for name in done.stdout.split() if name.startswith("kvload.")}
+
+
+def test_the_sender_loads_no_trace_readers_and_its_loop_no_decoder() -> None:
+    worker = loaded_by("kvload.workloads.swarm.worker")
+    assert not {name for name in worker if name.startswith("kvload.workloads.traces.formats")}
+    loop = loaded_by("kvload.workloads.client.loop")
+    assert not loop & {f"kvload.workloads.client.{name}" for name in ("answer", "sse", "fast", "counting", "events")}
+
+
+def test_pages_are_accounted_for_and_steps_are_scheduled_without_torch() -> None:
+    code = "import sys, kvload.servers.embedded.core.scheduler; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

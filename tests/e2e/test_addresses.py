@@ -15,6 +15,8 @@ import pytest
 
 from tests.e2e.conftest import Kvload, read_records
 
+pytestmark = pytest.mark.slow
+
 
 class Gateway(http.server.BaseHTTPRequestHandler):
     """Passes requests below ``/gateway`` on to the mock server."""

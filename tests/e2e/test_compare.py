@@ -14,6 +14,8 @@ import pytest
 
 from tests.e2e.conftest import Kvload
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:

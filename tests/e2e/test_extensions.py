@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 METHOD = '''
 """Half precision, whatever the model computes in."""
 from dataclasses import dataclass

@@ -11,6 +11,8 @@ import pytest
 
 from tests.e2e.conftest import Kvload, read_records
 
+pytestmark = pytest.mark.slow
+
 SHARED_TRACES = Path(__file__).parents[3] / "shared" / "traces"
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.e2e.conftest import Kvload
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     "KVLOAD_REPLAY_HEADER": "X-Other: planted-header-1",
     "OPENAI_API_KEY": "planted-openai-2",

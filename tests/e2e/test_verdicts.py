@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import Kvload
+
+pytestmark = pytest.mark.slow
 
 
 def test_one_server_as_three_arms_is_no_difference(kvload: Kvload, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from kvload.workloads.client.answer import RawStream
 from kvload.workloads.client.http1 import (
     MAX_HEAD_BYTES,
     ChunkScanner,
@@ -16,6 +15,7 @@ from kvload.workloads.client.http1 import (
     dechunk_plain,
     parse_head,
 )
+from kvload.workloads.client.raw import RawStream
 
 MAX_ANSWER_BYTES = 1 << 26
 """Most that one answer may have on the wire: 64 MiB, some 300,000 chunks."""

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kvload.address import Address
-from kvload.workloads.client.answer import RawStream
 from kvload.workloads.client.connection import Connection, State
 from kvload.workloads.client.http1 import RequestHeads, WireError
 from kvload.workloads.client.network import real_epoll, real_sleep
 from kvload.workloads.client.pace import Pace
 from kvload.workloads.client.pool import ConnectionPool
+from kvload.workloads.client.raw import RawStream
 from kvload.workloads.client.timeouts import NEVER_NS, Timeouts
 from kvload.workloads.clock import ANCILLARY_BYTES, DeadlineTimer, RunningTie
 

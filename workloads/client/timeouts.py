@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from kvload.workloads.client.answer import RawStream
+from kvload.workloads.client.raw import RawStream
 
 NEVER_NS = 1 << 62
 

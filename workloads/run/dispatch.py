@@ -18,8 +18,9 @@ import numpy.typing as npt
 from kvload.address import Address
 from kvload.records import RequestRecord
 from kvload.rundir import CHUNK_DTYPE
-from kvload.workloads.client.answer import Answer, RawStream, parse_answer
+from kvload.workloads.client.answer import Answer, parse_answer
 from kvload.workloads.client.loop import StreamLoop
+from kvload.workloads.client.raw import RawStream
 from kvload.workloads.client.timeouts import NEVER_NS
 from kvload.workloads.run.recording import build_record, unsent_record
 from kvload.workloads.schedule.request import PlannedRequest, next_turn

@@ -6,8 +6,9 @@ from typing import Any
 
 from kvload.address import Address
 from kvload.errors import ServerError
-from kvload.workloads.client.answer import Answer, RawStream, parse_answer
+from kvload.workloads.client.answer import Answer, parse_answer
 from kvload.workloads.client.loop import StreamLoop
+from kvload.workloads.client.raw import RawStream
 from kvload.workloads.schedule.request import PlannedRequest
 
 PATIENCE_S = 120.0

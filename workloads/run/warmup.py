@@ -4,8 +4,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from kvload.address import Address
-from kvload.workloads.client.answer import RawStream, parse_answer
+from kvload.workloads.client.answer import parse_answer
 from kvload.workloads.client.loop import StreamLoop
+from kvload.workloads.client.raw import RawStream
 from kvload.workloads.schedule.request import PlannedRequest
 
 

@@ -24,6 +24,8 @@ from kvload.workloads.run.plan import ReplayPlan, Sending
 from kvload.workloads.run.warmup import warm_up
 from tests.workloads.run.test_dispatch import plan
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_client_is_checked_against_the_mocks_account() -> None:
     found = calibrate(Load(rate=20, tokens=16, ttft_s=0.05, itl_s=0.005, duration_s=1.0))

@@ -5,8 +5,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from kvload.workloads.client.answer import Answer, RawStream, parse_answer
+from kvload.workloads.client.answer import Answer, parse_answer
 from kvload.workloads.client.http1 import ResponseHead
+from kvload.workloads.client.raw import RawStream
 
 SECOND = 1_000_000_000
 WALL_OFFSET_NS = 1_700_000_000 * SECOND

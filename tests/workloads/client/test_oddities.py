@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from kvload.records import RequestRecord
-from kvload.workloads.client.answer import RawStream, parse_answer
+from kvload.workloads.client.answer import parse_answer
+from kvload.workloads.client.raw import RawStream
 from kvload.workloads.mock.behaviour import ODDITIES, MockSettings
 from kvload.workloads.mock.oddities import EXPECTED
 from kvload.workloads.mock.server import MockServer

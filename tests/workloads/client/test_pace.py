@@ -54,15 +54,18 @@ def test_chunks_that_gathered_have_their_own_times(tmp_path: Path) -> None:
             rested = asking.loop.rest(time.monotonic_ns() + SECOND)
             naps += rested
     truth = {answer.request_id: answer for answer in read_truth(tmp_path / "log")}
-    answers = {raw.key: parse_answer(raw) for raw in asking.ended}
     assert naps > 50
-    assert {answer.clock for answer in answers.values()} == {"kernel"}
-    close = 0
-    for key, answer in answers.items():
-        written_us = (np.array(truth[f"r-{key}"].writes_ns) - answer.t_send_ns) / 1000
-        close += int((np.abs(answer.chunks["us"] - written_us) < 300).sum())
-    # a busy machine may delay some; by the reader's own clock most would be late by half a nap
-    assert close > 0.9 * 60 * 60
+    late_us = {"kernel": 0.0, "user": 0.0}
+    for raw in asking.ended:
+        written_us = (np.array(truth[f"r-{raw.key}"].writes_ns) - raw.t_send_ns) / 1000
+        for clock in late_us:
+            if clock == "user":
+                raw.reads[1::3] = [None] * len(raw.reads[1::3])
+            answer = parse_answer(raw)
+            assert answer.clock == clock
+            late_us[clock] += float((answer.chunks["us"] - written_us).sum())
+    # the kernel's stamps are those of the arrival; by the reader's clock they are late by what is left of a nap
+    assert 0 <= late_us["kernel"] < late_us["user"]
 
 
 def test_never_a_nap_over_what_is_due(tmp_path: Path) -> None:
@@ -77,12 +80,22 @@ def test_never_a_nap_over_what_is_due(tmp_path: Path) -> None:
             due.append(now_ns + 1_700_000)
             asking.loop.at(due[-1], fire)
 
+        naps: list[tuple[int, int]] = []
+        sleep, before_ns = asking.loop._sleep, 0
+
+        def nap(seconds: float) -> None:
+            naps.append((before_ns + round(seconds * SECOND), due[-1]))
+            sleep(seconds)
+
+        asking.loop._sleep = nap
         fire(time.monotonic_ns())
         rested = False
         while asking.loop.in_flight:
             asking.loop.turn(wait=not rested)
-            rested = asking.loop.rest(time.monotonic_ns() + SECOND)
-    lags = np.array(fired[1:]) - np.array(due[: len(fired) - 1])
-    assert len(lags) > 50
-    assert lags.min() >= 0
-    assert np.median(lags) < 1_000_000
+            before_ns = time.monotonic_ns()
+            rested = asking.loop.rest(before_ns + SECOND)
+    assert len(fired) > 50
+    assert all(fired_ns >= due_ns for fired_ns, due_ns in zip(fired[1:], due, strict=False))
+    assert len(naps) > 50
+    # counted from before its length was chosen
+    assert all(end_ns <= due_ns for end_ns, due_ns in naps)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvload.workloads.client.answer import Answer, RawStream, parse_answer
+from kvload.workloads.client.answer import Answer, parse_answer
 from kvload.workloads.client.http1 import ResponseHead
+from kvload.workloads.client.raw import RawStream
 
 STREAMS = Path(__file__).parents[2] / "fixtures" / "streams"
 RECORDED = sorted(path.stem for path in STREAMS.glob("*.txt") if "error" not in path.stem)

@@ -23,6 +23,8 @@ from kvload.workloads.run.replay import run_replay
 from tests.workloads.run.test_dispatch import plan
 from tests.workloads.run.test_replay import new_run, records_of, start_replay, wait_for_records, write_trace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server() -> Iterator[MockProcess]:

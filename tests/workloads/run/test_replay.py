@@ -24,6 +24,8 @@ from kvload.workloads.run.replay import Hooks, run_replay
 from kvload.workloads.schedule.request import PlannedRequest
 from tests.workloads.run.test_dispatch import plan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[MockProcess]:

@@ -18,6 +18,8 @@ from kvload.workloads.run.history import LiveHistory
 from kvload.workloads.run.live import LiveBoard, LiveReport, LogHistogram
 from tests.workloads.swarm.conftest import fetch, free_port
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[3] / "workloads" / "swarm" / "webui_page.html"
 FLAGS = [
     "--headless",
