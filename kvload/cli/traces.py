@@ -190,6 +190,8 @@ def sample_trace(
             where="--context",
             hint="add --needle or --probe",
         )
+    if output_length is not None and output is None and not output_length[:1].isdigit():
+        raise UsageError(f"'{output_length}' is not a length in tokens", where="--output", hint="-o names the file")
     means = (input_mean, output_mean)
     if like is not None:
         if like not in synthetic.MEASURED:

@@ -18,8 +18,8 @@ SHORTEST, LONGEST = 256, 131_072
 """Prompt lengths in tokens that are made."""
 
 MAX_ANSWER_TOKENS = 32
-_FRAME_TOKENS = 16
-"""Room for the marks of a chat template."""
+_FRAME_TOKENS = 48
+"""Room for what a chat template adds: its marks, and a system prompt of a sentence or two."""
 
 _INTRODUCTION = "Read the following text. A question about it comes at the end."
 _PLACES = (

@@ -123,7 +123,7 @@ def test_what_makes_no_load_is_refused(spec: dict[str, Any]) -> None:
 def test_a_look_up_fills_its_context_and_does_not_pass_it(context: int, count: Any) -> None:
     for question in needles(context, 3, token_count=count):
         (message,) = question.messages
-        assert 0.85 * context - 40 < count(message["content"]) <= context
+        assert 0.85 * context - 64 < count(message["content"]) <= context
 
 
 def test_the_fact_stands_once_at_its_depth_and_answers_the_question() -> None:
