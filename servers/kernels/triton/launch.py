@@ -172,7 +172,9 @@ class PackedKernels:
         self._signs = torch.zeros(1, device=device)
         if rotation_seed is not None:
             # The first row of the transform is all ones: what is left in the first column are the signs.
-            self._signs = random_hadamard(heads.head_size, rotation_seed)[:, 0].contiguous().to(device)
+            # Inside an engine another device may be the default one.
+            with torch.device("cpu"):
+                self._signs = random_hadamard(heads.head_size, rotation_seed)[:, 0].contiguous().to(device)
         self.decode_options = {"STAGES": 5 if deep else 3, "num_warps": 1}
         self._no_ring = torch.zeros(1, dtype=heads.dtype, device=device)
         self._no_slots = torch.zeros(1, dtype=torch.int32, device=device)
