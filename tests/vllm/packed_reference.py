@@ -49,7 +49,8 @@ class Reference:
         ids = [*prompt, *answer[:-1]]
         self._stored = torch.tensor([self._boundary(place, len(prompt), chunk, hit) for place in range(len(ids))])
         logits = self.model(input_ids=torch.tensor([ids])).logits[0, len(prompt) - 1 :]
-        return logits.max(-1).values - logits[torch.arange(len(answer)), torch.tensor(answer)]
+        found: torch.Tensor = logits.max(-1).values - logits[torch.arange(len(answer)), torch.tensor(answer)]
+        return found
 
     def _boundary(self, place: int, prompt: int, chunk: int, hit: int) -> int:
         """How many of the first tokens the query at ``place`` sees as stored."""
@@ -103,7 +104,7 @@ class Reference:
         full = key.shape[1] // PAGE * PAGE
         key, value = key.clone(), value.clone()
         if full:
-            pages = key[:, :full].transpose(0, 1).unflatten(0, (-1, PAGE))
+            pages = key[:, :full].transpose(0, 1).reshape(full // PAGE, PAGE, *key.shape[::2])
             key[:, :full] = kivi.decode_keys(kivi.encode_keys(pages, prompt=True)).flatten(0, 1).transpose(0, 1)
             tokens = value[:, :full].transpose(0, 1)
             value[:, :full] = kivi.decode_values(kivi.encode_values(tokens, prompt=True)).transpose(0, 1)
