@@ -63,6 +63,7 @@ class LengthChange:
         capped: share of pairs with a cut answer on either side, whose D is naive.
         cut_by_time: pairs with an answer cut by its time limit or by the run's end.
         both_cut: pairs with both answers cut, which say nothing.
+        base_cut_alone, other_cut_alone: pairs with one answer cut; the other's true length is unknown in one direction.
         informative: distinct requests with a pair that is not cut on both sides.
         enough_tokens: a ``max_tokens`` that about 5 % of the answers would still reach, if the others end as fast as
             those that did; None where none did, or none is cut.
@@ -87,6 +88,8 @@ class LengthChange:
     capped: Estimate
     cut_by_time: int
     both_cut: int
+    base_cut_alone: int
+    other_cut_alone: int
     informative: int
     enough_tokens: int | None
     curve_base: SurvivalCurve = field(repr=False)
@@ -176,6 +179,8 @@ def compare_lengths(pairs: Pairs, *, rng: np.random.Generator, level: float = es
         capped=share(cut[rows]),
         cut_by_time=count_true((cut_by_time(pairs.base) | cut_by_time(pairs.other)) & rows),
         both_cut=count_true(base_cut & other_cut & rows),
+        base_cut_alone=count_true(base_cut & ~other_cut & rows),
+        other_cut_alone=count_true(other_cut & ~base_cut & rows),
         informative=len(np.unique(pairs.request[rows & ~(base_cut & other_cut)])),
         enough_tokens=_enough_tokens(curves, [base, other]),
         curve_base=_thin(curves[0]),

@@ -94,7 +94,8 @@ class Finding:
     Attributes:
         topic: what it is about.
         outcome: ``better`` or ``worse`` (found, after correction for the number of arms); ``same`` (surely within the
-            margin); ``differs`` (found, and neither good nor bad: texts); ``undecided`` (measured, but not well enough
+            margin); ``differs`` (found, and neither good nor bad: texts, and shorter answers whose quality
+            was not seen to stay); ``undecided`` (measured, but not well enough
             to tell); ``unmeasured`` (nothing to judge by).
         lead: the finding in one plain sentence without a full stop.
         detail: the figures it rests on, a sentence each: first what the verdict needs to be true (interval, adjusted p,

@@ -195,7 +195,7 @@ def lengths(seen: Seen) -> Finding:
     if outcome == "same" and cut > CUT_SHARE:
         outcome = "undecided"
     size = words.share(abs(effect.change.estimate or 0.0)) if effect else ""
-    least = "at least " if cut else ""
+    least = _bound(found, outcome) if cut else ""
     lead = {
         "higher": f"answers are {least}{size} longer",
         "lower": f"answers are {least}{size} shorter",
@@ -210,13 +210,23 @@ def lengths(seen: Seen) -> Finding:
     if cut:
         late = f", {found.cut_by_time:,} of them by time" if found.cut_by_time else ""
         detail.append(
-            f"{words.share(cut)} of pairs have a cut answer{late}: of unknown length, so that the change is understated"
+            f"{words.share(cut)} of pairs have a cut answer{late}, of unknown length:"
+            f" {found.other_cut_alone:,} under the arm alone, {found.base_cut_alone:,} under the baseline alone,"
+            f" {found.both_cut:,} under both"
         )
         what = raise_cap
     if outcome == "undecided":
         more = advice(effect)
         what = "; ".join(part for part in (raise_cap if cut > CUT_SHARE else "", more) if part)
     return _finding("lengths", outcome, ("worse", "better"), lead, detail, effect, MARGIN, True, what=what)
+
+
+def _bound(found: LengthChange, outcome: str) -> str:
+    """Whether a change of cut answers is at least what was seen: where it is the longer ones that were cut."""
+    longer, shorter = found.other_cut_alone, found.base_cut_alone
+    if outcome == "lower":
+        longer, shorter = shorter, longer
+    return "at least " if longer >= shorter else "about "
 
 
 def _less_one(value: float | None) -> float | None:

@@ -151,6 +151,17 @@ def test_lengths_with_cut_answers_are_never_the_same_and_longer_by_at_least(tmp_
     assert longer.lead.startswith("answers are at least ")
 
 
+def test_shorter_answers_are_no_praise_where_quality_is_unknown_and_no_bound_where_long_ones_were_cut(
+    tmp_path: Path,
+) -> None:
+    base = [200] * 40
+    found = finding(two_arms(tmp_path / "a", base, [100] * 40), "lengths")
+    assert (found.outcome, found.lead) == ("differs", "answers are 50.0 % shorter")
+    cut = finding(two_arms(tmp_path / "b", base, [50] * 38 + [512] * 2), "lengths")
+    assert cut.outcome == "differs"
+    assert cut.lead.startswith("answers are about ")
+
+
 def test_service_under_a_load_that_strains_nobody_cannot_be_told(tmp_path: Path) -> None:
     easy = finding(two_arms(tmp_path / "a", [20] * 40, [20] * 40, slo={"e2e": 60.0}), "service")
     assert easy.outcome == "unmeasured"
