@@ -1,7 +1,7 @@
 """Arms against the baseline, request by request, with the baseline's second run as the noise floor."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -177,6 +177,11 @@ def _effects(
     share = base_summary.attainment.estimate if base_summary.attainment else None
     add("attainment", attainment_margin(share), need_floor=True)
     add("goodput", MARGIN, need_floor=True)
+    if floor in found["goodput"]:
+        # The figures are relative to the baseline's first runs; what is judged is the change against both.
+        again = next(arm.figures["goodput"].by_repeat for arm in others if arm.loaded.name == floor)
+        whole = 1 + float(np.mean(list(again.values()))) / 2
+        found["goodput"] = {name: layout.rescaled(effect, 1 / whole) for name, effect in found["goodput"].items()}
     # In an open loop good requests are counted over a window that the schedule sets: the share says it all.
     found["service"] = found["goodput" if slo.is_closed_loop(base.first.manifest) else "attainment"]
     if answers is not None:
@@ -243,8 +248,13 @@ def _slo_change(pairs: Pairs, effects: Mapping[str, Effect], limits: Mapping[str
         test=significance.mcnemar(before, after, pairs.request[rows]),
         lost=count_true(before & ~after),
         won=count_true(after & ~before),
-        goodput=_change(effects, "goodput", level),
+        goodput=_at_least_nothing(_change(effects, "goodput", level)),
     )
+
+
+def _at_least_nothing(change: Estimate) -> Estimate:
+    """A relative change of a rate, which cannot fall below none at all."""
+    return change if change.low is None else replace(change, low=max(change.low, -1.0))
 
 
 def _resolution(effects: Mapping[str, Effect], floor: str | None, arms: Sequence[LoadedArm]) -> Resolution | None:

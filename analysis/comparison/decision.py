@@ -43,7 +43,8 @@ def decide(effect: Effect | None, *, margin: float) -> Literal["higher", "lower"
 
 def basis(effect: Effect, unit: Unit, margin: float) -> str:
     """What would have to be true for the verdict to be wrong: interval, runs, correction, noise, margin."""
-    parts = [words.change_text(effect.change, unit)]
+    against = " against both runs of the baseline" if effect.noise is not None else ""
+    parts = [words.change_text(effect.change, unit) + against]
     if effect.repeats == 1:
         runs = "one run each"
         if effect.df:
@@ -58,7 +59,7 @@ def basis(effect: Effect, unit: Unit, margin: float) -> str:
         family = f", adjusted over {effect.family} methods (Holm)" if effect.family > 1 else ""
         parts.append(f"p {words.p_text(effect.adjusted_p)}{family}")
     if effect.noise is not None:
-        parts.append(f"two runs of the baseline differ by {_amount(effect.noise, unit)}")
+        parts.append(f"these two differ by {_amount(effect.noise, unit)}")
     parts.append(f"changes within {_amount(margin, unit)} count as none")
     return "; ".join(parts)
 

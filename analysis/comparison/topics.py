@@ -385,7 +385,7 @@ def cache_room(seen: Seen) -> Finding:
     used = room.used_ratio if _is_measured(seen) else None
     ratio = max([value for value in (room.pool_ratio, used) if value is not None], default=1.0)
     outcome: Outcome = "better" if ratio > 1 + MARGIN else "worse" if ratio < 1 - MARGIN else "same"
-    if room.pool_ratio is not None and (used is None or room.pool_ratio >= used):
+    if room.pool_ratio is not None and (used is None or room.pool_ratio * (1 + USED_MARGIN) >= used):
         sizes = f"{room.base_pool_tokens:,} to {room.pool_tokens:,}"
         lead = f"the cache holds {room.pool_ratio:.2f} times the tokens ({sizes})"
     else:

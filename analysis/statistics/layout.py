@@ -409,6 +409,21 @@ def _plan_for(made: _Tested, arms: int, groups: int, repeats: int, aim_level: fl
     return Plan(repeats=runs or None, requests=more or None)
 
 
+def rescaled(effect: Effect, factor: float) -> Effect:
+    """An effect in another unit."""
+
+    def times(value: float | None) -> float | None:
+        return None if value is None else value * factor
+
+    return replace(
+        effect,
+        change=effect.change.scaled(factor),
+        run_half=times(effect.run_half),
+        request_half=times(effect.request_half),
+        noise=times(effect.noise),
+    )
+
+
 def as_relative(effect: Effect) -> Effect:
     """An effect that was judged on a log scale, with its change and noise as relative ones."""
     change = effect.change
