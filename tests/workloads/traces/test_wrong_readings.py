@@ -327,7 +327,7 @@ def test_packed_files_are_read(tmp_path: Path, pack: Any) -> None:
         ('{"id": "a", "prompt": "x"}'.encode("utf-16-le"), "is UTF-16"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (b"<!DOCTYPE html><html></html>", "is an HTML page"),
-        (gzip.compress(b"PK\x03\x04rest"), "is a zip archive"),
+        (gzip.compress(b"PK\x03\x04rest", mtime=0), "is a zip archive"),
         (b'{\n  "id": "a",\n  "prompt": "x"\n}\n', "spread over several lines"),
         (b'{"id": "a", "prompt": "x"}\n{\n  "id": "b"\n}\n', "trace:2: the JSON is spread over several lines"),
     ],
