@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -23,23 +24,8 @@ from pathlib import Path
 from kvload.config import cache_dir
 from kvload.errors import KvloadError
 from kvload.servers.embedded.bench import decode
+from kvload.servers.embedded.bench.step import LLAMA_154M
 from kvload.servers.probe import MODEL_DIR
-
-LLAMA_154M = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "bfloat16",
-}
 
 
 def find_vllm() -> Path | None:
@@ -149,6 +135,8 @@ def main() -> int:
     if python is None:
         print("vLLM is not installed: make test-vllm installs its CPU build", file=sys.stderr)
         return 0
+    # Servers are stopped however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     try:
         beside_vllm(python, streams, options.rounds, options.prompt, options.output, options.dtype)

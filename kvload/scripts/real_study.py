@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,8 @@ def main() -> int:
     parser.add_argument("--probe", type=Path, default=PROBE, help="page with the probe's table, to compare ranks with")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, make nothing")
     options = parser.parse_args()
+    # The server of the arm at hand is stopped however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sets = [Questions.parse(text) for text in options.sets.split()]
     arms = options.arms.split() if options.arms else list(ARMS[options.engine])
     try:
