@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from kvload.analysis.quality import scorers
 from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate, NegativeCount, first_of_each, negative_samples
+from kvload.analysis.quality.texts import said
 from kvload.analysis.records.table import Bools, Floats, Ints
 from kvload.analysis.statistics.estimates import FEWEST, LEVEL, Estimate, paired_difference
 from kvload.errors import UsageError
@@ -291,7 +291,7 @@ def _score(record: RequestRecord | None, base: RequestRecord) -> float:
     if record is None or record.status != "ok":
         return float("nan")
     if base.expected is None:
-        one, two = _said(record), _said(base)
+        one, two = said(record), said(base)
         if base.status != "ok" or not any(one) or not any(two):
             return float("nan")
         return 1.0 if record is base else scorers.agreement(one[0], two[0], beside=one[1:], baseline_beside=two[1:])
@@ -301,20 +301,6 @@ def _score(record: RequestRecord | None, base: RequestRecord) -> float:
         return scorers.score(_scorer(base), record.text, base.expected, is_cut=record.finish_reason == "length")
     except UsageError as error:
         raise UsageError(error.message, where=f"request '{base.request_id}'", hint=error.hint) from error
-
-
-def _said(record: RequestRecord) -> tuple[str, str, str]:
-    """What an answer said: its text, its reasoning, and the tools it called, by name and arguments."""
-    calls = [f"{call.get('name')}({_arguments(call.get('arguments') or '')})" for call in record.tool_calls or ()]
-    return record.text or "", record.reasoning or "", "\n".join(calls)
-
-
-def _arguments(text: str) -> str:
-    """A call's arguments whatever their white space and the order of their names."""
-    try:
-        return msgspec.json.encode(msgspec.json.decode(text), order="deterministic").decode()
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeError, RecursionError, OverflowError):
-        return text
 
 
 def _missing(base_name: str, base: Floats, arms: Mapping[str, Floats]) -> dict[str, int]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from kvload.analysis.quality import scorers
@@ -25,7 +26,7 @@ class TextPairs:
 
     Attributes:
         request: the request's index.
-        identical: the two texts are the same.
+        identical: text, reasoning and tool calls are the same.
         first_other: position of the first token that differs (of the first word, where token ids were not kept); NaN
             where none does.
         agreement: ROUGE-L against the baseline's answer, 0 to 1; NaN for requests whose right answer is known.
@@ -58,22 +59,38 @@ class TextChange:
     agreement: float | None
 
 
+def said(record: RequestRecord) -> tuple[str, str, str]:
+    """What an answer said: its text, its reasoning, and the tools it called, by name and arguments."""
+    calls = [f"{call.get('name')}({_arguments(call.get('arguments') or '')})" for call in record.tool_calls or ()]
+    return record.text or "", record.reasoning or "", "\n".join(calls)
+
+
+def _arguments(text: str) -> str:
+    """A call's arguments whatever their white space and the order of their names."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(text), order="deterministic").decode()
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeError, RecursionError, OverflowError):
+        return text
+
+
 def compare_texts(base: Iterable[RequestRecord], other: Iterable[RequestRecord]) -> TextPairs:
-    """Put two runs' answers side by side, by index; only requests that ended well on both sides."""
-    before = {record.index: record for record in base if record.status == "ok" and record.text is not None}
+    """Put two runs' answers side by side, by index; only requests that ended well and said something on both sides."""
+    before = {record.index: record for record in base if record.status == "ok" and any(said(record))}
     rows = []
     by_tokens = True
     for record in other:
         one = before.get(record.index)
-        if one is None or one.text is None or record.status != "ok" or record.text is None:
+        if one is None or record.status != "ok" or not any(said(record)):
             continue
-        if record.text == one.text:
+        first, second = said(one), said(record)
+        if first == second:
             rows.append((record.index, True, np.nan, np.nan if one.expected is not None else 1.0))
             continue
         ids = one.token_ids is not None and record.token_ids is not None
         by_tokens &= ids
         position = _first_other(one, record)
-        agreement = np.nan if one.expected is not None else scorers.agreement(record.text, one.text)
+        known = one.expected is not None
+        agreement = np.nan if known else scorers.agreement(second[0], first[0], second[1:], first[1:])
         rows.append((record.index, False, position, agreement))
     rows.sort()
     return TextPairs(
@@ -90,7 +107,7 @@ def _first_other(one: RequestRecord, two: RequestRecord) -> float:
         left: list[object] = list(one.token_ids)
         right: list[object] = list(two.token_ids)
     else:
-        left, right = (list(_WORDS.findall(record.text or "")) for record in (one, two))
+        left, right = (list(_WORDS.findall("\n".join(said(record)))) for record in (one, two))
     same = (place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
     return float(next(same, min(len(left), len(right))))
 

@@ -55,9 +55,7 @@ def score(name: str, answer: str, expected: str, *, is_cut: bool = False) -> flo
     return scorer(given, wanted)
 
 
-def agreement(
-    answer: str, baseline: str, *, beside: tuple[str, ...] = (), baseline_beside: tuple[str, ...] = ()
-) -> float:
+def agreement(answer: str, baseline: str, beside: tuple[str, ...] = (), baseline_beside: tuple[str, ...] = ()) -> float:
     """How far an answer is the same text as the baseline's, where nobody knows the right one; 1 only for equal ones.
 
     It is a difference of texts and says nothing of their quality.

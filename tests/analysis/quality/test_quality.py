@@ -19,6 +19,7 @@ from kvload.analysis.quality import score_files
 from kvload.analysis.quality.assess import AGREEMENT, assess, score_arms, stack
 from kvload.analysis.quality.negatives import Gate
 from kvload.analysis.quality.score_files import as_table, read_scores
+from kvload.analysis.quality.texts import compare_texts
 from kvload.analysis.report.quality_text import print_quality
 from kvload.cli.main import run
 from kvload.errors import UsageError
@@ -343,3 +344,22 @@ def test_eight_arms_on_fifteen_tasks_are_readable(tmp_path: Path, width: int) ->
     assert len(text.splitlines()) < 260
     assert "adjusted p" in text
     assert "all 7 arms" in text
+
+
+def test_texts_are_the_same_only_with_reasoning_and_tool_calls() -> None:
+    def answer(**fields: Any) -> RequestRecord:
+        return msgspec.structs.replace(BASE[0], expected=None, scorer=None, token_ids=None, **fields)
+
+    call = [{"name": "weather", "arguments": '{"city": "Oslo"}'}]
+    other = [{"name": "weather", "arguments": '{"city": "Rome"}'}]
+    nothing = compare_texts([answer(text="")], [answer(text="")])
+    assert len(nothing.request) == 0
+    for one, two, same in (
+        (answer(text="", tool_calls=call), answer(text="", tool_calls=call), True),
+        (answer(text="", tool_calls=call), answer(text="", tool_calls=other), False),
+        (answer(text="x", reasoning="a"), answer(text="x", reasoning="b"), False),
+        (answer(text="x", reasoning="a"), answer(text="x", reasoning="a"), True),
+    ):
+        found = compare_texts([one], [two])
+        assert found.identical.tolist() == [same]
+        assert bool(found.agreement[0] == 1) is same
