@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
 	touch $(STAMP)
 
+image:  ## an image with the client and the embedded engine
+	$${CONTAINER_ENGINE:-docker} build --file docs/Containerfile --tag kvload .
+
 demo: setup  ## launch, replay, compare: what kvload does, in minutes
 	$(BIN)/python -m kvload.scripts.demo
 

@@ -51,6 +51,7 @@ def launch_command(
     from rich.text import Text
 
     from kvload.errors import UsageError
+    from kvload.servers.catalogue.methods import canonical
     from kvload.servers.launcher import LaunchEvent
     from kvload.servers.launcher import launch as start
     from kvload.terminal import console as make_console
@@ -65,7 +66,7 @@ def launch_command(
         variables[variable] = value
     request = replace(
         read_launch(launch, model, ctx.meta.get("engine_args", ())),
-        method=method,
+        method=canonical(method),
         name=name,
         host=host,
         port=port,

@@ -84,7 +84,15 @@ def new_plan(
     return ExperimentPlan(
         trace=str(trace),
         trace_sha256=trace_digest(trace),
-        arms=make_arms(methods, urls, baseline=baseline, floor=floor, perturbation=perturbation),
+        # one server alone, run twice, shows what noise there is
+        arms=make_arms(
+            methods,
+            urls,
+            baseline=baseline,
+            floor=floor,
+            perturbation=perturbation,
+            least=2 if floor == "none" else 1,
+        ),
         repeats=repeats,
         launch=launch,
         run=run,

@@ -4,6 +4,7 @@ A method is named the same for every engine. The embedded engine implements a me
 are started with a setting of their own, which their adapters look up by the same name.
 """
 
+import difflib
 import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -119,6 +120,16 @@ def read_method(text: str) -> MethodSpec | RawDtype:
     return MethodSpec(name)
 
 
+OTHER_NAMES = {"fp8": "fp8-e4m3"}
+"""What engines call a method, where that is another word."""
+
+
+def canonical(text: str) -> str:
+    """A method's text with the catalogue's name for it: vLLM's ``fp8`` is ``fp8-e4m3``."""
+    name, separator, options = text.strip().partition(":")
+    return OTHER_NAMES.get(name, name) + separator + options
+
+
 def split_spec(text: str) -> tuple[str, dict[str, str]]:
     """Split ``NAME:option=value,...`` into its name and raw options.
 
@@ -151,7 +162,9 @@ def parse_method(text: str) -> MethodSpec:
     where = f"--method {text}"
     method = METHODS.get(name)
     if method is None:
-        raise UsageError(f"no compression method '{name}'", where=where, hint=f"known: {', '.join(METHODS)}")
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"no compression method '{name}'", where=where, hint=f"{hint}known: {', '.join(METHODS)}")
     known = {option.name: option for option in method.options}
     for key in given:
         if key not in known:

@@ -199,3 +199,9 @@ def test_a_plan_that_is_kept_is_read_as_it_was(tmp_path: Path) -> None:
     save(plan, tmp_path / "e")
     assert load(tmp_path / "e") == plan
     assert [found.insecure for arm in arms if (found := arm.address(insecure=True))] == [True]
+
+
+def test_vllms_word_for_a_method_is_taken_for_the_catalogues() -> None:
+    assert [arm.name for arm in make_arms(["none", "fp8"], {}, floor="none")] == ["none", "fp8-e4m3"]
+    with pytest.raises(UsageError, match="twice"):
+        make_arms(["fp8", "fp8-e4m3"], {})
