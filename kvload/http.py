@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,9 +78,19 @@ def request(
         response = connection.getresponse()
         data = response.read(limit + 1)
     except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"no answer: {error or type(error).__name__}", where=where) from error
+        message, hint = _in_words(error)
+        raise ServerError(message, where=where, hint=hint) from error
     finally:
         connection.close()
     if len(data) > limit:
         raise ServerError(f"the answer is longer than {limit} bytes", where=where)
     return Answer(response.status, data)
+
+
+def _in_words(error: Exception) -> tuple[str, str | None]:
+    """What a failed connection means, and what to do about it."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there", "kvload status lists the servers that were launched"
+    if isinstance(error, ssl.SSLError) and error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
+        return "the server speaks http, not https", "write http:// in its address"
+    return f"no answer: {error or type(error).__name__}", None
