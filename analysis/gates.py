@@ -58,7 +58,7 @@ def parse(text: str) -> Gate:
     """
     found = _CONDITION.fullmatch(text)
     if not found:
-        raise UsageError(f"'{text}' is no condition", where="--fail-if", hint="for example attainment<0.99")
+        raise UsageError(f"'{text}' is not a condition", where="--fail-if", hint="for example attainment<0.99")
     value = _value(found["name"], found["value"], text)
     return Gate(text=text.strip(), arm=found["arm"], name=found["name"], sign=found["sign"], value=value)
 

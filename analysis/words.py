@@ -56,14 +56,14 @@ def unit_for(value_s: float | None) -> tuple[str, float]:
 
 
 def interval(value: Estimate) -> str:
-    """``low…high``; a side that the data do not bound stays open."""
+    """``low to high``; a side that the data do not bound stays open."""
     low = "" if value.low is None else number(value.low)
     high = "" if value.high is None else number(value.high)
-    return f"{low}…{high}"
+    return f"{low} to {high}" if low and high else f"over {low}" if low else f"up to {high}" if high else ""
 
 
 def bounds(value: Estimate) -> str:
-    """``low…high``; ``low or more`` and ``up to high`` where the data bound a figure on one side only."""
+    """``low to high``; ``low or more`` and ``up to high`` where the data bound a figure on one side only."""
     if value.high is None:
         return "" if value.low is None else f"{number(value.low)} or more"
     return f"up to {number(value.high)}" if value.low is None else interval(value)
@@ -92,17 +92,17 @@ def signed_share(value: float | None, digits: int = 1) -> str:
 
 
 def share_range(value: Estimate | None) -> str:
-    """A share's interval: ``18.3…25.1 %``."""
+    """A share's interval: ``18.3 to 25.1 %``."""
     if value is None or value.low is None or value.high is None:
         return ""
-    return f"{value.low * 100:.1f}…{value.high * 100:.1f} %"
+    return f"{value.low * 100:.1f} to {value.high * 100:.1f} %"
 
 
 def change_range(value: Estimate | None) -> str:
-    """A relative change's interval: ``-26.3…-19.2 %``."""
+    """A relative change's interval: ``-26.3 to -19.2 %``."""
     if value is None or value.low is None or value.high is None:
         return ""
-    return f"{_signed(value.low * 100)}…{_signed(value.high * 100)} %"
+    return f"{_signed(value.low * 100)} to {_signed(value.high * 100)} %"
 
 
 def _signed(value: float) -> str:

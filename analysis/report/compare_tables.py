@@ -225,7 +225,7 @@ def length_table(comparison: Comparison) -> TableData:
                 details=(
                     "",
                     "",
-                    f"{words.ratio(lengths.ratio_mean.low)}…{words.ratio(lengths.ratio_mean.high)}",
+                    f"{words.ratio(lengths.ratio_mean.low)} to {words.ratio(lengths.ratio_mean.high)}",
                     words.change_range(effect.change if effect else None),
                     words.change_range(lengths.difference_mean),
                     words.change_range(lengths.difference_median),

@@ -41,6 +41,8 @@ def as_dict(report: Report) -> dict[str, Any]:
         "request_goodput": met.goodput_rps if met else None,
         "output_throughput": rates.output_tokens_per_s,
         "total_token_throughput": rates.total_tokens_per_s,
+        "steady_request_throughput": rates.steady_request_rps,
+        "steady_output_throughput": rates.steady_output_tokens_per_s,
         "max_concurrent_requests": rates.max_in_flight,
         "slo": met.limits_s if met else None,
         "slo_attainment": met.share.estimate if met else None,

@@ -123,22 +123,28 @@ def metric_row(metric: Metric) -> Row:
 def throughput_facts(report: Report) -> Facts:
     """Rates, tokens and answers."""
     rates, lengths = report.throughput, report.lengths
+    forced = report.manifest.mode == "forced"  # there every answer ends at max_tokens
     out, both = words.number(rates.output_tokens_per_s), words.number(rates.total_tokens_per_s)
     facts = [
         ("duration", words.seconds(rates.duration_s)),
-        ("requests", f"{words.number(rates.request_rps)} a second"),
-        ("tokens", f"{out} out, {both} in all, a second"),
+        ("requests", f"{words.number(rates.request_rps)}/s{_steadily(rates.steady_request_rps)}"),
+        ("throughput", f"{out} output tok/s{_steadily(rates.steady_output_tokens_per_s)}, {both} total tok/s"),
         ("in and out", f"{rates.total_input_tokens:,} and {rates.total_output_tokens:,} tokens"),
         ("in flight", f"{rates.max_in_flight:,} at most"),
         (
             "answers",
-            f"{words.number(lengths.mean.estimate)} tokens on average, {words.number(lengths.median.estimate)} in the "
-            f"middle, {words.share(lengths.cap_hits.estimate)} cut off at max_tokens",
+            f"mean {words.number(lengths.mean.estimate)}, median {words.number(lengths.median.estimate)} tokens"
+            + ("" if forced else f"; {words.share(lengths.cap_hits.estimate)} cut off at max_tokens"),
         ),
     ]
     if report.attainment is None:
         facts.append(("goodput", "no limits were given (--slo ttft=500ms,tpot=50ms)"))
     return facts
+
+
+def _steadily(value: float | None) -> str:
+    """The same rate without the time that the last answers took to end."""
+    return "" if value is None else f" ({words.number(value)} while requests arrived)"
 
 
 def attainment_facts(report: Report) -> Facts:
@@ -159,7 +165,7 @@ def attainment_facts(report: Report) -> Facts:
         for limit in met.percentiles
     ]
     good, tokens = words.number(met.goodput_rps), words.number(met.goodput_tokens_per_s)
-    facts.append(("goodput", f"{good} requests and {tokens} output tokens a second"))
+    facts.append(("goodput", f"{good} requests/s, {tokens} output tok/s"))
     return facts
 
 
@@ -188,7 +194,7 @@ def section_facts(section: Section) -> Facts:
         if isinstance(value, Estimate) and (value.low is not None or value.high is not None):
             low = "" if value.low is None else show(value.low)
             high = "" if value.high is None else show(value.high)
-            text += f"  ({low}…{high})"
+            text += f"  ({low} to {high})"
         found.append((figure.label, text))
     return found
 
@@ -200,7 +206,7 @@ def client_facts(report: Report) -> Facts:
     intended, achieved = words.number(rates.intended_rps), words.number(rates.achieved_rps)
     facts = [
         ("schedule lag", f"p50 {lags[0]}, p99 {lags[1]}, max {lags[2]}"),
-        ("rate", f"{intended} intended, {achieved} achieved, a second"),
+        ("rate", f"{intended}/s intended, {achieved}/s achieved"),
     ]
     if trust.cpu:
         workers = words.plural(len(trust.cpu), "worker")

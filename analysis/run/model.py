@@ -60,7 +60,11 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Rates over the run's duration, from answered requests; tokens as the server counted them."""
+    """Rates over the run's duration, from answered requests; tokens as the server counted them.
+
+    ``steady_request_rps`` and ``steady_output_tokens_per_s`` count what was answered while requests still arrived, over
+    that time alone: a run's last answers are made by a server that empties. None where all were sent at once.
+    """
 
     duration_s: float | None
     request_rps: float | None
@@ -71,6 +75,8 @@ class Throughput:
     intended_rps: float | None
     achieved_rps: float | None
     max_in_flight: int
+    steady_request_rps: float | None = None
+    steady_output_tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

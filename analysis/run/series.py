@@ -16,6 +16,9 @@ FEWEST = 5
 POINTS = 1500
 """Requests shown in a scatter, evenly picked."""
 
+SHORTEST_S = 1.0
+"""Arrivals over less than this have no steady part."""
+
 Line = list[tuple[float, float]]
 
 
@@ -95,3 +98,20 @@ def _scatter(prompt: Floats, ttft: Floats) -> Line:
     rows = np.flatnonzero(~np.isnan(prompt) & ~np.isnan(ttft))
     rows = rows[:: -(-len(rows) // POINTS) or 1]
     return [(float(prompt[row]), float(ttft[row])) for row in rows]
+
+
+def steady_rates(table: RecordTable) -> tuple[float | None, float | None]:
+    """Requests and output tokens a second while requests still arrived, from the first sent to the last.
+
+    Returns:
+        both, or None twice where all were sent at once.
+    """
+    sent = table.t_send_s[~np.isnan(table.t_send_s)]
+    span_s = float(sent.max() - sent.min()) if len(sent) > 1 else 0.0
+    ok = table.ok & ~np.isnan(table.t_first_s) & ~np.isnan(table.t_last_s) & ~np.isnan(table.output_tokens)
+    first, last, tokens = table.t_first_s[ok], table.t_last_s[ok], table.output_tokens[ok]
+    if span_s < SHORTEST_S or not len(first):
+        return None, None
+    until = float(sent.max())
+    made = float((tokens * np.clip((until - first) / np.maximum(last - first, 1e-9), 0.0, 1.0)).sum())
+    return float(np.count_nonzero(last <= until)) / span_s, made / span_s

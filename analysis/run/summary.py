@@ -12,7 +12,7 @@ from kvload.analysis.run import server_side, slo, trust
 from kvload.analysis.run.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
 from kvload.analysis.run.section import Measured
 from kvload.analysis.run.sections import measure_all
-from kvload.analysis.run.series import series_of
+from kvload.analysis.run.series import series_of, steady_rates
 from kvload.analysis.statistics import estimates
 from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir
@@ -163,6 +163,7 @@ def throughput_of(table: RecordTable, manifest: RunManifest) -> Throughput:
         return number / duration_s if duration_s else None
 
     _, open_requests = latency.in_flight(table)
+    steady_rps, steady_tokens = steady_rates(table)
     return Throughput(
         duration_s=duration_s,
         request_rps=rate(count_true(ok)),
@@ -173,6 +174,8 @@ def throughput_of(table: RecordTable, manifest: RunManifest) -> Throughput:
         intended_rps=_event_rate(table.t_sched_s[table.sent]),
         achieved_rps=_event_rate(slo.finite(table.t_send_s)),
         max_in_flight=int(open_requests.max()) if len(open_requests) else 0,
+        steady_request_rps=steady_rps,
+        steady_output_tokens_per_s=steady_tokens,
     )
 
 

@@ -292,7 +292,8 @@ def one_trace(names: Sequence[str], usage: str) -> str:
     from kvload.errors import UsageError
 
     if len(names) != 1:
-        raise UsageError(f"one trace, not {len(names)}", where="TRACE", hint=usage)
+        message = f"one trace at a time, not {len(names)}" if names else "a trace is required"
+        raise UsageError(message, where="TRACE", hint=usage)
     return names[0]
 
 
@@ -386,7 +387,11 @@ def read_arrivals(trace: TraceFlags, flags: ArrivalFlags, seed: int) -> "Arrival
     kind = flags.arrivals
     if flags.concurrency is not None or at_once:
         if kind is not None or (rate is not None and not at_once) or flags.ramp is not None or flags.speed != 1.0:
-            raise UsageError("excludes all other choices of arrivals", where="--concurrency, --rate inf")
+            raise UsageError(
+                "they exclude each other: a closed loop has no rate",
+                where="--rate inf" if flags.concurrency is None else "--concurrency, --rate",
+                hint="--max-concurrency caps an open loop",
+            )
         kind = "once"
     elif kind is None:
         kind = "gamma" if flags.burstiness is not None else "trace"
@@ -418,7 +423,7 @@ def read_schedule(trace: TraceFlags, requests: RequestFlags, arrivals: "ArrivalS
         low, _, high = requests.token_range.partition("-")
         if not low.isdecimal() or not high.isdecimal() or not int(low) < int(high) <= 1 << 31:
             raise UsageError(
-                f"'{requests.token_range}' is no range of token ids", where="--token-range", hint="write LOW-HIGH"
+                f"'{requests.token_range}' is not a range of token ids", where="--token-range", hint="write LOW-HIGH"
             )
         token_range = int(low), int(high)
     return ScheduleOptions(

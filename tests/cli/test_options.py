@@ -102,5 +102,5 @@ def test_a_header_is_not_repeated_in_a_complaint() -> None:
 
 @pytest.mark.parametrize("text", ["5", "9-5", "a-b", "-5", "0-99999999999", "²-³"])
 def test_what_is_no_range_of_token_ids(text: str) -> None:
-    with pytest.raises(UsageError, match="no range"):
+    with pytest.raises(UsageError, match="not a range"):
         options.read_schedule(options.TraceFlags(), options.RequestFlags(token_range=text), None)  # type: ignore[arg-type]
