@@ -4,11 +4,14 @@
 
     KvloadError                what was wrong, where, and what to do        exit 2
     +-- UsageError             a flag, a config value, a combination        exit 2
+    |   +-- PortHeldError      a port that another server has               exit 2
     +-- TraceError             a trace file: names file, line and field     exit 2
     +-- RunDirError            a run folder that cannot be read or written  exit 2
     +-- PairingError           two runs that must not be compared           exit 2
     +-- GateFailedError        a --fail-if condition came true              exit 1
     +-- ServerError            a server did not start, answer or survive    exit 3
+    |   +-- StartFailedError   it did not come up: the cause, its log's end exit 3
+    |   +-- VerificationFailedError   its cache is not what was asked for   exit 3
     +-- MachineError           this machine: disk, files, memory            exit 4
     +-- InternalError          a fault of kvload's own that ended a run     exit 70
 

@@ -16,8 +16,8 @@ Status = Literal["ok", "failed", "timeout", "refused", "censored", "unsent"]
 
 ``ok`` the stream ended as the protocol says; ``failed`` an error of transport, protocol or server; ``timeout`` the
 request's own limit passed; ``refused`` the server answered 4xx; ``censored`` cut off by the end of the run while its
-answer was still coming; ``unsent`` never sent (run stopped, former turn failed, over the server's limit). Every status
-but ``unsent`` counts as sent.
+answer was still coming; ``unsent`` never sent (run stopped, previous turn failed, over the server's limit). Every
+status but ``unsent`` counts as sent.
 """
 
 

@@ -15,7 +15,6 @@ what the end of the run had to say of requests without a record; should one of t
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -286,9 +285,3 @@ class RunDir:
                 except DECODE_ERRORS as error:
                     raise RunDirError(str(error), where=f"{self.scrapes_path}:{number}") from error
         return samples
-
-    def write_json(self, name: str, value: Any) -> Path:
-        """Write a rendered result (``report.json`` and the like) into the folder."""
-        path = self.path / name
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path

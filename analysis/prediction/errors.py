@@ -4,7 +4,6 @@ A small error per method proves nothing about compression where methods hardly d
 scored by itself: skill is 1 less the squared error relative to that of "no change".
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,8 +83,3 @@ def ratio_skill(true: Floats, predicted: Floats) -> RatioSkill:
         moving=int(moving.sum()),
         n=len(truth),
     )
-
-
-def one_out(steps: Steps, key: Callable[[Steps], Floats]) -> HeldOut:
-    """Errors with one value of a key (batch size, length) left out at a time."""
-    return HeldOut.of(leave_out(steps, key(steps)))

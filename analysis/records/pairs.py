@@ -88,7 +88,7 @@ class Population:
         paired: pairs of records.
         answered: pairs in which both requests were answered.
         only_base, only_other: records without a partner.
-        follow_ups: later turns of conversations whose prompts differ because former answers did; left out.
+        follow_ups: later turns of conversations whose prompts differ because previous answers did; left out.
         repeats: repeats that both arms have.
         unpaired_repeats: repeats that one of them has alone.
     """
@@ -105,7 +105,7 @@ class Population:
         """What the intersection left out, in words."""
         parts = [
             (self.only_base + self.only_other, "requests have a record in one arm only and are left out"),
-            (self.follow_ups, "later turns had other prompts, since former answers differed, and are left out"),
+            (self.follow_ups, "later turns had other prompts, since previous answers differed, and are left out"),
             (
                 self.paired - self.answered,
                 "pairs have a request that was not answered: no length or latency to compare",

@@ -39,7 +39,7 @@ _LONGEST_S = 1e10
 
 
 @dataclass(frozen=True)
-class Words:
+class Categories:
     """A column of few distinct words: ``codes`` index into ``names``; a missing word has the name None."""
 
     names: tuple[str | None, ...]
@@ -58,9 +58,9 @@ class Words:
         pairs = [(name, int(number)) for name, number in zip(self.names, found, strict=True) if number]
         return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0] or "")))
 
-    def take(self, rows: Ints) -> "Words":
+    def take(self, rows: Ints) -> "Categories":
         """The words of some rows."""
-        return Words(self.names, self.codes[rows])
+        return Categories(self.names, self.codes[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,11 @@ class RecordTable:
     turn: Floats
     prompt_digest: npt.NDArray[np.bytes_]
     request_id: npt.NDArray[np.object_]
-    cause: Words
-    finish_reason: Words
-    clock: Words
-    output_tokens_source: Words
-    count_doubt: Words
+    cause: Categories
+    finish_reason: Categories
+    clock: Categories
+    output_tokens_source: Categories
+    count_doubt: Categories
     shards: tuple[Shard, ...]
     torn: int
 
@@ -137,7 +137,7 @@ class RecordTable:
         kept: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Words):
+            if isinstance(value, Categories):
                 kept[field.name] = value.take(rows)
             else:
                 kept[field.name] = value[rows] if isinstance(value, np.ndarray) else value
@@ -153,7 +153,7 @@ def _columns_of(kind: Any) -> tuple[str, ...]:
 _RECORD = {field.name: field for field in msgspec.structs.fields(RequestRecord)}
 _INT_COLUMNS, _FLOAT_COLUMNS, _BOOL_COLUMNS = _columns_of(Ints), _columns_of(Floats), _columns_of(Bools)
 _PLAIN_COLUMNS = (*_INT_COLUMNS, *_FLOAT_COLUMNS, *_BOOL_COLUMNS, "status", "prompt_digest", "request_id")
-_WORD_COLUMNS = _columns_of(Words)
+_WORD_COLUMNS = _columns_of(Categories)
 
 
 def _row_field(name: str) -> tuple[str, Any, Any] | tuple[str, Any]:
@@ -185,7 +185,7 @@ def proven(table: RecordTable) -> RecordTable:
     names = (*table.cause.names, "empty", "impossible_count")
     codes = np.where(empty, len(names) - 2, np.where(doubted, len(names) - 1, table.cause.codes))
     status = np.where(doubted | empty, _STATUS_CODE["failed"], table.status)
-    return replace(table, status=status, cause=Words(names, codes))
+    return replace(table, status=status, cause=Categories(names, codes))
 
 
 def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
@@ -206,10 +206,10 @@ def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
     return RecordTable(**joined)
 
 
-def _join_words(parts: Sequence[Words]) -> Words:
+def _join_words(parts: Sequence[Categories]) -> Categories:
     names = tuple(dict.fromkeys(name for part in parts for name in part.names))
     places = [np.array([names.index(name) for name in part.names], np.int64) for part in parts]
-    return Words(names, np.concatenate([place[part.codes] for place, part in zip(places, parts, strict=True)]))
+    return Categories(names, np.concatenate([place[part.codes] for place, part in zip(places, parts, strict=True)]))
 
 
 def load(run: RunDir) -> RecordTable:
@@ -251,7 +251,7 @@ def _joined(batches: list[dict[str, npt.NDArray[Any]]], codes: dict[str, dict[st
     batches = batches or [dict(_columns([], codes))]
     joined: dict[str, Any] = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     for name in _WORD_COLUMNS:
-        joined[name] = Words(tuple(codes[name]), joined[name])
+        joined[name] = Categories(tuple(codes[name]), joined[name])
     return joined
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kvload.errors import ExitStatus, InternalError, KvloadError, MachineError, ServerError
+from kvload.errors import InternalError, KvloadError, MachineError, ServerError
 from kvload.records import FailureKind, RunManifest
 
 ALLOWED_FAILURES = 0.05
@@ -45,14 +45,6 @@ def error_of(
         where=where,
         hint=None if bad == sent else "allow that with --allow-failures SHARE",
     )
-
-
-def status_of(manifest: RunManifest, *, allowed: float = ALLOWED_FAILURES) -> ExitStatus:
-    """The exit status of a command that made the run."""
-    if manifest.ended == "interrupted":
-        return ExitStatus.INTERRUPTED
-    error = error_of(manifest, allowed=allowed)
-    return ExitStatus.OK if error is None else error.exit_status
 
 
 def causes(kinds: Sequence[FailureKind]) -> str:

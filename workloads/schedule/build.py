@@ -34,7 +34,6 @@ from kvload.workloads.schedule.request import (
     digest_of,
     next_turn,
     request_body,
-    shard,
 )
 from kvload.workloads.schedule.texts import TokenCounter, measured
 from kvload.workloads.traces import fitting
@@ -44,7 +43,7 @@ from kvload.workloads.traces.notes import Notes
 from kvload.workloads.traces.selection import Selection, SelectionCounts, select
 from kvload.workloads.traces.trace import TraceRequest, continues_conversation
 
-__all__ = ["Mode", "PlannedRequest", "Schedule", "block_reuse", "build_schedule", "load_schedule", "next_turn", "shard"]
+__all__ = ["Mode", "PlannedRequest", "Schedule", "block_reuse", "build_schedule", "load_schedule", "next_turn"]
 
 Mode = Literal["free", "forced"]
 

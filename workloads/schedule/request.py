@@ -35,10 +35,10 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         index: position in the whole schedule, the same for every worker and arm.
         offset_s: when it is due, in seconds from the run's zero; a later turn starts no sooner than this, and not
-            before the former turn's end plus ``think_time_s``.
+            before the previous turn's end plus ``think_time_s``.
         path: ``/v1/completions`` or ``/v1/chat/completions``.
         body: the whole JSON request; empty where ``follow_up`` is given, see :func:`next_turn`.
-        prompt_digest: digest of the prompt; of a turn that is still to be built, of the former turn's digest and what
+        prompt_digest: digest of the prompt; of a turn that is still to be built, of the previous turn's digest and what
             this turn adds.
         input_tokens: the prompt's length where it is known; of a later turn, of what is new in it.
         previous: index of the turn before this one, which must have ended; None for the first.
@@ -67,19 +67,6 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
     task: str | None = None
 
 
-def shard(planned: Sequence[PlannedRequest], worker: int, workers: int) -> list[PlannedRequest]:
-    """The part of the schedule that worker ``worker`` of ``workers`` sends: by index, a conversation staying together.
-
-    The union over all workers is the whole schedule, each request once.
-    """
-    if not 0 <= worker < workers:
-        raise ValueError(f"worker {worker} of {workers}")
-    roots: dict[int, int] = {}
-    for request in planned:
-        roots[request.index] = request.index if request.previous is None else roots[request.previous]
-    return [request for request in planned if roots[request.index] % workers == worker]
-
-
 def next_turn(
     turn: PlannedRequest,
     former: PlannedRequest,
@@ -89,7 +76,7 @@ def next_turn(
     output_tokens: int | None = None,
     tool_calls: Sequence[Mapping[str, str]] | None = None,
 ) -> PlannedRequest:
-    """The turn with its body and digest, made of the former turn as sent, the server's answer to it, and what is new.
+    """The turn with its body and digest, made of the previous turn as sent, the server's answer to it, and what is new.
 
     Args:
         turn: a planned turn; returned as it is where it is complete already.

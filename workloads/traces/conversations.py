@@ -1,6 +1,6 @@
 """Tells whole prompts from new parts: what a later turn of a conversation gives, where its format leaves that open.
 
-A turn whose prompt begins with the former turn's is the whole prompt of its moment. One whose block ids do not begin
+A turn whose prompt begins with the previous turn's is the whole prompt of its moment. One whose block ids do not begin
 with the former's whole blocks, or that is shorter than the former was, gives only what is new: sent alone it would be a
 fraction of the conversation it stands for.
 """
@@ -90,7 +90,7 @@ def _remembered(request: TraceRequest) -> _Former:
 
 
 def _repeats(request: TraceRequest, former: _Former) -> bool:
-    """Whether a text is longer than the former turn's and begins with it."""
+    """Whether a text is longer than the previous turn's and begins with it."""
     if request.prompt is not None:
         begins = len(request.prompt) > former.length >= _TOLD_APART_CHARACTERS
         return begins and _digest(request.prompt[: former.length]) == former.digest

@@ -56,7 +56,10 @@ def build_cache(
     """
     built = build_method(method, seed)
     found = _kernels(geometry, built, kernels)
-    cache: KVCache = STRUCTURES[built.structure](geometry, built, total_bytes, chunk_tokens, found)
+    try:
+        cache: KVCache = STRUCTURES[built.structure](geometry, built, total_bytes, chunk_tokens, found)
+    except ValueError as error:
+        raise UsageError(str(error), where=f"--method {method}") from error
     if cache.total_bytes == 0:
         raise UsageError(
             f"{total_bytes} bytes hold no page of the cache", where="--kv-memory", hint="give at least a few MiB"

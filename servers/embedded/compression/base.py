@@ -31,12 +31,10 @@ class TokenMethod(ABC):
 
     @property
     def sink_tokens(self) -> int:
-        """See the class."""
         return 0
 
     @property
     def recent_tokens(self) -> int | None:
-        """See the class."""
         return None
 
     @property

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kvload.errors import UsageError
 from kvload.servers.embedded.compression.base import BlockMethod
 from kvload.servers.kernels.layout import Field, PageShape
 from kvload.servers.kernels.quantise import affine, pack, unpack
@@ -63,7 +62,7 @@ class Gear(BlockMethod):
 
     def _shared(self, shape: PageShape) -> tuple[Field, ...]:
         if shape.head_dim > LARGEST_INDEX:
-            raise UsageError(f"gear serves head sizes up to {LARGEST_INDEX}, not {shape.head_dim}", where="--method")
+            raise ValueError(f"gear serves head sizes up to {LARGEST_INDEX}, not {shape.head_dim}")
         return (
             Field("left", torch.float16, (shape.heads, shape.tokens, self.rank)),
             Field("right", torch.float16, (shape.heads, shape.head_dim, self.rank)),
@@ -86,7 +85,7 @@ class Gear(BlockMethod):
         """Codes packed along channels, steps and lows of each token, outliers of each token, factors."""
         channels = min(self.group, shape.head_dim)
         if shape.head_dim % channels:
-            raise UsageError(f"group ({channels}) must divide the head size ({shape.head_dim})", where="--method")
+            raise ValueError(f"group ({channels}) must divide the head size ({shape.head_dim})")
         grouped = (shape.tokens, shape.heads, shape.head_dim // channels)
         outliers = (shape.tokens, shape.heads, 2 * self._outliers_of(shape.head_dim))
         return (

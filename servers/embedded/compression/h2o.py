@@ -24,7 +24,6 @@ class H2O(ScoredMethod):
 
     @property
     def kept_tokens(self) -> int:
-        """The budget."""
         return self.budget
 
     @property

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from kvload.errors import UsageError
 from kvload.servers.embedded.compression.base import TokenMethod
 from kvload.servers.kernels.layout import Field, PageShape
 from kvload.servers.kernels.quantise import affine, pack, unpack
@@ -33,7 +32,7 @@ class Int4(TokenMethod):
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
         """``data (tokens, heads, head_dim / 2)``, ``step`` and ``low (tokens, heads)``."""
         if shape.head_dim % 2:
-            raise UsageError(f"int4 needs an even head size, not {shape.head_dim}", where="--method int4")
+            raise ValueError(f"int4 needs an even head size, not {shape.head_dim}")
         data = Field("data", torch.uint8, (shape.tokens, shape.heads, shape.head_dim // 2))
         return data, *(Field(name, torch.float16, (shape.tokens, shape.heads)) for name in ("step", "low"))
 

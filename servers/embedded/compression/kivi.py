@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from kvload.errors import UsageError
 from kvload.servers.embedded.compression.base import BlockMethod
 from kvload.servers.kernels.layout import Field, PageShape
 from kvload.servers.kernels.quantise import affine, pack, unpack
@@ -29,7 +28,6 @@ class Kivi(BlockMethod):
 
     @property
     def page_tokens(self) -> int:
-        """One group."""
         return self.group
 
     @property
@@ -56,7 +54,7 @@ class Kivi(BlockMethod):
     def _channels(self, head_dim: int) -> int:
         channels = min(self.group, head_dim)
         if head_dim % channels:
-            raise UsageError(f"group ({self.group}) must divide the head size ({head_dim})", where="--method")
+            raise ValueError(f"group ({self.group}) must divide the head size ({head_dim})")
         return channels
 
     def encode_keys(self, x: torch.Tensor, *, prompt: bool) -> tuple[torch.Tensor, ...]:

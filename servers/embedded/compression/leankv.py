@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 
-from kvload.errors import UsageError
 from kvload.servers.kernels.layout import Field, PageLayout, aligned
 from kvload.servers.kernels.quantise import affine, pack, unpack
 
@@ -111,7 +110,7 @@ class LeanKV:
     def page_bytes(self, head_dim: int) -> int:
         """Bytes of the unified page: of those about 50 times the head size, the one that either level fills best."""
         if head_dim % 16:
-            raise UsageError(f"leankv needs a head size divisible by 16, not {head_dim}", where="--method leankv")
+            raise ValueError(f"leankv needs a head size divisible by 16, not {head_dim}")
         smallest, largest = (aligned(bound * head_dim, PAGE_ALIGNMENT) for bound in PAGE_BYTES_PER_CHANNEL)
         sizes = range(smallest, largest + 1, PAGE_ALIGNMENT)
         return min(sizes, key=lambda size: max(level.waste(size, head_dim) for level in self.precisions))

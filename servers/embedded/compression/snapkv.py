@@ -27,7 +27,6 @@ class SnapKV(ScoredMethod):
 
     @property
     def kept_tokens(self) -> int:
-        """The budget."""
         return self.budget
 
     @property

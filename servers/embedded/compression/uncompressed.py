@@ -17,9 +17,7 @@ class Uncompressed(TokenMethod):
         return (Field("data", shape.dtype, (shape.tokens, shape.heads, shape.head_dim)),)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As it is."""
         return (x,)
 
     def decode(self, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
-        """As it is."""
         return parts[0].to(dtype)

@@ -153,7 +153,7 @@ def test_several_processes_read_what_one_reads(tmp_path: Path, monkeypatch: pyte
     together = table.load(run)
     for field in dataclasses.fields(table.RecordTable):
         one, two = getattr(alone, field.name), getattr(together, field.name)
-        if isinstance(one, table.Words):
+        if isinstance(one, table.Categories):
             assert one.names == two.names
             one, two = one.codes, two.codes
         np.testing.assert_array_equal(one, two)

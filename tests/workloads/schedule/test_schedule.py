@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kvload.errors import TraceError
 from kvload.records import prompt_digest
+from kvload.workloads.run.plan import shard_of
 from kvload.workloads.schedule.arrivals import ArrivalSpec
-from kvload.workloads.schedule.build import PlannedRequest, Schedule, build_schedule, next_turn, shard
+from kvload.workloads.schedule.build import PlannedRequest, Schedule, build_schedule, next_turn
 from kvload.workloads.schedule.prompts import PromptSpec, token_ids
 from kvload.workloads.traces.trace import TraceRequest
 
@@ -276,7 +277,8 @@ def test_shards_make_the_whole_and_keep_conversations_together(count: int, worke
         for n in range(count)
     ]
     planned = plan(*requests).planned
-    shards = [shard(planned, worker, workers) for worker in range(workers)]
+    whose = shard_of(planned, workers)
+    shards = [[request for request in planned if whose[request.index] == worker] for worker in range(workers)]
     assert sorted(request.index for part in shards for request in part) == list(range(count))
     for part in shards:
         own = {request.index for request in part}
