@@ -7,7 +7,7 @@ import numpy as np
 
 from kvload.analysis.records import latency
 from kvload.analysis.records.outcome import cap_hit
-from kvload.analysis.records.pairs import LoadedArm
+from kvload.analysis.records.pairs import LoadedArm, LoadedRun
 from kvload.analysis.records.table import Floats, Ints, count_true
 from kvload.analysis.run import server_side, slo, trust
 from kvload.analysis.run.model import PERCENTILES, Metric, Throughput, Timeline
@@ -152,7 +152,7 @@ def summarise(
         attainment_over_scale=slo.attainment_over_scale(table, limits_s, SLO_SCALES) if limits_s else [],
         timeline=timeline_of(arm.first.table, arm.first.samples),
         series=series_of(arm.first.table),
-        failures=[kind for run in arm.runs.values() for kind in run.manifest.failures],
+        failures=[kind for run in arm.runs.values() for kind in (*run.manifest.failures, *_no_answers(run))],
     )
 
 
@@ -183,3 +183,17 @@ def _quantile(ordered: Floats, values: Floats, request: Ints, q: float, level: f
     return estimates.clustered_quantile(
         values, which, q, quantile_of=lambda share: float(np.quantile(ordered, share)), level=level
     )
+
+
+def _no_answers(run: LoadedRun) -> list[FailureKind]:
+    """Answers that the run takes for good and a comparison cannot: see :func:`kvload.analysis.records.table.proven`."""
+    failed = run.table.has_status("failed")
+    doubted = failed & run.table.cause.equals("impossible_count")
+    why = next(iter(run.table.count_doubt.counts(doubted)), None)
+    known = sum(kind.count for kind in run.manifest.failures if kind.cause == "empty")
+    empty = count_true(failed & run.table.cause.equals("empty")) - known
+    kinds = [
+        FailureKind(status="failed", cause="impossible_count", count=count_true(doubted), first=why),
+        FailureKind(status="failed", cause="empty", count=empty, first="an answer with nothing in it"),
+    ]
+    return [kind for kind in kinds if kind.count > 0]

@@ -53,6 +53,8 @@ def render(comparison: Comparison, console: Console, *, details: bool = True) ->
 def _first_screen(comparison: Comparison, console: Console) -> None:
     console.print()
     console.print(foreign(first_screen.identity(comparison), "dim"))
+    for line in first_screen.left_out(comparison):
+        console.print(foreign(line, "bold red"))
     if comparison.limits_s:
         limits = ", ".join(f"{words.METRIC_NAMES[m]} ≤ {words.seconds(v)}" for m, v in comparison.limits_s.items())
         console.print(Text(f"limits: {limits}", style="dim"))

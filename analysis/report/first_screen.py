@@ -212,7 +212,30 @@ def trust(comparison: Comparison) -> str:
         parts.append(f"{bound} of {every} runs were client-bound")
     elif lags:
         parts.append(f"client lag p99 {words.seconds(max(lags))}")
-    lost = [arm for arm in comparison.arms if arm.answered < arm.sent]
-    if lost:
-        parts.append(", ".join(f"{arm.name}: {arm.sent - arm.answered:,} of {arm.sent:,} not answered" for arm in lost))
     return "; ".join(parts)
+
+
+def left_out(comparison: Comparison) -> list[str]:
+    """What is in no latency and no length, and counts as missed: how many requests of each arm, and why."""
+    found = []
+    for arm in comparison.arms:
+        lost = arm.sent - arm.answered
+        if lost:
+            found.append(f"{arm.name}: {lost:,} of {arm.sent:,} requests are no answers and count as missed: {_why(arm)}")
+    return found
+
+
+def _why(arm: ArmSummary, most: int = 3) -> str:
+    """The kinds of failure, the most frequent first, each with what the first of it was told."""
+    counts: dict[str, int] = {}
+    told: dict[str, str] = {}
+    for kind in arm.failures:
+        name = kind.cause or kind.status
+        if kind.status != "unsent":
+            counts[name] = counts.get(name, 0) + kind.count
+        if kind.first:
+            told.setdefault(name, kind.first)
+    names = sorted(counts, key=lambda name: -counts[name])
+    parts = [f"{counts[name]:,} {name}" + (f' ("{told[name][:160]}")' if name in told else "") for name in names[:most]]
+    parts = parts or [f"{number:,} {name}" for name, number in arm.statuses.items() if name not in {"ok", "unsent"}]
+    return ", ".join(parts) + (f" and {len(names) - most} other kinds" if len(names) > most else "")

@@ -45,6 +45,7 @@ def render(comparison: Comparison) -> str:
         "comparison.html.j2",
         title=f"{others} against {comparison.baseline.name}" if others else f"The noise of {comparison.baseline.name}",
         identity=first_screen.identity(comparison),
+        left_out=first_screen.left_out(comparison),
         drift=resolution.sentence() if resolution is not None and resolution.drifts else "",
         sentences=first_screen.sentences(comparison),
         summary=first_screen.summary_table(comparison),
