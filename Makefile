@@ -90,5 +90,11 @@ test-vllm: setup  ## the tests of the real vLLM, whose CPU build is installed on
 test-real: real-model  ## a real instruct model against transformers' own generate
 	$(BIN)/python -m pytest -q -m real tests/real
 
+faults: setup  ## every fault of server, processes, disk and user: is every request accounted for?
+	$(BIN)/python -m kvload.scripts.faults $(FAULTS)
+
+fuzz: setup  ## 30,000 answers that nobody would send, through the parser
+	$(BIN)/python -m kvload.scripts.fuzz $(FUZZ)
+
 clean:  ## caches and builds
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -221,7 +221,9 @@ def left_out(comparison: Comparison) -> list[str]:
     for arm in comparison.arms:
         lost = arm.sent - arm.answered
         if lost:
-            found.append(f"{arm.name}: {lost:,} of {arm.sent:,} requests are no answers and count as missed: {_why(arm)}")
+            found.append(
+                f"{arm.name}: {lost:,} of {arm.sent:,} requests are no answers and count as missed: {_why(arm)}"
+            )
     return found
 
 

@@ -51,7 +51,9 @@ def count_lines(report: Report) -> list[str]:
         rest = f"{counts.unsent:,} never sent + {counts.lost:,} without a record"
         rest += f" ({counts.torn} of them cut short)" if counts.torn else ""
         lines.append(f"{counts.planned:,} planned = {counts.sent:,} sent + {rest}")
-    said = {(kind.status, kind.cause): kind.first for kind in report.manifest.failures}
+    said: dict[tuple[str, str | None], str | None] = {
+        (kind.status, kind.cause): kind.first for kind in report.manifest.failures
+    }
     for status, cause, number in counts.causes:
         told = said.get((status, cause))
         lines.append(f"{number:,} {status}: {cause or 'no cause given'}" + (f' ("{told}")' if told else ""))
