@@ -34,6 +34,9 @@ _READ_BYTES = 1 << 13
 _EVENTS_AT_ONCE = 32
 """Connections read before it is looked whether a request is due."""
 
+_KEPT_READS = 512
+"""Of an answer that is cut for what it is, so many reads are looked at: some megabytes."""
+
 _LOOK_AFTER_NS = 250_000_000
 _LOOK_AFTER_READS = 4096
 """How often the answers that are coming in are looked after: for those that went quiet behind their end, and those that
@@ -430,6 +433,9 @@ class StreamLoop:
         raw = connection.raw
         if raw is not None:
             raw.status, raw.cause, raw.error = status, cause, text
+            if cause == "malformed":
+                # to take a runaway's answer apart would hold up every other one
+                del raw.reads[3 * _KEPT_READS :]
         self._end(connection, reusable=False)
 
     def _end(self, connection: Connection, *, reusable: bool) -> None:
