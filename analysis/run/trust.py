@@ -2,7 +2,11 @@
 
 A run is client-bound where requests left late (lag p99 over 10 ms or over 5 % of the median TTFT), a worker used more
 than 90 % of its core, or the client's own error at this load (TTFT error p99 of its calibration) is over 5 % of the
-median TTFT. A calibration whose mock server or whose machine was at its end says nothing about the client.
+median TTFT. A calibration whose mock server or whose machine was at its end says nothing about the client. A few late
+requests do not make a run late: surely more than 1 % of them must be (Wilson's interval).
+
+What to do about it depends on what was busy, as measured during the run: a worker, the whole machine, or a neighbour
+that took its processors away (stolen time). Where nothing was, more workers would not help, and that is said.
 """
 
 from collections.abc import Mapping
@@ -13,13 +17,19 @@ import numpy as np
 
 from kvload.analysis import words
 from kvload.analysis.records import latency
-from kvload.analysis.records.table import RecordTable
+from kvload.analysis.records.table import Floats, RecordTable, count_true
 from kvload.analysis.run.slo import finite
+from kvload.analysis.statistics import estimates
 from kvload.records import RunManifest
 
 LAG_LIMIT_S = 0.010
 LAG_TTFT_SHARE = 0.05
 CPU_LIMIT = 0.90
+LATE_SHARE = 0.01
+STOLEN_LIMIT = 0.02
+MACHINE_LIMIT = 0.90
+WORKER_BUSY = 0.60
+"""From this share of a core on a worker's own work can be why it is late now and then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +61,18 @@ def judge(table: RecordTable, manifest: RunManifest) -> Trust:
     p50, p99 = (float(value) for value in np.quantile(lags, [0.5, 0.99])) if len(lags) else (None, None)
     ttfts = finite(latency.ttft_s(table)[table.ok])
     reasons = []
+    cpu = worker_cpu(manifest.client)
+    what_to_do = advice(manifest.client)
     # With a concurrency cap a late start is the cap's work, not the client's.
     if p99 is not None and manifest.max_concurrency is None:
-        if p99 > LAG_LIMIT_S:
-            reasons.append(f"schedule lag p99 is {p99 * 1e3:.1f} ms, over {LAG_LIMIT_S * 1e3:.0f} ms: raise --workers")
-        if len(ttfts) and p99 > LAG_TTFT_SHARE * (middle := float(np.median(ttfts))):
+        if p99 > LAG_LIMIT_S and _surely_late(lags, LAG_LIMIT_S):
+            reasons.append(f"schedule lag p99 is {p99 * 1e3:.1f} ms, over {LAG_LIMIT_S * 1e3:.0f} ms: {what_to_do}")
+        middle = float(np.median(ttfts)) if len(ttfts) else np.inf
+        if p99 > LAG_TTFT_SHARE * middle and _surely_late(lags, LAG_TTFT_SHARE * middle):
             reasons.append(
                 f"schedule lag p99 is {p99 * 1e3:.2f} ms, over {words.share(LAG_TTFT_SHARE, 0)} of the median TTFT"
-                f" ({middle * 1e3:.1f} ms): raise --workers"
+                f" ({middle * 1e3:.1f} ms): {what_to_do}"
             )
-    cpu = worker_cpu(manifest.client)
     for worker, share in cpu.items():
         if share > CPU_LIMIT:
             used, limit = words.share(share, 0), words.share(CPU_LIMIT, 0)
@@ -69,7 +81,7 @@ def judge(table: RecordTable, manifest: RunManifest) -> Trust:
     if error_s is not None and len(ttfts) and error_s > LAG_TTFT_SHARE * (middle := float(np.median(ttfts))):
         reasons.append(
             f"the client's own TTFT error p99 at this load is {error_s * 1e3:.2f} ms, over"
-            f" {words.share(LAG_TTFT_SHARE, 0)} of the median TTFT ({middle * 1e3:.1f} ms): raise --workers"
+            f" {words.share(LAG_TTFT_SHARE, 0)} of the median TTFT ({middle * 1e3:.1f} ms): {what_to_do}"
         )
     return Trust(
         client_bound=bool(reasons) if len(lags) else None,
@@ -80,6 +92,34 @@ def judge(table: RecordTable, manifest: RunManifest) -> Trust:
         cpu=cpu,
         clocks={str(name): number for name, number in table.clock.counts(table.sent).items()},
         calibration=manifest.calibration,
+    )
+
+
+def _surely_late(lags: Floats, limit_s: float) -> bool:
+    """More than 1 % of the requests were late, and not by chance."""
+    low = estimates.wilson(count_true(lags > limit_s), len(lags)).low
+    return low is not None and low > LATE_SHARE
+
+
+def advice(client: Mapping[str, Any]) -> str:
+    """What to do about a client that was late, from what was busy while it ran.
+
+    Args:
+        client: a manifest's ``client`` entry; without measurements of the machine only the workers' own are judged.
+    """
+    busiest = max(worker_cpu(client).values(), default=None)
+    stolen, busy = client.get("stolen_share"), client.get("machine_busy_share")
+    if isinstance(stolen, int | float) and stolen > STOLEN_LIMIT:
+        return f"{words.share(float(stolen), 0)} of this machine's time was taken by others on its host: use another"
+    if busiest is not None and busiest > WORKER_BUSY:
+        return f"a worker used {words.share(busiest, 0)} of a core: raise --workers"
+    if isinstance(busy, int | float) and busy > MACHINE_LIMIT:
+        return f"this machine's cores were {words.share(float(busy), 0)} busy: send from another machine"
+    if busiest is None:
+        return "what was busy was not measured"
+    return (
+        f"the workers used {words.share(busiest, 0)} of a core at most, so more of them would not help: short stalls of"
+        " this machine, or a server on the same cores"
     )
 
 

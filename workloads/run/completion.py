@@ -67,6 +67,7 @@ class Outcome:
         lost: shards whose worker died, with the monotonic time at which that was noticed.
         failed: shards whose worker could not go on.
         errors: what went wrong in the load generator itself.
+        machine: how busy this machine was, see :mod:`kvload.workloads.run.machine_use`.
     """
 
     board: LiveBoard
@@ -78,6 +79,7 @@ class Outcome:
     lost: dict[int, int] = field(default_factory=dict)
     failed: dict[int, WorkerFailure] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    machine: dict[str, float] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> str | None:
         """Take in one event; returns a sentence for the user where there is something to say."""
@@ -176,7 +178,7 @@ def _complete(run: RunDir, plan: ReplayPlan, outcome: Outcome) -> RunManifest:
         ended=ended or "completed",
         fault=fault,
         failures=failures.kinds(),
-        client=_client(plan, outcome.board, clocks, end_s),
+        client=_client(plan, outcome.board, clocks, end_s) | outcome.machine,
         notes=notes,
     )
 

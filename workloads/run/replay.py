@@ -31,6 +31,7 @@ from kvload.workloads.run.completion import Outcome, complete, reserve
 from kvload.workloads.run.faults import describe, fault_of
 from kvload.workloads.run.headers import child_environment
 from kvload.workloads.run.live import LiveBoard, Progress
+from kvload.workloads.run.machine_use import MachineUse
 from kvload.workloads.run.plan import ReplayPlan
 
 LOCUSTFILE = Path(__file__).parents[1] / "swarm" / "locustfile.py"
@@ -103,6 +104,7 @@ class Replay:
         self._failed_seen = self._answered_seen = 0
         self._dead_answers = 0
         self._leashes: list[int] = []
+        self._use: MachineUse | None = None
         self._token = plan.swarm.token or secrets.token_hex(16)
         self._start_until = math.inf
         self._next_health = 0.0
@@ -269,6 +271,8 @@ class Replay:
                 if not self.outcome.over:
                     self._master_gone(master)
                 break
+        if self._use is not None:
+            self.outcome.machine = self._use.shares()
         self._tell(self.hooks.on_end)
         self._show_progress(final=True)
 
@@ -302,6 +306,7 @@ class Replay:
         if notice is not None:
             self._tell(self.hooks.on_notice, notice)
         if event["event"] == "started":
+            self._use = MachineUse()
             self._tell(self.hooks.on_start, event["zero_ns"] / 1e9)
         elif event["event"] == "stopped":
             self._stopping = True

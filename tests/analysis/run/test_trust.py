@@ -74,3 +74,31 @@ def test_cpu_shares_as_the_manifest_has_them() -> None:
 def test_nothing_sent_is_nothing_to_judge(tmp_path: Path) -> None:
     run = arm(tmp_path / "run", [])
     assert judge(load(run), run.manifest()).client_bound is None
+
+
+@pytest.mark.parametrize(("late", "bound"), [(2, False), (20, True)])
+def test_a_few_late_requests_do_not_brand_a_run(tmp_path: Path, late: int, bound: bool) -> None:
+    def sent(index: int) -> dict[str, float]:
+        lag_s = 0.05 if index < late else 0.0005
+        start = index * 0.05 + lag_s
+        return {"t_send_s": start, "t_first_s": start + 1.0, "t_last_s": start + 2.0}
+
+    run = arm(tmp_path / "run", [10] * 200, change=sent)
+    assert judge(load(run), run.manifest()).client_bound is bound
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        ({"cpu_share": {"0": 0.05}}, "more of them would not help"),
+        ({"cpu_share": {"0": 0.05}, "machine_busy_share": 0.97, "stolen_share": 0.0}, "cores were 97 % busy"),
+        ({"cpu_share": {"0": 0.05}, "machine_busy_share": 0.5, "stolen_share": 0.2}, "taken by others"),
+        ({"cpu_share": {"0": 0.8}, "machine_busy_share": 0.5, "stolen_share": 0.0}, "raise --workers"),
+        ({}, "not measured"),
+    ],
+)
+def test_advice_names_what_was_busy(tmp_path: Path, client: dict[str, Any], words: str) -> None:
+    found = judged(tmp_path, 0.5, client=client)
+    assert found.client_bound
+    assert all(words in reason for reason in found.reasons)
+    assert words == "raise --workers" or not any("raise --workers" in reason for reason in found.reasons)
