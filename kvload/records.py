@@ -254,6 +254,18 @@ class FailureKind(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     request_id: str | None = None
 
 
+class GpuUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one GPU of the server's machine took during a run, idle draw and other programs included.
+
+    ``energy_j`` and its mean ``power_w`` are from NVML's counter; ``memory_bytes`` is what was in use at the end.
+    """
+
+    name: str | None = None
+    energy_j: float | None = None
+    power_w: float | None = None
+    memory_bytes: int | None = None
+
+
 class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything about a run that is not a request.
 
@@ -299,6 +311,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     repeat: int | None = None
     notes: list[str] = []
     metadata: dict[str, str] = {}
+    gpus: list[GpuUse] = []
 
     @property
     def server(self) -> ServerInfo:

@@ -62,6 +62,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     }
     values["slo_attainment_over_scale"] = report.attainment_over_scale
     values["client"] = plain(report.trust)
+    values["gpus"] = plain(manifest.gpus)
     values["server"] = plain(report.server)
     values["sections"] = {section.statistic.key: dict(section.values) for section in report.sections}
     values["notes"] = report.notes

@@ -37,6 +37,8 @@ def render(report: Report) -> str:
     gauge("attainment_ratio", "Share of sent requests within all limits.", [([], met.share.estimate if met else None)])
     gauge("goodput_requests_per_second", "Requests within all limits.", [([], met.goodput_rps if met else None)])
     gauge("output_tokens_per_second", "Tokens of answers.", [([], report.throughput.output_tokens_per_s)])
+    energy = [gpu.energy_j for gpu in report.manifest.gpus if gpu.energy_j is not None]
+    gauge("gpu_energy_joules", "Energy of the GPUs during the run.", [([], sum(energy) if energy else None)])
     usage = report.server.cache_usage
     gauge("cache_usage_ratio", "Greatest use of the KV cache.", [([], usage.max if usage else None)])
     gauge("run_start_timestamp_seconds", "When the run began.", [([], report.manifest.started_at)])

@@ -142,9 +142,24 @@ def throughput_facts(report: Report) -> Facts:
             + ("" if forced else f"; {words.share(lengths.cap_hits.estimate)} cut off at max_tokens"),
         ),
     ]
+    facts += energy_facts(report)
     if report.attainment is None:
         facts.append(("goodput", "no limits were given (--slo ttft=500ms,tpot=50ms)"))
     return facts
+
+
+def energy_facts(report: Report) -> Facts:
+    """Energy of the GPUs and what a token took of it; empty where NVML did not tell."""
+    known = [gpu for gpu in report.manifest.gpus if gpu.energy_j is not None]
+    if not known:
+        return []
+    energy_j = sum(gpu.energy_j or 0.0 for gpu in known)
+    power_w = sum(gpu.power_w or 0.0 for gpu in known)
+    tokens = report.throughput.total_output_tokens
+    text = f"{words.number(energy_j)} J of {words.plural(len(known), 'GPU')}, {words.number(power_w)} W on average"
+    if tokens:
+        text += f", {words.number(energy_j / tokens)} J per output token"
+    return [("energy", f"{text} (idle draw included)")]
 
 
 def _steadily(value: float | None) -> str:

@@ -38,6 +38,7 @@ COMMANDS = {
     "mock": "Run the mock server, whose timing is known.",
     "calibrate": "Measure the client's own error against the mock server.",
     "config": "Show the settings in force; allow a kvload.toml to run programs and use keys.",
+    "completion": "Print a completion script for bash, zsh or fish.",
     "doctor": "Check this machine: engines, GPU, clocks, limits.",
 }
 """Every command with its one-line help, kept here so that ``kvload --help`` imports no command.

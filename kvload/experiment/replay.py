@@ -18,11 +18,12 @@ from kvload import __version__
 from kvload.errors import KvloadError, UsageError
 from kvload.experiment.options import ReplayOptions
 from kvload.private import write_bytes
-from kvload.records import RunManifest, ServerInfo, ServerSample
+from kvload.records import GpuUse, RunManifest, ServerInfo, ServerSample
 from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
     from kvload.address import Address
+    from kvload.servers.host.energy import EnergyMeter
     from kvload.servers.lifecycle.registry import ServerEntry
     from kvload.workloads.run.live import Progress
     from kvload.workloads.run.plan import Swarm
@@ -122,6 +123,8 @@ class _OneReplay:
         self.entry: ServerEntry | None = None
         self.vocabulary: int | None = None
         self._scraping = ExitStack()
+        self._energy: EnergyMeter | None = None
+        self._gpus: list[GpuUse] = []
 
     def run(self) -> RunDir:
         from kvload.workloads.run.plan import ReplayPlan
@@ -164,12 +167,13 @@ class _OneReplay:
 
             scraper = Scraper(self.address, server.engine, SCRAPE_EVERY_S, zero_monotonic, scrape, headers=self.headers)
             self._scraping.enter_context(scraper)
+            self._meter()
 
         hooks = Hooks(
             on_progress=self.listener.on_progress,
             on_start=start,
             on_notice=self.listener.on_notice,
-            on_end=self._scraping.close,
+            on_end=self._end,
             on_complete=lambda: self._complete(run, log_start),
             is_server_dead=self._is_dead,
         )
@@ -194,7 +198,22 @@ class _OneReplay:
         )
         return replace(swarm, token=token)
 
+    def _meter(self) -> None:
+        """Read the GPUs' energy counters, where the server runs on this machine."""
+        from kvload.servers.host.energy import EnergyMeter, load_nvml
+
+        if self.entry is not None or self.address.host in {"127.0.0.1", "localhost", "::1"}:
+            self._energy = EnergyMeter(load_nvml())
+            self._energy.start()
+
+    def _end(self) -> None:
+        self._scraping.close()
+        if self._energy is not None:
+            self._gpus, self._energy = self._energy.stop(), None
+
     def _complete(self, run: RunDir, log_start: int) -> None:
+        if self._gpus:
+            run.update_manifest(gpus=self._gpus)
         self._keep_log(run, log_start)
         self.listener.on_complete(run)
 
