@@ -14,8 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from kvload.errors import ExitStatus
-
 SERVER = "demo"
 QUESTIONS = ["--requests", "36", "--context", "512", "--tasks", "recall,list,recite", "--rate", "4", "--seed", "7"]
 LONG_ANSWERS = ["--requests", "120", "--input-mean", "64", "--input-max", "256", "--output-mean", "160", "--seed", "3"]
@@ -71,10 +69,12 @@ def _sweep(out: Path, environ: dict[str, str]) -> int:
 
 def _kvload(arguments: list[str], environ: dict[str, str]) -> int:
     print(f"\n$ kvload {shlex.join(arguments)}", flush=True)
-    try:
-        return subprocess.run([sys.executable, "-m", "kvload", *arguments], env=environ, check=False).returncode
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
+    with subprocess.Popen([sys.executable, "-m", "kvload", *arguments], env=environ) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the command has it as well, and stops its server: it must not be killed meanwhile
 
 
 if __name__ == "__main__":
