@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvload.analysis.comparison import arms as arms_module
-from kvload.analysis.comparison import figures
+from kvload.analysis.comparison import figures, thinking
 from kvload.analysis.comparison.answers import Answers, AnswerScorer
 from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.decision import MARGIN, attainment_margin, quality_margin
@@ -217,7 +217,7 @@ def _compare_arm(
         slo=_slo_change(pairs, mine, limits, level) if limits else None,
         room=cache_room(base_summary, arm.summary, base, arm.loaded),
         worst=worst_samples(pairs, base, arm.loaded) if lengths else [],
-        notes=list(pairs.notes),
+        notes=[*pairs.notes, *thinking.notes(pairs)],
     )
 
 
