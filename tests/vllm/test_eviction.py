@@ -154,7 +154,7 @@ def test_compare_from_a_trace_to_the_paired_report(
     assert run(["traces", "sample", "--probe", *sample, "--out", str(trace)]) == 0
     capfd.readouterr()
     arguments = ["--engine", "vllm", "--python", PYTHON, "--kv-memory", "64MiB", "--max-model-len", "1024", "--json"]
-    arguments += ["--method", "none", "--method", "snapkv:budget=256", "--no-floor"]
+    arguments += ["--method", "none", "--method", "snapkv:budget=256", "--no-floor", "--repeats", "1"]
     assert run(["compare", str(trace), *arguments, "--out", str(tmp_path / "experiment")]) == 0
     captured = capfd.readouterr()
     report = json.loads(captured.out)
