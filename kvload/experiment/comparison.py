@@ -76,11 +76,7 @@ def new_plan(
         UsageError: the arms cannot be compared.
         TraceError: the trace cannot be read.
     """
-    from kvload.servers.host.machine import gpus
-
-    perturbation = (
-        perturbing_args(launch.engine, launch.engine_args, has_gpu=bool(gpus())) if floor == "perturb" else ()
-    )
+    perturbation = perturbing_args(launch.engine_args) if floor == "perturb" else ()
     return ExperimentPlan(
         trace=str(trace),
         trace_sha256=trace_digest(trace),

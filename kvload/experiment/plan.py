@@ -190,21 +190,18 @@ def make_arms(
     return tuple(arms)
 
 
-def perturbing_args(engine: str, engine_args: Sequence[str], *, has_gpu: bool) -> tuple[str, ...]:
+def perturbing_args(engine_args: Sequence[str]) -> tuple[str, ...]:
     """What gives a baseline another dtype than it has: the smallest change that moves greedy answers.
 
-    Args:
-        engine: as asked for, ``auto`` included.
-        engine_args: of all arms; a dtype among them is the one to differ from.
-        has_gpu: whether the machine has one. Without one, kvload's own engine is taken and computes in float32.
-    """
-    from kvload.servers.engines.base import flag_value, known
+    float16 is neither of the two that engines choose by themselves for today's models, bfloat16 and float32.
 
-    made = known(engine)
-    is_ours = made is None or made.in_kvload
+    Args:
+        engine_args: of all arms; a dtype among them is the one to differ from.
+    """
+    from kvload.servers.engines.base import flag_value
+
     own = flag_value(tuple(engine_args), "--dtype")
-    is_float32 = own == "float32" or (own in {None, "auto"} and not has_gpu and is_ours)
-    return ("--dtype", "bfloat16" if is_float32 or own in {"float16", "half"} else "float16")
+    return ("--dtype", "bfloat16" if own in {"float16", "half"} else "float16")
 
 
 def _turned(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:
