@@ -188,7 +188,9 @@ def try_out(case: Case, workers: int, folder: Path) -> Row:
         command = [sys.executable, "-m", "kvload", "replay", str(trace), "--url", mock.url, "--out", str(disk / "run")]
         command += ["--workers", str(workers), "-q", "--no-calibrate", *case.more]
         quiet = subprocess.DEVNULL
-        replay = subprocess.Popen([*case.wrap(disk), *command], stdout=quiet, stderr=quiet, text=True)
+        said = folder / "stderr"
+        with said.open("w") as errors:
+            replay = subprocess.Popen([*case.wrap(disk), *command], stdout=quiet, stderr=errors, text=True)
         seen = _until_some_records(replay, disk / "run")
         case.disturb(replay, mock)
         wrong = []
@@ -203,7 +205,8 @@ def try_out(case: Case, workers: int, folder: Path) -> Row:
     statuses, ended, more = _account(case, run)
     wrong += more
     if replay.returncode not in case.exits:
-        wrong.append(f"exit {replay.returncode}")
+        last = said.read_text(errors="replace").strip().splitlines()[-2:]
+        wrong.append(f"exit {replay.returncode} ({' / '.join(last)})")
     if alive:
         wrong.append(f"{len(alive)} processes left")
     return Row(case, workers, replay.returncode, case.requests, statuses, ended, len(alive), tuple(wrong))

@@ -225,8 +225,8 @@ class Replay:
         try:
             os.write(self._control_fd, json.dumps(command).encode() + b"\n")
         except BrokenPipeError:
-            os.close(self._control_fd)
-            self._control_fd = -1
+            # closed with the others, at the end: another thread may be about to write
+            return
 
     def _end_children(self) -> None:
         """End whatever still runs: first by closing the pipe, then by asking, then by force."""

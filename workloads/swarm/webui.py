@@ -76,7 +76,15 @@ def _json(value: Any) -> Response:
 
 def _rows(point: dict[str, Any]) -> list[dict[str, str]]:
     return [
-        {"figure": name.replace("_", " "), "value": "–" if value is None else f"{value:.4g}"}
+        {"figure": _figure(name), "value": "–" if value is None else f"{value:.4g}"}
         for name, value in point.items()
         if not isinstance(value, str)
     ]
+
+
+def _figure(name: str) -> str:
+    """A figure's name as readers know it: ``ttft_p50`` is ``TTFT p50, s``."""
+    metric, separator, percentile = name.partition("_p")
+    if separator and percentile.isdigit():
+        return f"{metric if metric == 'lag' else metric.upper()} p{percentile}, s"
+    return name.replace("_", " ")
