@@ -6,14 +6,14 @@ cut into the same number of parts; for few sequences, where it starts faster. Ne
 read on the device, so both can be captured in a graph.
 """
 
-import triton
 import triton.language as tl
 
 from kvload.servers.kernels.triton.attend import NOTHING, _segment
 from kvload.servers.kernels.triton.rotation import hadamard
+from kvload.servers.kernels.triton.specialise import kernel
 
 
-@triton.jit(do_not_specialize=["sequences", "programs"])
+@kernel
 def plan_kernel(
     lengths_ptr,
     slots_ptr,
@@ -56,7 +56,7 @@ def plan_kernel(
         tl.store(owners_ptr + program, tl.minimum(before, sequences - 1), mask=program < programs)
 
 
-@triton.jit(do_not_specialize=["sequences", "programs", "table_stride", "query_stride"])
+@kernel
 def balanced_kernel(
     query_ptr,
     pages_ptr,
@@ -158,7 +158,7 @@ def balanced_kernel(
         b += 1
 
 
-@triton.jit(do_not_specialize=["splits", "table_stride", "query_stride"])
+@kernel
 def static_kernel(
     query_ptr,
     pages_ptr,
@@ -255,7 +255,7 @@ def static_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["splits", "programs", "sequences", "out_stride"])
+@kernel
 def combine_kernel(
     partials_ptr,
     logs_ptr,

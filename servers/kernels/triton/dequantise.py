@@ -5,6 +5,7 @@ import triton.language as tl
 
 from kvload.servers.kernels.triton.numbers import POINTER16, POINTER32, low_of, step_of
 from kvload.servers.kernels.triton.rotation import hadamard
+from kvload.servers.kernels.triton.specialise import kernel
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def _write(
     tl.store(at, x.to(out_ptr.dtype.element_ty), mask=(position < length)[:, None] & inside)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@kernel
 def dequantise_kernel(
     key_out_ptr,
     value_out_ptr,

@@ -179,6 +179,38 @@ class PackedKernels:
         self._no_ring = torch.zeros(1, dtype=heads.dtype, device=device)
         self._no_slots = torch.zeros(1, dtype=torch.int32, device=device)
 
+    def warm(self, most_tokens: int) -> None:
+        """Compile what prompts need, so that none waits for it; decoding is compiled where an engine tries itself out.
+
+        Args:
+            most_tokens: of a step.
+        """
+        heads, fmt = self.heads, self.fmt
+        width = heads.query_heads + 2 * heads.kv_heads
+        for tokens in sorted({2, min(most_tokens, SPREAD_ROWS // heads.kv_heads + 1)}):
+            # As an engine hands them over: views of one product.
+            both = torch.zeros(tokens, width, heads.head_size, dtype=heads.dtype, device=self._device)
+            query, key, value = both.split([heads.query_heads, heads.kv_heads, heads.kv_heads], 1)
+            blocks = -(-tokens // PAGE_TOKENS)
+            pages = torch.zeros(blocks, heads.kv_heads, fmt.run_bytes, dtype=torch.uint8, device=self._device)
+            row = torch.arange(blocks, dtype=torch.int32, device=self._device)[None]
+            zero, length = (torch.tensor([x], device=self._device).int() for x in (0, tokens))
+            chunks = Chunks(row, zero, length, zero, zero)
+            outs = torch.zeros(2, tokens, heads.kv_heads, heads.head_size, dtype=heads.dtype, device=self._device)
+            ring = None
+            if fmt.window:
+                shape = 1, heads.kv_heads, 2, RING_TOKENS, heads.head_size
+                ring = torch.zeros(shape, dtype=heads.dtype, device=self._device)
+            self.dequantise(key, value, pages, chunks, self.held([tokens]), zero, outs[0], outs[1], ring, zero)
+            if ring is not None:
+                self.store_chunks(key, value, pages, chunks, self.filled([(0, tokens)]), ring)
+                self.append(key[:1], value[:1], pages, row, length, ring, zero)
+                continue
+            slots = torch.arange(tokens, device=self._device)
+            self.store(key, value, pages, slots)
+            if self.rotated:
+                self.store(key, value, pages, slots, query, torch.empty_like(query))
+
     # ------------------------------------------------------------------ decode
 
     def new_plan(self, sequences: int, query_tokens: int = 1) -> DecodePlan:

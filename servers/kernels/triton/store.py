@@ -9,6 +9,7 @@ import triton.language as tl
 
 from kvload.servers.kernels.triton.numbers import POINTER16, POINTER32, affine_codes, affine_side, rounded
 from kvload.servers.kernels.triton.rotation import hadamard
+from kvload.servers.kernels.triton.specialise import kernel
 
 
 @triton.jit
@@ -108,7 +109,7 @@ def _store_side(
     tl.store(at, side, mask=real[:, None] & (group >= 0)[None, :])
 
 
-@triton.jit(do_not_specialize=["tokens", "queries"])
+@kernel
 def store_kernel(
     key_ptr,
     value_ptr,
@@ -334,7 +335,7 @@ def _pack(
         )
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@kernel
 def append_kernel(
     key_ptr,
     value_ptr,
@@ -402,7 +403,7 @@ def append_kernel(
         tl.store(at, x, mask=channel < D)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@kernel
 def pack_kernel(
     key_ptr,
     value_ptr,
@@ -462,7 +463,7 @@ def pack_kernel(
     )
 
 
-@triton.jit
+@kernel
 def ring_kernel(
     key_ptr,
     value_ptr,

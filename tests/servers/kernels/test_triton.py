@@ -276,6 +276,11 @@ def test_chunks_see_their_context_as_stored_and_themselves_exactly(method: str, 
         new += stop - start
 
 
+@pytest.mark.parametrize(("method", "rotate"), [("int4", True), ("kivi-2", False)])
+def test_what_prompts_need_can_be_compiled_ahead(method: str, rotate: bool) -> None:
+    case(method, 64, rotate=rotate).kernels.warm(3)
+
+
 def test_queries_are_rotated_on_the_way() -> None:
     c = case("int4", 128, rotate=True)
     key, value = new_tokens(c, (5,), seed=1)

@@ -212,6 +212,7 @@ class PackedBuilder(AttentionMetadataBuilder):
         self._most = max(vllm_config.scheduler_config.max_num_seqs, graphs)
         self._dump = vllm_config.scheduler_config.max_num_seqs
         self._plan = self._shared.kernels.new_plan(self._most)
+        self._shared.kernels.warm(vllm_config.scheduler_config.max_num_batched_tokens)
         self._slots = torch.full((self._most,), self._dump, dtype=torch.int32, device=device)
         self._ring_from = torch.zeros(self._dump + 1, dtype=torch.int32, device=device)
         fmt = self._shared.kernels.fmt
