@@ -502,7 +502,7 @@ class PackedKernels:
         """Ranges of pages of each sequence."""
         rows = [row for row, (first, stop) in enumerate(ranges) for _ in range(first, stop)]
         pages = [page for first, stop in ranges for page in range(first, stop)]
-        both = torch.tensor([rows, pages], dtype=torch.int32)
+        both = torch.tensor([rows, pages], dtype=torch.int32, device="cpu")
         if self._device.type == "cuda" and rows:
             both = both.pin_memory().to(self._device, non_blocking=True)
         return Work(both[0], both[1])
