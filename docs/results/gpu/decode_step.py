@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=64)
     parser.add_argument("--vocabulary", type=int, default=4000)
     options = parser.parse_args()
-    with urllib.request.urlopen(options.url + "/v1/models", timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(options.url + "/v1/models", timeout=10) as answer:
         model = json.load(answer)["data"][0]["id"]
     source = random.Random(options.requests + options.prompt)
     times: list[list[float]] = [[] for _ in range(options.requests)]
@@ -44,7 +44,7 @@ def main() -> None:
     gaps = [b - a for one in times for a, b in pairwise(one) if first < a < b <= last]
     if not gaps:
         raise SystemExit("error: no step in which all requests decode; ask for longer answers")
-    print(f"{1e3 * statistics.median(gaps):.2f} ms a step, of {len(gaps)} gaps")  # noqa: T201
+    print(f"{1e3 * statistics.median(gaps):.2f} ms a step, of {len(gaps)} gaps")
 
 
 def stream(url: str, model: str, prompt: list[int], tokens: int) -> list[float]:
