@@ -54,8 +54,10 @@ class Reference:
 
     def _boundary(self, place: int, prompt: int, chunk: int, hit: int) -> int:
         """How many of the first tokens the query at ``place`` sees as stored."""
-        if self.method == "none" or place < hit:
+        if self.method == "none":
             return 0
+        if place < hit:  # as it was computed when it came into the prefix cache
+            return self._boundary(place, prompt, chunk, 0)
         seen = place + 1
         if place < prompt:
             start = hit + (place - hit) // chunk * chunk
