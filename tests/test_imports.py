@@ -181,3 +181,17 @@ def test_pages_are_accounted_for_and_steps_are_scheduled_without_torch() -> None
     code = "import sys, kvload.servers.embedded.core.scheduler; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_launching_an_engine_loads_no_torch() -> None:
+    """A light install launches and measures engines that live elsewhere."""
+    code = (
+        "import sys\n"
+        "import kvload.servers.launcher\n"
+        "from kvload.servers.engines.base import adapters\n"
+        "print(len(list(adapters())), *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, *modules = done.stdout.split()
+    assert int(count) >= 3
+    assert not {"torch", "triton", "transformers"} & set(modules)

@@ -5,12 +5,16 @@ with the model, so that vLLM's profile of memory counts them. Where the pool's s
 off it (:func:`kvload.servers.plugins.vllm.packed.wraps.rings_are_counted`): the method's bytes are pages and rings.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from kvload.servers.kernels.formats import RING_TOKENS, PageFormat
+
+if TYPE_CHECKING:
+    import torch  # kvload's own commands read the table of methods where no torch is
 
 
 class RingStarts:
@@ -38,6 +42,8 @@ class RingStarts:
         host = np.zeros(len(target), dtype=np.int32)
         for slot, position in self.positions.items():
             host[slot] = position
+        import torch
+
         found = torch.from_numpy(host)
         target.copy_(found.pin_memory() if target.is_cuda else found, non_blocking=True)
         self.changed = False
@@ -49,5 +55,7 @@ STARTS = RingStarts()
 
 def new_rings(config: Any, fmt: PageFormat, kv_heads: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """One layer's rings, ``(slots + 1, kv_heads, 2, RING_TOKENS, head_size)``."""
+    import torch
+
     slots = config.scheduler_config.max_num_seqs + 1
     return torch.zeros(slots, kv_heads, 2, RING_TOKENS, fmt.head_size, dtype=dtype, device=device)
