@@ -57,7 +57,9 @@ async def round_of(address: str, model: str, streams: int, prompt: int, output: 
 
 
 @contextlib.contextmanager
-def both(folder: Path, python: Path, dtype: str) -> Iterator[dict[str, tuple[str, str]]]:
+def both(
+    folder: Path, python: Path, ours: tuple[str, ...], theirs: tuple[str, ...]
+) -> Iterator[dict[str, tuple[str, str]]]:
     """Both engines' servers; yields engine to address and served model.
 
     Raises:
@@ -66,16 +68,15 @@ def both(folder: Path, python: Path, dtype: str) -> Iterator[dict[str, tuple[str
     from kvload.servers.launcher import LaunchRequest, launch, stop
 
     started = []
-    extra = ("--dtype", dtype) if dtype != "auto" else ()
     requests = [
-        LaunchRequest(model=str(folder), engine="embedded", load_format="dummy", engine_args=extra),
+        LaunchRequest(model=str(folder), engine="embedded", load_format="dummy", engine_args=ours),
         LaunchRequest(
             model=str(folder),
             engine="vllm",
             load_format="dummy",
             max_model_len=2048,
             python=str(python),
-            engine_args=extra,
+            engine_args=theirs,
         ),
     ]
     try:
@@ -88,8 +89,20 @@ def both(folder: Path, python: Path, dtype: str) -> Iterator[dict[str, tuple[str
             stop(entry)
 
 
-def beside_vllm(python: Path, streams: list[int], rounds: int, prompt: int, output: int, dtype: str) -> None:
-    """Print both engines' best rounds and their ratio."""
+def beside_vllm(
+    python: Path,
+    streams: list[int],
+    rounds: int,
+    prompt: int,
+    output: int,
+    ours: tuple[str, ...],
+    theirs: tuple[str, ...],
+) -> None:
+    """Print both engines' best rounds and their ratio.
+
+    Args:
+        ours, theirs: arguments of the embedded engine's server and of vLLM's.
+    """
     with tempfile.TemporaryDirectory(prefix="kvload-bench-") as scratch:
         os.environ["KVLOAD_STATE_DIR"] = str(Path(scratch) / "state")
         folder = Path(scratch) / "llama-154m"
@@ -99,7 +112,7 @@ def beside_vllm(python: Path, streams: list[int], rounds: int, prompt: int, outp
             # vLLM does not start without a tokenizer; prompts are token ids, and what the answers say does not matter.
             shutil.copy(path, folder)
         best: dict[tuple[str, int], float] = {}
-        with both(folder, python, dtype) as servers:
+        with both(folder, python, ours, theirs) as servers:
             for number in range(rounds):
                 for count in streams:
                     for engine, (address, model) in servers.items():
@@ -108,8 +121,8 @@ def beside_vllm(python: Path, streams: list[int], rounds: int, prompt: int, outp
         print(f"\nembedded beside vLLM, prompts of {prompt} and answers of {output} tokens, best of {rounds} rounds")
         print(f"{'streams':>8}{'embedded, tokens/s':>22}{'vLLM, tokens/s':>18}{'ratio':>8}")
         for count in streams:
-            ours, theirs = best["embedded", count], best["vllm", count]
-            print(f"{count:>8}{ours:>22.1f}{theirs:>18.1f}{ours / theirs:>8.2f}", flush=True)
+            own, other = best["embedded", count], best["vllm", count]
+            print(f"{count:>8}{own:>22.1f}{other:>18.1f}{own / other:>8.2f}", flush=True)
 
 
 def main() -> int:
@@ -121,6 +134,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=32, help="tokens (default: %(default)s)")
     parser.add_argument("--output", type=int, default=64, help="tokens (default: %(default)s)")
+    parser.add_argument("--threads", help="of the embedded engine (default: its own choice)")
     parser.add_argument("--dtype", default="auto", help="of both engines (default: each its own choice)")
     options = parser.parse_args()
     streams = [int(count) for count in options.streams.split(",")]
@@ -137,9 +151,11 @@ def main() -> int:
         return 0
     # Servers are stopped however this ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    extra = ("--dtype", options.dtype) if options.dtype != "auto" else ()
+    own = (*extra, *(("--threads", options.threads) if options.threads else ()))
     began = time.monotonic()
     try:
-        beside_vllm(python, streams, options.rounds, options.prompt, options.output, options.dtype)
+        beside_vllm(python, streams, options.rounds, options.prompt, options.output, own, extra)
     except (KvloadError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

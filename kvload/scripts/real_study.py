@@ -261,24 +261,28 @@ def agreement(found: dict[str, Any], probe: dict[str, float]) -> list[str]:
     """How methods rank on the probe and on the real model: Spearman's rank correlation, and over how many methods."""
     from scipy.stats import spearmanr
 
-    changed: dict[str, tuple[float, float]] = {}
+    scores = {change["arm"]: change for change in found.get("quality", {}).get("changes", []) if change["task"] is None}
+    changed: dict[str, tuple[float, ...]] = {}
     for comparison in found["comparisons"]:
         name, lengths = comparison["name"].partition(":")[0], comparison["lengths"]
         texts = found.get("quality", {}).get("arms", {}).get(comparison["name"], {}).get("texts") or {}
         if comparison["floor"] or name not in probe or not lengths or not texts.get("identical"):
             continue
-        changed[name] = abs(math.log(lengths["ratio_total"]["estimate"])), 1 - texts["identical"]["estimate"]
+        score = scores.get(comparison["name"])
+        worse = score["base_mean"] - score["arm_mean"] if score else 0.0
+        changed[name] = abs(math.log(lengths["ratio_total"]["estimate"])), 1 - texts["identical"]["estimate"], worse
     if len(changed) < LEAST_METHODS:
         return []
     lost = [1 - probe[name] for name in changed]
     lines = []
-    for place, what in enumerate(("how far the answers' total length moves", "the share of answers that differ")):
+    columns = ("how far the answers' total length moves", "the share of answers that differ", "the score they lose")
+    for place, what in enumerate(columns):
         moved = [values[place] for values in changed.values()]
-        result = spearmanr(lost, moved)
-        figure = (
-            f"{result.statistic:+.2f} (p = {result.pvalue:.2f})" if math.isfinite(result.statistic) else "undefined"
-        )
-        lines.append(f"Rank correlation of the probe's lost score with {what}: {figure}, {len(changed)} methods.")
+        # Where all are equal there are no ranks: a model that gets nothing right loses nothing.
+        if len(set(moved)) > 1 and len(set(lost)) > 1:
+            result = spearmanr(lost, moved)
+            figure = f"{result.statistic:+.2f} (p = {result.pvalue:.2f}), {len(changed)} methods"
+            lines.append(f"Rank correlation of the probe's lost score with {what}: {figure}.")
     return lines
 
 

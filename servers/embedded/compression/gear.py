@@ -44,12 +44,10 @@ class Gear(BlockMethod):
 
     @property
     def page_tokens(self) -> int:
-        """One block."""
         return self.block
 
     @property
     def window_tokens(self) -> int:
-        """One block."""
         return self.block
 
     @property

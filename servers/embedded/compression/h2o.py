@@ -28,19 +28,15 @@ class H2O(ScoredMethod):
 
     @property
     def newest_tokens(self) -> int:
-        """The recent ones."""
         return self.recent
 
     @property
     def judging_queries(self) -> int | None:
-        """All."""
         return None
 
     @property
     def evicts_while_decoding(self) -> bool:
-        """With every token."""
         return True
 
     def smoothed(self, scores: torch.Tensor) -> torch.Tensor:
-        """As they are."""
         return scores

@@ -32,7 +32,6 @@ class Kivi(BlockMethod):
 
     @property
     def window_tokens(self) -> int:
-        """The residual."""
         return self.residual
 
     @property

@@ -31,17 +31,14 @@ class SnapKV(ScoredMethod):
 
     @property
     def newest_tokens(self) -> int:
-        """The window."""
         return self.window
 
     @property
     def judging_queries(self) -> int | None:
-        """The window."""
         return self.window
 
     @property
     def evicts_while_decoding(self) -> bool:
-        """Never."""
         return False
 
     def smoothed(self, scores: torch.Tensor) -> torch.Tensor:

@@ -23,10 +23,8 @@ class StreamingLLM(Uncompressed):
 
     @property
     def sink_tokens(self) -> int:
-        """The attention sinks."""
         return self.start
 
     @property
     def recent_tokens(self) -> int | None:
-        """The window."""
         return self.recent

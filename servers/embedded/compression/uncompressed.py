@@ -13,7 +13,6 @@ class Uncompressed(TokenMethod):
     """``(tokens, heads, head_dim)`` in the model's dtype, in the pages of PagedAttention (arXiv 2309.06180)."""
 
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
-        """One array, as it is."""
         return (Field("data", shape.dtype, (shape.tokens, shape.heads, shape.head_dim)),)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
