@@ -85,7 +85,11 @@ probe-eval: setup  ## how well the probe model answers
 # The real vLLM's CPU build, in an environment of its own (about 3.5 GB) that all checkouts share.
 test-vllm: setup  ## the tests of the real vLLM, whose CPU build is installed once for all checkouts (3.5 GB)
 	tests/vllm/install.sh
-	$(BIN)/python -m pytest -q -m vllm tests/vllm
+	$(BIN)/python -m pytest -q -m vllm tests/vllm/test_real_vllm.py
+
+test-vllm-plugin: setup  ## kvload's plugin in that vLLM, against second implementations (a quarter of an hour)
+	tests/vllm/install.sh
+	$(BIN)/python -m pytest -q -m vllm tests/vllm/test_packed.py tests/vllm/test_eviction.py
 
 test-real: real-model  ## a real instruct model against transformers' own generate
 	$(BIN)/python -m pytest -q -m real tests/real

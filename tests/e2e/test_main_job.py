@@ -13,6 +13,9 @@ from tests.e2e.conftest import Kvload, read_records
 
 pytestmark = pytest.mark.slow
 
+TRIAL_TOKENS = {"generation_tokens_total": 4, "prompt_tokens_total": 40}
+"""Most tokens of the one request that tries a server out."""
+
 SHARED_TRACES = Path(__file__).parents[3] / "shared" / "traces"
 
 
@@ -49,13 +52,13 @@ def check_every_request_is_accounted_for(run: Path, url: str, before: dict[str, 
     done = [record for record in records if record["status"] == "ok"]
     assert len(done) == manifest["sent"], {record.get("cause") for record in records}
     after = server_totals(url)
-    assert (
-        sum(record["output_tokens"] for record in done)
-        == after["generation_tokens_total"] - before["generation_tokens_total"]
-    )
-    assert (
-        sum(record["prompt_tokens"] for record in done) == after["prompt_tokens_total"] - before["prompt_tokens_total"]
-    )
+    # One short request tries the server out before a run; it stands in no record.
+    tried = {
+        "generation_tokens_total": sum(record["output_tokens"] for record in done),
+        "prompt_tokens_total": sum(record["prompt_tokens"] for record in done),
+    }
+    for name, counted in tried.items():
+        assert 1 <= after[name] - before[name] - counted <= TRIAL_TOKENS[name]
 
 
 def test_replay_reports_what_the_records_say_and_report_says_it_again(

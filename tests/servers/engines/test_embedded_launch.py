@@ -35,7 +35,13 @@ def model(tmp_path: Path) -> Path:
 
 def test_a_compressed_server_is_verified_against_a_baseline_that_is_kept(model: Path, state_folder: Path) -> None:
     request = LaunchRequest(
-        model=str(model), engine="embedded", method="int8", load_format="dummy", kv_memory=2**24, verify=True
+        model=str(model),
+        engine="embedded",
+        method="int8",
+        load_format="dummy",
+        kv_memory=2**24,
+        verify=True,
+        engine_args=("--dtype", "float32"),
     )
     notes: list[str] = []
     entry = launch(request, lambda event: notes.append(event.text) if event.kind == "note" else None)

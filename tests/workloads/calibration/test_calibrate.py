@@ -146,7 +146,7 @@ def test_headers_travel_in_the_environment() -> None:
     assert request_headers({}, {"KVLOAD_API_KEY": "k"}) == {"Authorization": "Bearer k"}
     assert request_headers({"authorization": "mine"}, {"KVLOAD_API_KEY": "k"}) == {"authorization": "mine"}
     environment = child_environment({"A": "b"}, {"LOCUST_HOST": "x", "PATH": "p"})
-    assert set(environment) - {"PYTHONPATH"} == {"PATH", "KVLOAD_HEADERS"}
+    assert set(environment) - {"PYTHONPATH"} == {"PATH", "KVLOAD_HEADERS", "KVLOAD_WORKER_TOKEN"}
     assert inherited_headers(environment) == {"A": "b"}
     assert inherited_headers({"KVLOAD_API_KEY": "k"}) == {"Authorization": "Bearer k"}
 

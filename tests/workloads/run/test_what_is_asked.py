@@ -103,7 +103,8 @@ def test_fields_models_and_tool_calls_arrive(stub: Stub, tmp_path: Path, capsys:
     assert status == 0, told
     assert told.splitlines()[0].startswith("mode free: the trace has its prompts")
     assert "models that the server does not serve, asked as 'base': gpt-4 (1)" in told
-    first, second = (body for body in stub.bodies if "messages" in body)
+    # The first tries the server out.
+    _, first, second = (body for body in stub.bodies if "messages" in body)
     assert first["model"] == "lora-a"
     assert {"tools": tools, "priority": 3, "anything": [1], "max_tokens": 20}.items() <= first.items()
     assert first["chat_template_kwargs"] == {"enable_thinking": False}
