@@ -161,8 +161,9 @@ def test_a_method_in_one_file(toys: Toys, model: Path, tmp_path: Path) -> None:
     assert shown["offers"] == [{"engine": "embedded", "setting": "half", "bytes_per_token": 512.0, "note": ""}]
     toys("launch", model, "--engine", "embedded", "--method", "half", "--load-format", "dummy", "--name", "one")
     toys("replay", trace(tmp_path), "--server", "one", "--out", tmp_path / "run", *PACE)
-    (server,) = manifest(tmp_path / "run")["servers"]
-    assert isinstance(server, dict)
+    servers = manifest(tmp_path / "run")["servers"]
+    assert isinstance(servers, list)
+    (server,) = servers
     assert server["method"] == "half"
     assert server["bytes_per_token"] == 2 * 1 * 4 * 32
 
@@ -172,6 +173,7 @@ def test_an_engine_in_one_folder(toys: Toys, model: Path, tmp_path: Path) -> Non
     assert rows["pretence"]["offers"][0]["engine"] == "toy"
     toys("launch", model, "--engine", "toy", "--name", "two")
     toys("replay", trace(tmp_path), "--server", "two", "--out", tmp_path / "run", *PACE)
-    (server,) = manifest(tmp_path / "run")["servers"]
-    assert isinstance(server, dict)
+    servers = manifest(tmp_path / "run")["servers"]
+    assert isinstance(servers, list)
+    (server,) = servers
     assert (server["name"], server["engine"], server["engine_version"]) == ("two", "toy", "0.1")

@@ -69,7 +69,7 @@ def test_replay_reports_what_the_records_say_and_report_says_it_again(
     replayed = kvload("replay", "sample:demo", "--limit", "12", "--speed", "4", "--slo", "ttft=30s", "--out", out)
     assert replayed.returncode == 0, replayed.stderr
     check_every_request_is_accounted_for(out, server, before)
-    assert "12 sent = 12 done" in replayed.stdout
+    assert "12 sent, all answered" in replayed.stdout
     assert kvload("report", out).stdout == replayed.stdout
     as_json = json.loads(kvload("report", out, "--json").stdout)
     records = read_records(out)
