@@ -21,6 +21,10 @@ status but ``unsent`` counts as sent.
 """
 
 
+SERVER_HEADER = "x-kvload-server"
+"""The header of an answer in which a router, or a balancer, names the server that it asked: its ``ServerInfo.name``."""
+
+
 GOOD_ENDS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
 """Reasons to stop with which an answer is whole. Any other, or none, is no success."""
 
@@ -41,6 +45,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         input_tokens: prompt length as planned, in tokens, where the trace states it.
         prompt_tokens: prompt length as the server counted it (``usage.prompt_tokens``).
         server: position in :attr:`RunManifest.servers` of the one that answered.
+        server_name: what the answer's :data:`SERVER_HEADER` said, where no server of the manifest has that name.
         t_sched_s: when the schedule wanted the request to start.
         t_send_s: when its first byte was handed to the kernel.
         t_headers_s: when the first byte of the response arrived.
@@ -77,6 +82,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     status: Status
     worker: Count = 0
     server: Count = 0
+    server_name: str | None = None
     session: str | None = None
     turn: Count | None = None
     task: str | None = None
@@ -270,7 +276,8 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Everything about a run that is not a request.
 
     Attributes:
-        servers: every server the run was made against; records and samples name theirs by its position.
+        servers: every server the run was made against; records and samples name theirs by its position. Where the
+            first is a router, those that it sends requests to come after it.
         mode: ``free`` (natural end of sequence) or ``forced`` (lengths as in the trace).
         arrivals: the schedule in words and numbers (``{"kind": "trace", "speed": 2.0, ...}``).
         slo: limits in seconds by metric (``ttft``, ``tpot``, ``e2e``).

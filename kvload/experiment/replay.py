@@ -122,6 +122,7 @@ class _OneReplay:
         self.address: Address
         self.entry: ServerEntry | None = None
         self.vocabulary: int | None = None
+        self.behind: list[ServerInfo] = []
         self._scraping = ExitStack()
         self._energy: EnergyMeter | None = None
         self._gpus: list[GpuUse] = []
@@ -145,6 +146,7 @@ class _OneReplay:
             sending=options.run.sending,
             slo=options.run.slo,
             swarm=options.swarm,
+            servers=[one.name or "" for one in (server, *self.behind)] if self.behind else (),
         )
         plan = replace(plan, swarm=self._with_token(plan.swarm))
         for oddity in self._probe(schedule):
@@ -153,7 +155,7 @@ class _OneReplay:
         calibration = self._calibrate(schedule)
         notes = [*options.notes, *self._warm_up(schedule)]
         server = self._reset_cache(server)
-        run.update_manifest(servers=[server], notes=notes, calibration=calibration)
+        run.update_manifest(servers=[server, *self.behind], notes=notes, calibration=calibration)
         log_start = self._log_size()
 
         def scrape(sample: ServerSample) -> None:
@@ -228,6 +230,7 @@ class _OneReplay:
             self.address = options.address
             info = discover.server_info(self.address, self.headers, model=options.model)
             self.vocabulary = discover.vocab_size(self.address, self.headers)
+            self.behind = discover.servers_behind(self.address, self.headers)
         else:
             self.entry = registry.find(options.server)
             self.address = self.entry.address
@@ -285,7 +288,7 @@ class _OneReplay:
         return RunManifest(
             run_id=f"{time.time_ns():x}",
             kvload_version=__version__,
-            servers=[server],
+            servers=[server, *self.behind],
             trace=schedule.trace,
             mode=schedule.mode,
             seed=run.schedule.seed,

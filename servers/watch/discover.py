@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from kvload.address import Address
 from kvload.errors import KvloadError, ServerError, UsageError
 from kvload.http import Answer, request
@@ -10,7 +12,12 @@ from kvload.records import ServerInfo
 from kvload.servers.engines.base import Adapter, Reported, Said
 from kvload.servers.watch.prometheus import parse
 from kvload.servers.watch.scrape import METRICS_LIMIT, engine_of, to_sample
+from kvload.untrusted import DECODE_ERRORS
 
+BEHIND_PATH = "/kvload/servers"
+"""Where a router lists the servers behind it."""
+
+BEHIND_MOST = 256
 TOKENS_LIMIT = 64 * 1024 * 1024
 """Bytes of an answer of ``/tokenize`` that are read: the ids of millions of tokens."""
 
@@ -134,6 +141,26 @@ def vocab_size(base: Address, headers: Mapping[str, str] | None = None) -> int |
     listed = _optional_json(base, "/v1/models", headers, 10.0).get("data")
     first = listed[0] if isinstance(listed, list) and listed else None
     return _whole(first.get("vocab_size")) if isinstance(first, dict) else None
+
+
+def servers_behind(base: Address, headers: Mapping[str, str] | None = None) -> list[ServerInfo]:
+    """The servers that a router sends requests to, as it lists them at :data:`BEHIND_PATH`; none of any other server.
+
+    Raises:
+        ServerError: it lists what are no servers, or more than :data:`BEHIND_MOST`.
+    """
+    answer = _optional(base, BEHIND_PATH, headers, 10.0)
+    if answer is None or answer.body[:1] != b"[":
+        return []
+    try:
+        found = msgspec.json.decode(answer.body, type=list[ServerInfo])
+    except DECODE_ERRORS as error:
+        raise ServerError(f"the list of servers does not parse: {error}", where=f"{base}{BEHIND_PATH}") from error
+    if len(found) > BEHIND_MOST or not all(one.name for one in found):
+        raise ServerError(
+            f"the list of servers holds {len(found)}, some without a name or too many", where=f"{base}{BEHIND_PATH}"
+        )
+    return found
 
 
 def _metrics(

@@ -35,6 +35,7 @@ class Answer:
     Attributes:
         chunks: ``CHUNK_DTYPE`` rows, one for each token-carrying chunk.
         merged_reads: token-carrying chunks that came in one read with the chunk before them.
+        server_name: the server that answered, where a router on the way names it.
     """
 
     status: Status
@@ -69,6 +70,7 @@ class Answer:
     decode_s: float | None = None
     retries: int = 0
     merged_reads: int = 0
+    server_name: str | None = None
 
 
 def parse_answer(raw: RawStream, max_tokens: int | None = None) -> Answer:
@@ -88,6 +90,7 @@ def parse_answer(raw: RawStream, max_tokens: int | None = None) -> Answer:
         "t_end_ns": int(arrivals[-1]) if raw.complete and len(arrivals) else raw.t_end_ns,
         "t_headers_ns": int(arrivals[0]) if len(arrivals) else None,
         "retries": raw.retries,
+        "server_name": raw.head.server if raw.head else None,
     }
     if raw.head is None:
         return Answer(status=status, cause=cause, error=error, **base)

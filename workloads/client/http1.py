@@ -11,9 +11,14 @@ import numpy.typing as npt
 from kvload import __version__
 from kvload.address import Address
 from kvload.errors import UsageError
+from kvload.records import SERVER_HEADER
 
 MAX_HEAD_BYTES = 1 << 16
 MAX_CHUNK_LINE_BYTES = 1 << 10
+MAX_SERVER_NAME = 128
+"""Letters of a server's name that are kept."""
+
+_SERVER_HEADER = SERVER_HEADER.encode()
 
 Framing = Literal["chunked", "length", "close"]
 
@@ -72,6 +77,7 @@ class ResponseHead:
     Attributes:
         length: bytes of the body, for ``framing == "length"``.
         keep_alive: the connection may serve another request afterwards.
+        server: the server that answered, where a router on the way names it.
     """
 
     status: int
@@ -79,6 +85,7 @@ class ResponseHead:
     length: int
     keep_alive: bool
     content_type: str
+    server: str | None = None
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,19 +114,21 @@ def parse_head(head: bytes) -> ResponseHead:
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise WireError("a compressed answer, which was not asked for")
     coding = headers.get(b"transfer-encoding", b"").lower()
+    named = headers.get(_SERVER_HEADER)
+    server = None if named is None else named[:MAX_SERVER_NAME].decode("latin-1")
     if status in {204, 304} or status < 200:
-        return ResponseHead(status, "length", 0, keep_alive, content_type)
+        return ResponseHead(status, "length", 0, keep_alive, content_type, server)
     if coding:
         if coding != b"chunked":
             raise WireError(f"unknown transfer coding {coding.decode('latin-1')!r}")
-        return ResponseHead(status, "chunked", 0, keep_alive, content_type)
+        return ResponseHead(status, "chunked", 0, keep_alive, content_type, server)
     if b"content-length" in headers:
         lengths = {part.strip() for part in headers[b"content-length"].split(b",")}
         text = lengths.pop()
         if lengths or not text.isdigit() or len(text) > 18:
             raise WireError("a malformed Content-Length")
-        return ResponseHead(status, "length", int(text), keep_alive, content_type)
-    return ResponseHead(status, "close", 0, False, content_type)
+        return ResponseHead(status, "length", int(text), keep_alive, content_type, server)
+    return ResponseHead(status, "close", 0, False, content_type, server)
 
 
 class ChunkScanner:

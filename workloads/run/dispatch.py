@@ -9,7 +9,7 @@ record, whatever happens.
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,7 @@ class Dispatcher:
         address, headers: see :class:`~kvload.workloads.client.loop.StreamLoop`.
         zero_ns: the run's zero on the monotonic clock.
         sink: takes every record with its chunk rows (``CHUNK_DTYPE``), as requests end.
+        servers: see :func:`~kvload.workloads.run.recording.build_record`.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Dispatcher:
         limits: Limits | None = None,
         headers: Mapping[str, str] | None = None,
         worker: int = 0,
+        servers: Sequence[str] = (),
     ) -> None:
         self.limits = limits or Limits()
         self.counts = Counts()
@@ -107,6 +109,7 @@ class Dispatcher:
         self.zero_ns = zero_ns
         self._sink = sink
         self._worker = worker
+        self._servers = tuple(servers)
         self._places = self.limits.concurrency or self.limits.max_concurrency
         self._closed_loop = self.limits.concurrency is not None
         self._firsts: deque[PlannedRequest] = deque()
@@ -288,7 +291,9 @@ class Dispatcher:
     def _record(self, raw: RawStream) -> None:
         sent: _Sent = raw.key
         answer = parse_answer(raw, sent.planned.max_tokens or None)
-        record = build_record(sent.planned, answer, due_ns=sent.due_ns, zero_ns=self.zero_ns, worker=self._worker)
+        record = build_record(
+            sent.planned, answer, due_ns=sent.due_ns, zero_ns=self.zero_ns, worker=self._worker, servers=self._servers
+        )
         if record.status == "ok":
             self.counts.done += 1
         elif record.status == "unsent":

@@ -77,6 +77,7 @@ class ReplayPlan:
     Attributes:
         planned: the schedule, by offset.
         address: the server.
+        servers: the names of the manifest's servers by position, where the first is a router.
         headers: sent with every request; never written to disk.
         sending: how they are sent.
         slo: limits in seconds by name, for the live figures.
@@ -92,6 +93,7 @@ class ReplayPlan:
     sending: Sending = field(default_factory=Sending)
     slo: Mapping[str, float] = field(default_factory=dict)
     swarm: Swarm = field(default_factory=Swarm)
+    servers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         RequestHeads(self.address, self.headers)
@@ -124,6 +126,7 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     slo: dict[str, float]
     span_s: float
     remote_workers: int = 0
+    servers: list[str] = []
 
     def part_of(self, limit: int | None, shard: int) -> int | None:
         """One worker's part of a limit on concurrency."""
@@ -157,6 +160,7 @@ def _spool(plan: ReplayPlan, run_path: Path) -> Path:
         slo=request_limits(plan.slo),
         span_s=max((request.offset_s for request in plan.planned), default=0.0),
         remote_workers=plan.swarm.remote_workers,
+        servers=list(plan.servers),
     )
     write_bytes(folder / "settings.json", msgspec.json.encode(settings))
     shares = shard_of(plan.planned, plan.all_workers)

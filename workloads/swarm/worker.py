@@ -102,6 +102,7 @@ class ReplayWorker:
             limits=limits,
             headers=self._headers,
             worker=self._shard,
+            servers=settings.servers,
         )
         self._planned = []
         self._cpu_start_s = time.process_time()

@@ -12,7 +12,7 @@ from kvload.address import Address
 from kvload.errors import ServerError
 from kvload.http import request
 from kvload.records import ServerInfo
-from kvload.servers.watch.discover import server_info
+from kvload.servers.watch.discover import server_info, servers_behind
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 Serve = Callable[[dict[str, object]], str]
@@ -120,3 +120,17 @@ def test_answers_are_bounded(serve: Serve) -> None:
     url = serve({"/big": "x" * 1000})
     with pytest.raises(ServerError, match="longer than 10 bytes"):
         request(Address.parse(url), "/big", limit=10)
+
+
+def test_the_servers_behind_a_router(serve: Serve) -> None:
+    behind = [{"url": "http://127.0.0.1:1", "name": "full"}, {"url": "http://127.0.0.1:2", "name": "fp8"}]
+    found = servers_behind(Address.parse(serve({"/kvload/servers": behind})))
+    assert [(one.name, one.url) for one in found] == [("full", "http://127.0.0.1:1"), ("fp8", "http://127.0.0.1:2")]
+    assert servers_behind(Address.parse(serve({}))) == []
+    assert servers_behind(Address.parse(serve({"/kvload/servers": {"a": 1}}))) == []
+
+
+@pytest.mark.parametrize("listed", [[{"name": "no address"}], [{"url": "http://a"}], [{"url": 1, "name": "a"}]])
+def test_what_is_no_list_of_servers_is_refused(serve: Serve, listed: list[object]) -> None:
+    with pytest.raises(ServerError, match="list of servers"):
+        servers_behind(Address.parse(serve({"/kvload/servers": listed})))

@@ -137,3 +137,11 @@ def test_headers_that_cannot_be_sent(name: str, value: str) -> None:
     with pytest.raises(UsageError) as caught:
         RequestHeads(Address.parse("h"), {name: value})
     assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 3", b"Transfer-Encoding: chunked", b"X-Other: 1"])
+def test_a_router_names_the_server_that_answered(framing: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + framing
+    assert parse_head(head).server is None
+    assert parse_head(head + b"\r\nX-Kvload-Server: fp8").server == "fp8"
+    assert len(parse_head(head + b"\r\nX-Kvload-Server: " + b"n" * 5000).server or "") == 128
