@@ -123,5 +123,6 @@ def test_records_take_over_what_plan_and_answer_have_under_the_same_name() -> No
     assert {"index", "request_id", "prompt_digest", "max_tokens", "seed", "expected", "scorer", "task"} <= planned
     assert {"status", "cause", "text", "output_tokens", "finish_reason", "clock", "queue_s", "retries"} <= answered
     assert not planned & answered
-    own = {"t_sched_s", "t_send_s", "t_headers_s", "t_first_s", "t_answer_s", "t_last_s", "t_end_s", "worker", "server"}
-    assert set(RequestRecord.__struct_fields__) == planned | answered | own | {"chunk_offset", "chunk_count"}
+    own = {"t_sched_s", "t_send_s", "t_headers_s", "t_first_s", "t_answer_s", "t_last_s", "t_end_s", "worker"}
+    own |= {"server", "server_name", "chunk_offset", "chunk_count"}
+    assert set(RequestRecord.__struct_fields__) == planned | answered | own
