@@ -7,7 +7,7 @@ in Markdown.
 
     python -m kvload.scripts.real_study DATA --out STUDY                    # embedded engine
     python -m kvload.scripts.real_study DATA --out STUDY --engine vllm --python /opt/vllm/bin/python
-    python -m kvload.scripts.real_study DATA --out STUDY --table            # the table alone, of what is there
+    python -m kvload.scripts.real_study DATA --out STUDY --table --pictures docs/results   # of what is there, as SVG
 
 DATA is a folder with the questions in any trace format: ``gsm8k.jsonl``, ``mtbench.jsonl``, ``ifeval.jsonl``,
 ``koala.jsonl``; ``kvload traces convert`` makes them from the published files. What is not there is left out.
@@ -17,10 +17,12 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,16 @@ class Questions:
         return cls(name, int(limit), int(cap))
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One server of the study: the arm's name, its method, the repeat, and the server's name while it runs."""
+
+    name: str
+    method: str
+    repeat: int
+    server: str
+
+
 def main() -> int:
     """Make the runs and print the table; returns the exit code of what failed, else 0."""
     parser = argparse.ArgumentParser(
@@ -104,9 +116,12 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight")
     parser.add_argument("--kv-memory", default="512MiB")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1, help="servers side by side; answers are judged, not times")
+    parser.add_argument("--engine-args", default="", help="arguments for the engine, as one word")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no further arm after so long")
     parser.add_argument("--probe", type=Path, default=PROBE, help="page with the probe's table, to compare ranks with")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, make nothing")
+    parser.add_argument("--pictures", type=Path, help="folder for the two pictures of what is there")
     options = parser.parse_args()
     # The server of the arm at hand is stopped however this ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -116,6 +131,10 @@ def main() -> int:
         if not options.table:
             _run(options, sets, arms)
         _table(options.out, sets, options.probe)
+        if options.pictures:
+            from kvload.scripts.real_study_pictures import draw
+
+            draw(options.out, [each.name for each in sets], options.probe, options.pictures)
     except KvloadError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_status)
@@ -130,36 +149,39 @@ def _run(options: argparse.Namespace, sets: list[Questions], arms: list[str]) ->
     began = time.monotonic()
     # The baseline again comes after the others, so that what drifts with time shows between the two.
     order = [*((arm, arm) for arm in arms), (AGAIN, BASELINE)]
-    for repeat in range(options.repeats):
-        for arm, method in order:
-            missing = [each for each in sets if not _complete(_folder(options.out, each, arm, repeat))]
-            missing = [each for each in missing if _file(options.data, each) is not None]
-            if not missing or time.monotonic() - began > 60 * options.minutes:
-                continue
-            print(f"{time.monotonic() - began:7.0f} s  {arm}, repeat {repeat}", file=sys.stderr, flush=True)
-            _one_arm(options, model, arm, method, repeat, missing)
+
+    def one(repeat: int, arm: str, method: str, number: int) -> None:
+        missing = [each for each in sets if not _complete(_folder(options.out, each, arm, repeat))]
+        missing = [each for each in missing if _file(options.data, each) is not None]
+        if not missing or time.monotonic() - began > 60 * options.minutes:
+            return
+        print(f"{time.monotonic() - began:7.0f} s  {arm}, repeat {repeat}", file=sys.stderr, flush=True)
+        _one_arm(options, model, Arm(arm, method, repeat, f"study-{os.getpid()}-{number}"), missing)
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        work = [(repeat, arm, method) for repeat in range(options.repeats) for arm, method in order]
+        for done in [pool.submit(one, *each, number) for number, each in enumerate(work)]:
+            done.result()
 
 
-def _one_arm(
-    options: argparse.Namespace, model: str, arm: str, method: str, repeat: int, sets: list[Questions]
-) -> None:
-    name = f"study-{os.getpid()}"
-    launch = ["launch", model, "--engine", options.engine, "--method", method, "--name", name]
+def _one_arm(options: argparse.Namespace, model: str, arm: Arm, sets: list[Questions]) -> None:
+    launch = ["launch", model, "--engine", options.engine, "--method", arm.method, "--name", arm.server]
     launch += ["--kv-memory", options.kv_memory]
     launch += ["--python", options.python] if options.python else []
+    launch += ["--", *shlex.split(options.engine_args)] if options.engine_args else []
     if _kvload(launch, options.out / "launches.log"):
-        print(f"           {arm} did not start: see launches.log", file=sys.stderr, flush=True)
+        print(f"           {arm.name} did not start: see launches.log", file=sys.stderr, flush=True)
         return
     try:
         for each in sets:
-            folder = _folder(options.out, each, arm, repeat)
-            replay = ["replay", str(_file(options.data, each)), "--server", name, "--mode", "free"]
+            folder = _folder(options.out, each, arm.name, arm.repeat)
+            replay = ["replay", str(_file(options.data, each)), "--server", arm.server, "--mode", "free"]
             replay += ["--limit", str(each.limit), "--max-tokens", str(each.cap)]
             replay += ["--concurrency", str(options.concurrency), "--timeout", "30min", "--drain", "30min"]
             replay += ["--too-long", "drop", "--no-calibrate", "--quiet", "--out", str(folder)]
             _kvload(replay, options.out / "replays.log")
     finally:
-        _kvload(["stop", name], options.out / "launches.log")
+        _kvload(["stop", arm.server], options.out / "launches.log")
 
 
 def _kvload(arguments: list[str], log: Path) -> int:

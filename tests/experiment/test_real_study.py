@@ -1,11 +1,15 @@
 """The study's table and its ranks, from comparisons made up by hand."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvload.errors import UsageError
 from kvload.scripts.real_study import Questions, agreement, probe_scores, rows
+from kvload.scripts.real_study_pictures import draw
 
 PAGE = """
 | method | bytes/token | recall | all | mean tokens |
@@ -75,3 +79,26 @@ def test_sets_are_written_in_one_word() -> None:
     assert Questions.parse("gsm8k:24:256") == Questions("gsm8k", 24, 256)
     with pytest.raises(ValueError, match="unpack"):
         Questions.parse("gsm8k:24")
+
+
+def test_pictures_show_every_method_where_its_figure_is(tmp_path: Path) -> None:
+    page = tmp_path / "probe.md"
+    page.write_text(PAGE, encoding="utf-8")
+    made = found(int8=1.0, int4=1.05, kivi_2=1.5, snapkv=3.5)
+    made["comparisons"].append(comparison("none (again)", 1.0, floor=True))
+    (tmp_path / "gsm8k.json").write_text(json.dumps(made), encoding="utf-8")
+    written = draw(tmp_path, ["gsm8k", "koala"], page, tmp_path / "pictures")
+    assert [path.name for path in written] == ["real-model-lengths.svg", "real-model-ranks.svg"]
+    text = written[0].read_text(encoding="utf-8")
+    marks = dict(re.findall(r'cx="([\d.]+)"[^>]*><title>gsm8k, ([^:<]+)', text))
+    places = {name: float(place) for place, name in marks.items()}
+    # Equal steps to the right for equal changes; what is beyond the chart lies at its end.
+    assert places["kivi-2"] - places["int8"] == pytest.approx(10 * (places["int4"] - places["int8"]), abs=0.5)
+    assert places["snapkv"] > places["kivi-2"]
+    assert "two servers without compression" in text
+    assert "snapkv: 0.485 on the probe, 0.250 on gsm8k" in written[1].read_text(encoding="utf-8")
+
+
+def test_a_study_without_comparisons_has_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing was compared"):
+        draw(tmp_path, ["gsm8k"], tmp_path / "none.md", tmp_path)
