@@ -54,11 +54,14 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         t_last_s: arrival of the last chunk carrying tokens.
         t_end_s: the end of the stream, or of the failure.
         output_tokens_source: ``usage``, ``token_ids`` or ``chunks`` (an estimate: one token a text chunk).
-        first_chunk_tokens: tokens in the first token-carrying chunk.
+        first_chunk_tokens: tokens that came at once: in the first token-carrying chunk, and in those that came in one
+            read with it.
         end_tokens: those of ``output_tokens`` that came in no chunk and have no time of their own: the end of the
             sequence.
         reasoning_tokens: those of ``output_tokens`` that are reasoning; None where there is none.
         count_doubt: why the server's own count was not believed, so that chunks were counted.
+        unproven_tokens: those of ``output_tokens`` that nothing but the server's count speaks for: neither a chunk nor
+            a token id.
         in_bursts: half of the chunks or more came in one read with the chunk before: something on the way gathered
             them, and TPOT and ITL are not the server's.
         damaged: some of the text was no UTF-8 and is lost; times and counts are not.
@@ -105,6 +108,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     end_tokens: Count = 0
     reasoning_tokens: Count | None = None
     count_doubt: str | None = None
+    unproven_tokens: Count = 0
     in_bursts: bool = False
     damaged: bool = False
     chunk_offset: Count = 0

@@ -86,7 +86,9 @@ class AnswerScorer:
                 paired = set(pairs.request[pairs.repeat == repeat].tolist())
                 kept = [record for record in _records(arm.runs[repeat]) if record.index in paired]
                 scores[repeat] = scorer.score(kept)
-                texts_found[repeat] = compare_texts(self._base_records[repeat], kept)
+                texts_found[repeat] = compare_texts(
+                    _answered(self._base_records[repeat], self._base.runs[repeat]), _answered(kept, arm.runs[repeat])
+                )
 
     def result(
         self,
@@ -172,6 +174,12 @@ def _beyond_floor(
                 np.concatenate(change), np.concatenate(repeat), np.concatenate(request), bounded=True
             )
     return figures
+
+
+def _answered(records: Iterable[RequestRecord], run: LoadedRun) -> Iterator[RequestRecord]:
+    """Those that a comparison takes for answers: nothing is said about the texts of the others."""
+    proven = set(run.table.index[run.table.ok].tolist())
+    return (record for record in records if record.index in proven)
 
 
 def _records(run: LoadedRun) -> Iterator[RequestRecord]:

@@ -9,6 +9,7 @@ from kvload.analysis.comparison import arms as arms_module
 from kvload.analysis.comparison import figures, thinking
 from kvload.analysis.comparison.answers import Answers, AnswerScorer
 from kvload.analysis.comparison.arms import ArmSummary
+from kvload.analysis.comparison.counts import held_against
 from kvload.analysis.comparison.decision import MARGIN, attainment_margin, quality_margin
 from kvload.analysis.comparison.decompose import decompose
 from kvload.analysis.comparison.lengths import compare_lengths
@@ -108,11 +109,12 @@ def compare_loaded(
     others: list[_Arm] = []
     floor: str | None = None
     scorer = AnswerScorer(base)
-    for number, loaded in enumerate(coming, 1):
-        if loaded.floor and floor is not None:
-            raise PairingError(f"two arms are marked as the floor; the second is '{loaded.name}'")
-        floor = loaded.name if loaded.floor else floor
+    for number, given_arm in enumerate(coming, 1):
+        if given_arm.floor and floor is not None:
+            raise PairingError(f"two arms are marked as the floor; the second is '{given_arm.name}'")
+        floor = given_arm.name if given_arm.floor else floor
         rng = np.random.default_rng([seed, number])
+        loaded = held_against(base, given_arm)
         summary = arms_module.summarise(loaded, limits, rng=rng, level=level)
         pairs = pair(base, loaded, allow_sampling=allow_sampling)
         scorer.add(loaded, pairs)

@@ -118,11 +118,17 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The findings about one arm, in the order they are read, and their sum in a sentence."""
+    """The findings about one arm, in the order they are read, and their sum in a sentence.
+
+    Attributes:
+        broken: how many more of its requests than of the baseline's are no answers, where that alone is a reason not to
+            use it; None where it is not.
+    """
 
     arm: str
     headline: str
     findings: list[Finding]
+    broken: str | None = None
 
     def finding(self, topic: Topic) -> Finding | None:
         """What was found about a topic, if it was looked at."""

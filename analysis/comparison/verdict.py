@@ -8,7 +8,11 @@ Otherwise there is no verdict, but what would bring one. A topic that nothing sp
 from dataclasses import replace
 
 from kvload.analysis.comparison import topics
+from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.model import Comparison, Finding, Verdict
+
+NO_ANSWERS = 0.05
+"""Where more of an arm's requests than this gave no answer, nothing good is said of the others."""
 
 
 def judge(comparison: Comparison, arm: str) -> Verdict:
@@ -17,7 +21,36 @@ def judge(comparison: Comparison, arm: str) -> Verdict:
     each = (topics.latency, topics.service, topics.lengths, topics.quality, topics.answers, topics.cache_room)
     findings = [finding for topic in each if (finding := topic(seen)) is not None]
     findings = [_without_praise_for_breaking_off(finding, findings) for finding in findings]
-    return Verdict(arm=arm, headline=_headline(findings), findings=findings)
+    lost, base_lost = _no_answers(seen.arm), _no_answers(seen.base)
+    worst = max((lost, seen.arm), (base_lost, seen.base), key=lambda pair: pair[0])
+    if worst[0] > NO_ANSWERS:
+        findings = [_without_the_survivors_word(finding, worst[1]) for finding in findings]
+    broken = _answerless(seen.arm) if lost > base_lost + NO_ANSWERS else None
+    headline = _headline(findings)
+    return Verdict(arm=arm, headline=f"{broken}; {headline}" if broken else headline, findings=findings, broken=broken)
+
+
+def _no_answers(arm: ArmSummary) -> float:
+    """Share of an arm's requests that ended in errors, aborts, empty answers or impossible counts."""
+    return (arm.statuses["failed"] + arm.statuses["refused"]) / arm.sent if arm.sent else 0.0
+
+
+def _answerless(arm: ArmSummary) -> str:
+    lost = arm.statuses["failed"] + arm.statuses["refused"]
+    return f"{lost:,} of {arm.sent:,} requests of {arm.name} are no answers"
+
+
+def _without_the_survivors_word(finding: Finding, arm: ArmSummary) -> Finding:
+    """Where many requests gave no answer, those that did do not speak for them: not as fast, short, equal or good."""
+    if finding.topic in {"service", "cache room"} or finding.outcome not in {"better", "same", "differs"}:
+        return finding
+    return replace(
+        finding,
+        outcome="undecided",
+        lead=f"no verdict on {finding.topic}: {_answerless(arm)}",
+        detail=(f"of those that were answered on both sides: {finding.lead}", *finding.detail),
+        advice="see why requests failed",
+    )
 
 
 def _without_praise_for_breaking_off(finding: Finding, findings: list[Finding]) -> Finding:

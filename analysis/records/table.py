@@ -84,6 +84,7 @@ class RecordTable:
     chunk_count: Ints
     chunk_tick_us: Ints
     end_tokens: Ints
+    unproven_tokens: Ints
     ignore_eos: Bools
     in_bursts: Bools
     damaged: Bools
@@ -182,8 +183,9 @@ def proven(table: RecordTable) -> RecordTable:
     empty = ok & np.isnan(table.t_first_s) & ~doubted
     if not (doubted | empty).any():
         return table
-    names = (*table.cause.names, "empty", "impossible_count")
-    codes = np.where(empty, len(names) - 2, np.where(doubted, len(names) - 1, table.cause.codes))
+    names = tuple(dict.fromkeys((*table.cause.names, "empty", "impossible_count")))
+    codes = np.where(empty, names.index("empty"), table.cause.codes)
+    codes = np.where(doubted, names.index("impossible_count"), codes)
     status = np.where(doubted | empty, _STATUS_CODE["failed"], table.status)
     return replace(table, status=status, cause=Categories(names, codes))
 

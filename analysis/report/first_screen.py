@@ -170,6 +170,8 @@ def _sentence(verdict: Verdict) -> Sentence:
 
 def recommend(verdict: Verdict) -> Advice:
     """The findings as advice: worse answers weigh more than speed, and what the limits ask for more than latency."""
+    if verdict.broken is not None:
+        return "do not"
     outcomes = {topic: _outcome(verdict, topic) for topic in ("latency", "service", "lengths", "quality")}
     gain = outcomes["service"] == "better" or (outcomes["latency"] == "better" and outcomes["service"] != "worse")
     loss = outcomes["service"] == "worse" or (outcomes["latency"] == "worse" and outcomes["service"] != "better")

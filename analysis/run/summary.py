@@ -20,6 +20,8 @@ from kvload.rundir import RunDir
 ECDF_POINTS = 201
 TIMELINE_POINTS = 600
 _BURSTS = "something on the way gathers the chunks, so TPOT and ITL are not the server's"
+UNPROVEN_SHARE = 0.05
+"""From this share of all tokens on it is said that nothing but the server's count speaks for them."""
 SLO_SCALES = tuple(float(scale) for scale in np.round(np.geomspace(0.25, 4.0, 33), 4))
 
 
@@ -237,4 +239,18 @@ def _notes(table: RecordTable, manifest: RunManifest, gaps: latency.TokenGaps) -
         (gaps.backwards, "gap", "between chunks negative as recorded, counted as 0"),
     ]
     notes += [f"{words.plural(number, noun)} {text}" for number, noun, text in parts if number]
-    return notes
+    return [*notes, *_unproven(table)]
+
+
+def _unproven(table: RecordTable) -> list[str]:
+    """What rests on the server's own count alone, where that is more than a trifle."""
+    told = table.ok & (table.unproven_tokens > 0)
+    tokens, unproven = np.nansum(table.output_tokens[table.ok]), int(table.unproven_tokens[told].sum())
+    if not unproven or unproven <= UNPROVEN_SHARE * tokens:
+        return []
+    a_chunk = np.nansum(table.output_tokens[told]) / max(table.chunk_count[told].sum(), 1)
+    return [
+        f"{unproven:,} of {int(tokens):,} tokens rest on the server's count alone: in"
+        f" {words.plural(count_true(told), 'answer')} it counts {a_chunk:.1f} tokens a chunk, and no token ids show"
+        " them; lengths, TPOT and tokens a second are as true as it is"
+    ]

@@ -46,6 +46,7 @@ def make_runs(
         KeyboardInterrupt: the user stopped it; the folder can be resumed.
     """
     from kvload.cli.replay_display import Display
+    from kvload.errors import PairingError
     from kvload.experiment import comparison, preflight
     from kvload.experiment.forecast import Forecast, time_text
     from kvload.experiment.replay import Listener
@@ -86,7 +87,12 @@ def make_runs(
         except KeyboardInterrupt:
             display.notice(f"interrupted: finished runs are kept; go on with kvload compare --resume {folder}")
             raise
-    show_experiment(plan, folder, outcome)
+    try:
+        show_experiment(plan, folder, outcome)
+    except PairingError:
+        # what an arm failed of says more than that nothing could be judged
+        if not failed:
+            raise
     if failed:
         first, *others = failed.items()
         for name, error in others:

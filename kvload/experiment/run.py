@@ -63,8 +63,8 @@ def run_all(
 ) -> dict[str, KvloadError]:
     """Make every run that is not complete; an unfinished one is set aside and made again.
 
-    An arm that fails (its server does not start, or dies, or its requests are refused) is not tried again, and the
-    others go on. Without the baseline, and without room on this machine, there is nothing to go on with.
+    An arm that fails (its server does not start, or dies, or answers nothing) is not tried again, and the others go
+    on. Without the baseline, and without room on this machine, there is nothing to go on with.
 
     Args:
         headers: sent with every request; they are not part of the plan, since they may hold keys.
@@ -99,8 +99,7 @@ def run_all(
                 raise KeyboardInterrupt
             if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
                 raise error
-            if arm.baseline:
-                _check_answers(arm, manifest, folder)
+            _check_answers(arm, manifest, folder)
         except MachineError:
             raise
         except KvloadError as error:
@@ -113,10 +112,11 @@ def run_all(
 
 
 def _check_answers(arm: Arm, manifest: RunManifest, folder: Path) -> None:
-    """Raise where the baseline answered nothing: there is nothing then that the others could be compared with."""
+    """Raise where an arm answered nothing: another repeat would say no more, nor anything be compared with it."""
     if manifest.sent and not answered(manifest):
+        what = "the baseline" if arm.baseline else "the arm"
         raise ServerError(
-            f"the baseline '{arm.name}' answered none of {manifest.sent} requests: {causes(manifest.failures)}",
+            f"{what} '{arm.name}' answered none of {manifest.sent} requests: {causes(manifest.failures)}",
             where=str(folder),
             hint="raise --timeout and --drain where answers were cut, or lower the load",
         )

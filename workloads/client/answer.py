@@ -22,7 +22,8 @@ from kvload.workloads.client.raw import RawStream
 from kvload.workloads.client.sse import Reading
 from kvload.workloads.clock import TIMESPEC
 
-_ABORTS = frozenset({"abort", "aborted", "cancelled", "canceled"})
+_ABORTS = frozenset({"abort", "aborted", "cancel", "cancelled", "canceled", "timeout", "preempted"})
+_ERRORS = frozenset({"error", "failed", "failure", "internal_error", "server_error"})
 _TICKS_US = (1, 10, 100, 1000)
 _BROKE_OFF = frozenset({"truncated", "reset", "timeout", "cut", "malformed"})
 """How a transport may end after ``[DONE]`` without making the answer any less whole."""
@@ -63,6 +64,7 @@ class Answer:
     end_tokens: int = 0
     reasoning_tokens: int | None = None
     count_doubt: str | None = None
+    unproven_tokens: int = 0
     in_bursts: bool = False
     damaged: bool = False
     queue_s: float | None = None
@@ -159,7 +161,8 @@ def _content(
         "t_last_ns": int(at[-1]) if len(at) else None,
         "chunks": chunks,
         "chunk_tick_us": tick_us,
-        "first_chunk_tokens": int(counts[0]) if len(at) else None,
+        # what came in one read with the first token has no time of its own
+        "first_chunk_tokens": int(counts[reads[carrying] == reads[carrying[0]]].sum()) if len(at) else None,
         "text": said.text if reading.ends.size else None,
         "reasoning": said.reasoning or None,
         "tool_calls": said.tool_calls or None,
@@ -171,6 +174,7 @@ def _content(
         "end_tokens": counted.end_tokens,
         "reasoning_tokens": counted.thought,
         "count_doubt": counted.doubt,
+        "unproven_tokens": counted.unproven,
         # of the gaps between chunks half are the work of whoever gathered them on the way
         "in_bursts": len(at) > 1 and 2 * merged >= len(at) - 1,
         "damaged": said.damaged,
@@ -208,6 +212,11 @@ class _Said:
     first_answer: int | None = None
     damaged: bool = False
 
+    @property
+    def ended_badly(self) -> bool:
+        """A reason to stop that is no good one was given: none that follows makes it good."""
+        return self.finish_reason is not None and self.finish_reason not in GOOD_ENDS
+
 
 def _said(reading: Reading) -> _Said:
     """Put together what the chunks say."""
@@ -225,7 +234,7 @@ def _said(reading: Reading) -> _Said:
         if not event.choices:
             continue
         choice = event.choices[0]
-        if choice.finish_reason and choice.finish_reason != "null":
+        if choice.finish_reason and choice.finish_reason != "null" and not said.ended_badly:
             said.finish_reason = choice.finish_reason
         if choice.token_ids:
             said.token_ids += choice.token_ids
@@ -293,16 +302,23 @@ def _failure(
     if problem is not None:
         return "malformed", problem
     reason = content["finish_reason"]
-    if reason in _ABORTS:
+    word = (reason or "").strip().lower()
+    if word in _ABORTS:
         return "aborted", f"the server ended the answer with {reason!r}"
-    if reason == "error":
-        return "stream_error", "the server ended the answer with 'error'"
+    if word in _ERRORS:
+        return "stream_error", f"the server ended the answer with {reason!r}"
     if not complete:
         return "truncated", "the answer broke off"
-    if not len(content["chunks"]) and not content["output_tokens"]:
-        return "empty", "the answer has no tokens"
+    claimed = content["output_tokens"] or 0
+    # one token and no text is the end of the sequence at once
+    if not len(content["chunks"]) and claimed != 1:
+        return (
+            "empty",
+            f"the server counts {claimed} tokens, but nothing came" if claimed else "the answer has no tokens",
+        )
     if reason is None:
-        return "truncated", "the answer ended without a reason to stop"
+        aside = "" if reading.aside is None else f"; the server said {reading.aside}"
+        return "truncated", f"the answer ended without a reason to stop{aside}"
     if reason not in GOOD_ENDS:
         return "unknown_end", f"the server ended the answer with {reason!r}"
     return None

@@ -17,8 +17,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from kvload.workloads.client.events import MAX_COUNT, Choice, Event
+from kvload.workloads.client.events import MAX_COUNT, NO_RAW, Choice, Event
 from kvload.workloads.client.sse import Reading
+
+_UNSEEN_TOKENS = 16
+"""Tokens that a server may count and not show for an answer, and for each tool call: marks around them, a stop word."""
 
 Source = Literal["usage", "token_ids", "chunks"]
 
@@ -34,6 +37,7 @@ class Counted:
         end_tokens: those of ``total`` that came in no chunk: the end of the sequence.
         thought: tokens of reasoning among ``total``; None where there is no reasoning.
         doubt: why the server's own count was not believed; None if it was, or there is none.
+        unproven: those of ``total`` that nothing but the server's count speaks for: neither a chunk nor a token id.
     """
 
     by_event: npt.NDArray[np.int64]
@@ -42,6 +46,7 @@ class Counted:
     end_tokens: int = 0
     thought: int | None = None
     doubt: str | None = None
+    unproven: int = 0
 
 
 def count_tokens(reading: Reading, max_tokens: int | None = None) -> Counted:
@@ -56,11 +61,15 @@ def count_tokens(reading: Reading, max_tokens: int | None = None) -> Counted:
     carrying = sum(carries) + run
     ids = _by_ids(choices)
     claim, doubt = _claim(reading.events, carrying, sum(ids or ()), max_tokens)
+    if claim is not None and claim > max(carrying, sum(ids or ())) + 1:
+        doubt = _unfounded(claim, reading, choices, carries)
+        claim = claim if doubt is None else None
     if ids is not None and _in_step(ids, carries, run):
         total = claim if claim is not None else sum(ids)
         source: Source = "usage" if claim is not None else "token_ids"
         counts = _placed(ids, reading)
-        return Counted(counts, total, source, 0, _thought(reading, choices, counts, total), doubt)
+        unproven = max(total - sum(ids) - 1, 0)
+        return Counted(counts, total, source, 0, _thought(reading, choices, counts, total), doubt, unproven)
     running = _by_running_total(reading.events, carries) if not run and doubt is None else None
     if running is not None:
         single, end_tokens = running
@@ -75,7 +84,10 @@ def count_tokens(reading: Reading, max_tokens: int | None = None) -> Counted:
         total, source, end_tokens = int(counts.sum()), "chunks", 0
     else:
         return Counted(counts, None, None, doubt=doubt)
-    return Counted(counts, total, source, end_tokens, _thought(reading, choices, counts, total), doubt)
+    silent = sum(choice is not None and not full for choice, full in zip(choices, carries, strict=True))
+    unproven = max(total - max(carrying + silent, sum(ids or ())), 0)
+    thought = _thought(reading, choices, counts, total)
+    return Counted(counts, total, source, end_tokens, thought, doubt, unproven)
 
 
 def _placed(single: Sequence[int], reading: Reading) -> npt.NDArray[np.int64]:
@@ -114,6 +126,44 @@ def _claim(events: Sequence[Event], carrying: int, ids: int, max_tokens: int | N
         asked = f", but at most {max_tokens} were asked for" if max_tokens else ""
         return None, f"the server counts {_shown(claim)} tokens{asked}"
     return claim, None
+
+
+def _unfounded(claim: int, reading: Reading, choices: Sequence[Choice | None], carries: Sequence[bool]) -> str | None:
+    """Why a count of more tokens than chunks cannot be; None where it can.
+
+    Several tokens may come in one chunk, but no more of them than it has bytes, whatever the vocabulary; and a running
+    count that is right up to the last text cannot jump behind it.
+    """
+    thought = max(_thought_claim(reading.events) or 0, 0)
+    silent = sum(choice is not None and not full for choice, full in zip(choices, carries, strict=True))
+    calls = sum(len(choice.added.tool_calls or ()) for choice in choices if choice is not None and choice.added)
+    seen_bytes = sum(map(_visible_bytes, choices)) + sum(len(text.encode("utf-8", "replace")) for text in reading.run)
+    if claim - thought > seen_bytes + silent + _UNSEEN_TOKENS * (1 + calls):
+        return f"the server counts {claim} tokens, but {seen_bytes} bytes of text came"
+    if True not in carries:
+        return None
+    last = len(carries) - 1 - carries[::-1].index(True)
+    usage = reading.events[last].usage
+    running = None if usage is None else usage.completion_tokens
+    carrying = sum(carries) + len(reading.run)
+    behind = sum(choice is not None for choice in choices[last + 1 :])
+    if running is not None and running >= carrying and claim > running + behind + 1:
+        return f"the server counts {running} tokens with the last text, and {claim} in the end"
+    return None
+
+
+def _visible_bytes(choice: Choice | None) -> int:
+    """UTF-8 bytes of everything in a chunk that a user waits for."""
+    if choice is None:
+        return 0
+    texts = [choice.text or ""]
+    if choice.added is not None:
+        texts += [choice.added.content or "", choice.added.refusal or "", choice.added.thought]
+        functions = [call.function for call in choice.added.tool_calls or ()] + [choice.added.function_call]
+        texts += [part for one in functions if one is not None for part in (one.name or "", one.arguments or "")]
+        if choice.added.audio is not NO_RAW:
+            return MAX_COUNT
+    return sum(len(text.encode("utf-8", "replace")) for text in texts)
 
 
 def _shown(number: int) -> str:

@@ -18,8 +18,15 @@ MAX_ERROR_CHARS = 500
 MAX_COUNT = (1 << 31) - 1
 """No answer has more tokens than this: a larger number is none."""
 
-_NONE = msgspec.Raw(b"null")
-_NO_ERROR = frozenset({b"null", b'""', b"{}", b"[]", b"false", b"0"})
+NO_RAW = msgspec.Raw(b"null")
+"""Stands where a field that is kept as it came did not come."""
+NO_ERROR = frozenset({b"null", b'""', b"{}", b"[]", b"false", b"0"})
+"""JSON that says that there is no error, where one could stand."""
+_SAYS_ERROR = frozenset({"error", "failed", "failure", "exception"})
+_MARKS = ("type", "status", "event", "object")
+_COMPLAINTS = ("errors", "error_message", "error_msg", "Error", "err", "detail")
+_WORDS = ("error", "message", *_COMPLAINTS, "text", "data", "error_code")
+"""Where servers were seen to write an error that comes in place of a chunk: a mark, or the message itself."""
 _LONE_HIGH = re.compile("[\ud800-\udbff](?![\udc00-\udfff])")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -46,19 +53,32 @@ class Delta(msgspec.Struct):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    reasoning_text: str | None = None
+    thinking: str | None = None
+    reasoning_details: msgspec.Raw = NO_RAW
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
     function_call: ToolFunction | None = None
+    audio: msgspec.Raw = NO_RAW
+    error: msgspec.Raw = NO_RAW
 
     @property
     def thought(self) -> str:
-        """The reasoning in it, under whichever name; servers that use both say the same in both."""
-        return self.reasoning_content or self.reasoning or ""
+        """The reasoning in it, under whichever name; servers that use several say the same in all."""
+        return (
+            self.reasoning_content
+            or self.reasoning
+            or self.thinking
+            or self.reasoning_text
+            or ("" if self.reasoning_details is NO_RAW else _parts(self.reasoning_details))
+        )
 
     @property
     def answers(self) -> bool:
         """It holds something of the answer itself, as opposed to the reasoning before it."""
-        return bool(self.content or self.refusal or self.tool_calls or self.function_call)
+        return bool(self.content or self.refusal or self.tool_calls or self.function_call) or (
+            self.audio is not NO_RAW and bytes(self.audio) not in NO_ERROR
+        )
 
 
 class Choice(msgspec.Struct):
@@ -69,7 +89,7 @@ class Choice(msgspec.Struct):
     message: Delta | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None
-    error: msgspec.Raw = _NONE
+    error: msgspec.Raw = NO_RAW
 
     @property
     def added(self) -> Delta | None:
@@ -128,7 +148,7 @@ class Event(msgspec.Struct):
 
     choices: list[Choice] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw = _NONE
+    error: msgspec.Raw = NO_RAW
     metrics: dict[str, Any] | None = None
     object: str | None = None
     error_code: int | str | None = None
@@ -144,17 +164,39 @@ class Event(msgspec.Struct):
         Args:
             data: the chunk's JSON, for the servers that write the message beside the mark.
         """
-        for error in (self.error, self.choices[0].error if self.choices else _NONE):
+        choice = self.choices[0] if self.choices else None
+        added = None if choice is None else choice.delta or choice.message
+        for error in (
+            self.error,
+            NO_RAW if choice is None else choice.error,
+            NO_RAW if added is None else added.error,
+        ):
             # the default itself in most chunks
-            if error is not _NONE and bytes(error) not in _NO_ERROR:
+            if error is not NO_RAW and bytes(error) not in NO_ERROR:
                 return error_text(bytes(error))
         if self.object == "error" or self.error_code:
             return error_text(data)
-        return None
+        return _complaint(data) if choice is None and self.usage is None else None
 
 
 _EVENT = msgspec.json.Decoder(Event)
 _EVENTS = msgspec.json.Decoder(list[Event])
+
+
+def _complaint(data: bytes) -> str | None:
+    """What is wrong, by an event that is no chunk at all; None where it is not about an error."""
+    try:
+        value = msgspec.json.decode(data)
+    except DECODE_ERRORS:
+        return None
+    if not isinstance(value, dict) or "choices" in value:
+        return None
+    code = value.get("code")
+    marked = any(str(value.get(name)).lower().rpartition(".")[2] in _SAYS_ERROR for name in _MARKS)
+    failed = value.get("success") is False or (type(code) is int and code >= 400 and "message" in value)
+    if marked or failed or any(value.get(name) for name in _COMPLAINTS):
+        return error_text(data)
+    return None
 
 
 def decode_all(datas: list[bytes]) -> list[Event] | None:
@@ -228,14 +270,20 @@ def _delta(value: Any) -> Delta | None:
     if not isinstance(value, dict):
         return None
     calls = value.get("tool_calls")
+    calls = [calls] if isinstance(calls, dict) else calls
     return Delta(
         role=_text(value.get("role")),
         content=_text(value.get("content")),
         reasoning=_text(value.get("reasoning")),
         reasoning_content=_text(value.get("reasoning_content")),
+        reasoning_text=_text(value.get("reasoning_text")),
+        thinking=_text(value.get("thinking")),
+        reasoning_details=_raw_or_none(value.get("reasoning_details")),
         refusal=_text(value.get("refusal")),
         tool_calls=[_tool_call(one) for one in calls if isinstance(one, dict)] if isinstance(calls, list) else None,
         function_call=_function(value.get("function_call")),
+        audio=_raw_or_none(value.get("audio")),
+        error=_raw_or_none(value.get("error")),
     )
 
 
@@ -288,6 +336,22 @@ def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(value).encode("utf-8", "replace"))
 
 
+def _raw_or_none(value: Any) -> msgspec.Raw:
+    return NO_RAW if value is None else _raw(value)
+
+
+def _parts(details: msgspec.Raw) -> str:
+    """The text in a list of details; what has another form is kept as it came, since something came."""
+    try:
+        value = msgspec.json.decode(details)
+    except DECODE_ERRORS:
+        return ""
+    if not isinstance(value, list):
+        return _text(value) or ""
+    found = [part.get("text") or part.get("summary") or part.get("data") for part in value if isinstance(part, dict)]
+    return "".join(part for part in found if isinstance(part, str))
+
+
 def mended(text: str) -> tuple[str, bool]:
     """Text that can be written down: halves of surrogate pairs and of characters are put together.
 
@@ -334,7 +398,7 @@ def error_text(body: bytes) -> str:
     for _ in range(4):
         if not isinstance(value, dict):
             break
-        value = next(filter(None, map(value.get, ("error", "message", "detail", "text", "error_code"))), str(value))
+        value = next(filter(None, map(value.get, _WORDS)), str(value))
     try:
         return (value if isinstance(value, str) else str(value))[:MAX_ERROR_CHARS]
     except DECODE_ERRORS:

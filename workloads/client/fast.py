@@ -144,7 +144,9 @@ def _read_run(wire: bytes, start: int) -> WireReading | None:
     places = np.array([np.cumsum([len(content) for content in contents]), ends], np.int64).reshape(2, -1)
     rest_positions = _wire_positions(rest.ends, places, rest_start)
     ends_on_wire = np.concatenate([np.asarray(positions, np.int64), run_ends - 1, rest_positions])
-    reading = Reading(events + rest.events, ends_on_wire, rest.done, rest.failure, rest.problem, texts, len(events))
+    reading = Reading(
+        events + rest.events, ends_on_wire, rest.done, rest.failure, rest.problem, rest.aside, texts, len(events)
+    )
     return WireReading(reading, broken)
 
 

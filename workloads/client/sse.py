@@ -10,15 +10,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from kvload.workloads.client.events import MAX_ERROR_CHARS, Event, decode, decode_all
+from kvload.workloads.client.events import MAX_ERROR_CHARS, NO_ERROR, Event, decode, decode_all
 from kvload.workloads.client.http1 import ResponseHead
 
 _DONE = b"[DONE]"
 _SEPARATOR = b"\n\ndata: "
 _SEPARATOR_BYTES = len(_SEPARATOR)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ERROR_EVENTS = frozenset({b"error", b"exception", b"failure"})
 _LINE_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 _QUOTED_CHARS = 80
+_LOOKED_AT_FOR_ASIDES = 4
 
 
 @dataclass(slots=True)
@@ -27,6 +29,7 @@ class Reading:
 
     Attributes:
         events: those decoded one by one; one that made no sense is an empty :class:`Event`.
+        aside: the start of the last event that is no chunk, if one of the last few is none.
         run, run_at: the texts of the plain chunks that stand before ``events[run_at]``, see
             :mod:`kvload.workloads.client.fast`.
         ends: where the data of each event ends, the run's among them.
@@ -40,6 +43,7 @@ class Reading:
     done: bool = False
     failure: str | None = None
     problem: str | None = None
+    aside: str | None = None
     run: list[str] = field(default_factory=list)
     run_at: int = 0
 
@@ -90,7 +94,15 @@ def read_event_stream(body: bytes, complete: bool = True) -> Reading:
     if events is None:
         events, problem = _one_by_one(datas)
     failures = (event.failure(data) for event, data in zip(events, datas, strict=True))
-    return Reading(events, places, done, next(filter(None, failures), None), problem)
+    return Reading(events, places, done, next(filter(None, failures), None), problem, _aside(events, datas))
+
+
+def _aside(events: list[Event], datas: list[bytes]) -> str | None:
+    """What the server says in one of the last events that is no chunk."""
+    last = list(zip(events, datas, strict=True))[-_LOOKED_AT_FOR_ASIDES:]
+    found = (data for event, data in reversed(last) if event.choices is None and event.usage is None)
+    data = next((data for data in found if len(data) > len(b"{}")), None)
+    return None if data is None else data[:_QUOTED_CHARS].decode("utf-8", "replace")
 
 
 def _one_by_one(datas: list[bytes]) -> tuple[list[Event], str | None]:
@@ -132,7 +144,7 @@ def _split_any_events(body: bytes, complete: bool) -> tuple[list[bytes], list[in
 
     def event_over() -> None:
         nonlocal parts, is_error
-        if parts:
+        if parts or is_error:
             data = b"\n".join(parts)
             datas.append(_as_error(data) if is_error else data)
             ends.append(part_end)
@@ -149,7 +161,8 @@ def _split_any_events(body: bytes, complete: bool) -> tuple[list[bytes], list[in
             parts.append(line[5:].removeprefix(b" "))
             part_end = position + len(line)
         elif line.startswith(b"event:"):
-            is_error = is_error or line[6:].strip() == b"error"
+            is_error = is_error or line[6:].strip().lower() in _ERROR_EVENTS
+            part_end = part_end if parts else position + len(line)
         elif line.startswith(b"error:"):
             parts.append(line[6:].strip())
             part_end = position + len(line)
@@ -165,4 +178,4 @@ def _as_error(data: bytes) -> bytes:
         msgspec.json.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         data = msgspec.json.encode(data[:MAX_ERROR_CHARS].decode("utf-8", "replace"))
-    return b'{"error":' + (data if data not in {b"null", b'""', b"{}"} else b'"the server says error"') + b"}"
+    return b'{"error":' + (b'"the server says error"' if data in NO_ERROR else data) + b"}"

@@ -35,6 +35,7 @@ class Expected:
         counted: its tokens are counted right (they are as many as were sent).
         doubted: the server's own count is impossible and is said to be.
         timed: TTFT and TPOT are the server's; where not, there is no TPOT at all.
+        begun_late: so many ITL later than the server's is the first token, which something on the way held back.
     """
 
     status: Literal["ok", "failed", "timeout"] = "ok"
@@ -42,6 +43,7 @@ class Expected:
     counted: bool = True
     doubted: bool = False
     timed: bool = True
+    begun_late: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def odd_steps(name: str, chat: bool, texts: list[str], prompt_tokens: int, setti
         name: which kind, of :data:`~kvload.workloads.mock.behaviour.ODDITIES`.
         texts: the text of every token chunk.
     """
-    made = _MAKERS[name](_Maker(chat, texts, prompt_tokens))
+    made = script(name, chat, texts, prompt_tokens)
     ttft_ns, itl_ns = round(settings.ttft_s * 1e9), round(settings.itl_s * 1e9)
     all_ns = ttft_ns + itl_ns * (len(texts) - 1)
     if made.whole is not None:
@@ -88,12 +90,17 @@ def odd_steps(name: str, chat: bool, texts: list[str], prompt_tokens: int, setti
         return
     yield 0, STREAM_HEAD + early, Action.NONE
     for number, chunk in enumerate(made.chunks):
-        yield itl_ns if number else ttft_ns, http_chunk(chunk), Action.TOKENS
+        yield itl_ns if number else ttft_ns, http_chunk(chunk) if chunk else b"", Action.TOKENS
     if name == "runaway":
         piece = http_chunk(made.chunks[0]) * 2000
         for _ in range(RUNAWAY_BYTES // len(piece)):
             yield 8_000_000, piece, Action.NONE
     yield 0, (http_chunk(made.ending) if made.ending else b"") + made.tail, made.action
+
+
+def script(name: str, chat: bool, texts: list[str], prompt_tokens: int) -> Script:
+    """One answer of a kind, as in :func:`odd_steps`, before it is wrapped into HTTP."""
+    return _MAKERS[name](_Maker(chat, texts, prompt_tokens))
 
 
 class _Maker:
@@ -195,6 +202,10 @@ _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     "usage_absurd": lambda make: make.script(tokens=10**30),
     "usage_absurd_everywhere": lambda make: make.with_totals(lambda _: 10**30, 10**30),
     "usage_inflated": lambda make: make.script(tokens=55 + 5 * len(make.texts)),
+    "usage_beyond_text": lambda make: make.script(
+        tokens=sum(len(text.encode()) for text in make.texts) + 20, finish="stop"
+    ),
+    "usage_jumps": lambda make: make.with_totals(lambda number: number + 1, 3 * len(make.texts)),
     "usage_missing": lambda make: make.script(tokens=None),
     "usage_as_float": lambda make: make.script(tokens=float(len(make.texts))),
     "usage_running": lambda make: make.with_totals(lambda number: number + 1),
@@ -202,11 +213,15 @@ _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     "usage_lagging": lambda make: make.with_totals(lambda number: number),
     "end_token": lambda make: replace(make.script(finish="stop"), chunks=make.script().chunks[:-1]),
     "reasoning": _thinking,
+    "thinking": lambda make: make.script(
+        each=lambda number, text: make.chunk(text, part="thinking" if number < len(make.texts) // 2 else "content")
+    ),
     "reasoning_uncounted": lambda make: _thinking(make, tokens=len(make.texts) - len(make.texts) // 2),
     "tool_calls": lambda make: make.script(each=_tool_piece, finish="tool_calls"),
     "refusal": lambda make: make.script(each=lambda _, text: make.chunk(text, part="refusal"), finish="content_filter"),
     "aborted": lambda make: make.script(finish="abort"),
     "finish_error": lambda make: make.script(finish="error"),
+    "aborted_then_stopped": lambda make: make.script(make.chunk(None, "stop"), finish="abort"),
     "finish_empty": lambda make: make.script(finish=""),
     "finish_null": lambda make: make.script(finish="null"),
     "finish_unknown": lambda make: make.script(finish="because"),
@@ -218,9 +233,19 @@ _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     "choice_error": lambda make: _ended(
         make, event({"choices": [{"error": {"message": "out of pages"}, "finish_reason": "stop"}]}) + DONE
     ),
+    "delta_error": lambda make: _ended(
+        make, event({"choices": [{"index": 0, "delta": {"error": {"message": "out of pages"}}}]}) + DONE
+    ),
+    "bare_error": lambda make: _ended(
+        make, event({"type": "error", "code": 500, "message": "out of pages"}) + _closing(make) + DONE
+    ),
+    "error_first": lambda _: Script(ending=event({"error": {"message": "out of pages"}}) + DONE),
     "error_null": lambda make: make.script(each=lambda _, text: make.chunk(text, error=None)),
     "error_empty": lambda make: make.script(each=lambda _, text: make.chunk(text, error="")),
     "empty_answer": lambda make: Script(ending=event(make.chunk("", "stop")) + event(make.usage(0)) + DONE),
+    "usage_without_text": lambda make: Script(
+        ending=event(make.chunk("", "stop")) + event(make.usage(len(make.texts))) + DONE
+    ),
     "keep_alives": lambda make: replace(
         make.script(), early=b": ping\n\n" + event(make.chunk("")) * 3 + b"data:\n\ndata: \n\n"
     ),
@@ -240,6 +265,9 @@ _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     "huge_metrics": lambda make: make.script(b'{"choices":[],"metrics":{"queue_time_ms":' + b"9" * 400 + b"}}"),
     "deep_error_body": lambda _: Script(whole=json_response("500 Internal Server Error", None, raw=DEEP)),
     "bursts": lambda make: replace(make.script(), gathered=True),
+    "first_gathered": lambda make: replace(
+        make.script(), chunks=[b"", b"", b"".join(make.script().chunks[:3]), *make.script().chunks[3:]]
+    ),
     "whole_json": lambda make: Script(
         whole=json_response(
             "200 OK",
@@ -271,10 +299,17 @@ EXPECTED: Mapping[str, Expected] = {
     ),
     **dict.fromkeys(("usage_absurd_everywhere", "usage_inflated", "reasoning_uncounted"), Expected(doubted=True)),
     **dict.fromkeys(("finish_empty", "finish_null", "done_alone"), _NO_REASON),
-    "aborted": Expected("failed", "aborted"),
+    **dict.fromkeys(("usage_beyond_text", "usage_jumps"), Expected(doubted=True)),
+    **dict.fromkeys(("aborted", "aborted_then_stopped"), Expected("failed", "aborted")),
+    "error_first": Expected("failed", "stream_error", counted=False, timed=False),
+    "bare_error": Expected("failed", "stream_error"),
+    "usage_without_text": Expected("failed", "empty", timed=False),
+    "first_gathered": Expected(begun_late=2),
     "finish_error": Expected("failed", "stream_error"),
     "finish_unknown": Expected("failed", "unknown_end"),
-    **dict.fromkeys(("event_error", "object_error", "error_code", "field_error", "choice_error"), _OUT_OF_PAGES),
+    **dict.fromkeys(
+        ("event_error", "object_error", "error_code", "field_error", "choice_error", "delta_error"), _OUT_OF_PAGES
+    ),
     "empty_answer": Expected("failed", "empty", counted=False, timed=False),
     "deep_event": _MALFORMED,
     "deep_error_body": Expected("failed", "http_500", counted=False, timed=False),

@@ -87,6 +87,41 @@ def test_reasoning_is_an_answer_too(ending: tuple[Any, ...]) -> None:
     assert answer.t_answer_ns - answer.t_send_ns == 220_000_000  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content", "reasoning_text", "thinking", "reasoning_details"])
+def test_reasoning_has_many_names(name: str) -> None:
+    def chunk(number: int) -> dict[str, Any]:
+        text = f" t{number}"
+        part: Any = [{"type": "reasoning.text", "text": text}] if name == "reasoning_details" else text
+        return chat(**{name: part}) if number < 6 else chat(content=text)
+
+    answer = parse(ten_words(each=chunk))
+    assert (answer.reasoning, answer.text) == (" t0 t1 t2 t3 t4 t5", " t6 t7 t8 t9")
+    assert (ttft_ms(answer), tpot_ms(answer), answer.reasoning_tokens) == (100.0, 20.0, 6)
+
+
+UNFOUNDED = {
+    "more than its bytes": ten_words(chat("stop"), usage(55)),
+    "the same, running": ten_words(chat("stop"), usage(55), each=with_total(lambda n: 5 * (n + 1))),
+    "a jump at the end": ten_words(chat("stop"), usage(30), each=with_total(lambda n: n + 1)),
+}
+
+
+@pytest.mark.parametrize("name", UNFOUNDED)
+def test_a_count_that_no_text_bears_out_is_not_believed(name: str) -> None:
+    answer = parse(UNFOUNDED[name], max_tokens=64)
+    assert (answer.status, answer.output_tokens, answer.output_tokens_source) == ("ok", 10, "chunks")
+    assert (tpot_ms(answer), answer.unproven_tokens) == (20.0, 0)
+    assert answer.count_doubt is not None
+
+
+def test_several_tokens_a_chunk_are_believed_and_said_to_rest_on_the_servers_word() -> None:
+    answer = parse(ten_words(chat("stop"), usage(30)), max_tokens=64)
+    assert (answer.output_tokens, answer.count_doubt, answer.unproven_tokens) == (30, None, 18)
+    by_ids = ten_words(chat("stop"), usage(30), each=lambda n: chat(content=f" w{n}") | {"choices": [
+        {"index": 0, "delta": {"content": f" w{n}"}, "token_ids": [1, 2, 3]}]})  # fmt: skip
+    assert (parse(by_ids).output_tokens, parse(by_ids).unproven_tokens, tpot_ms(parse(by_ids))) == (30, 0, 180 / 27)
+
+
 def test_reasoning_that_is_counted_but_not_shown_came_before_the_first_text() -> None:
     answer = parse(ten_words(chat("stop"), usage(510, completion_tokens_details={"reasoning_tokens": 500})))
     assert (answer.output_tokens, answer.first_chunk_tokens, tpot_ms(answer)) == (510, 501, 20.0)
@@ -140,6 +175,28 @@ def test_good_ends(reason: str) -> None:
         ([(9.0, data(chat("stop", content="")) + data(usage(0)) + DONE)], "empty", "no tokens"),
         ([(9.0, b"<html>gateway</html>")], "malformed", "<html>"),
         ([(9.0, b'{"object": "error", "message": "out of pages"}')], "stream_error", "out of pages"),
+        (ten_words(chat("Abort"), usage(10)), "aborted", "Abort"),
+        (ten_words(chat("cancelled"), usage(10)), "aborted", "cancelled"),
+        (ten_words(chat("internal_error"), usage(10)), "stream_error", "internal_error"),
+        (ten_words(chat("abort"), chat("stop"), usage(10)), "aborted", "abort"),
+        (ten_words(chat("stop"), usage(10), {"error": {"message": "out of pages"}}), "stream_error", "out of pages"),
+        *(
+            (ten_words(odd, chat("stop"), usage(10)), "stream_error", "out of pages")
+            for odd in (
+                {"code": 500, "message": "out of pages"},
+                {"detail": "out of pages"},
+                {"errors": ["out of pages"]},
+                {"type": "error", "message": "out of pages"},
+                {"status": "failed", "message": "out of pages"},
+                {"success": False, "message": "out of pages"},
+                {"choices": [{"delta": {"error": {"message": "out of pages"}}}]},
+                {"choices": [{"message": {"error": "out of pages"}}]},
+            )
+        ),
+        ([*ten_words()[:-1], (280.0, b"event: Error\ndata: out of pages\n\n" + DONE)], "stream_error", "out of pages"),
+        ([*ten_words()[:-1], (280.0, b"event: error\n\n" + data(chat("stop")) + DONE)], "stream_error", "error"),
+        (ten_words({"message": "out of pages"}), "truncated", "out of pages"),
+        ([(9.0, data(chat("stop", content="")) + data(usage(10)) + DONE)], "empty", "10 tokens"),
     ],
 )
 def test_no_success_without_proof(reads: Any, cause: str, words: str) -> None:
@@ -251,6 +308,8 @@ def test_bursts_are_told_and_never_a_time_of_zero() -> None:
     assert (gathered.in_bursts, gathered.merged_reads, tpot_ms(gathered)) == (True, 9, None)
     two = [(190.0, b"".join(piece for _, piece in words[:6])), (280.0, b"".join(piece for _, piece in words[6:]))]
     assert parse(two).in_bursts
+    held_back = parse([(180.0, b"".join(piece for _, piece in words[:6])), *words[6:]])
+    assert (held_back.in_bursts, held_back.first_chunk_tokens, tpot_ms(held_back)) == (False, 5, 20.0)
     one_pair = [*words[:4], (words[4][0], words[4][1] + words[5][1]), *words[6:]]
     assert (parse(one_pair).in_bursts, parse(one_pair).merged_reads) == (False, 1)
 
