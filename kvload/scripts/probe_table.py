@@ -26,6 +26,8 @@ METHODS = (
     "h2o:budget=512",
     "streamingllm:recent=512",
     "leankv",
+    "k8v4",
+    "k4v2",
 )
 TASKS = ("recall", "many", "track", "recite", "list", "count", "sum")
 

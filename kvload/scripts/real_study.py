@@ -41,6 +41,8 @@ EMBEDDED_ARMS = (
     "h2o:budget=96,recent=48",
     "streamingllm:recent=96",
     "leankv",
+    "k8v4",
+    "k4v2",
 )
 """Budgets are those at which eviction acts at all: the questions are of about 130 tokens, the answers of 200 to 300."""
 

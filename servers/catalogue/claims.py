@@ -51,6 +51,19 @@ def four_bit(stored: Stored) -> float:
     return stored.head_dim + 2 * 4
 
 
+def grouped(key_bits: int, value_bits: int, groups: int) -> Claim:
+    """Packed numbers, and a float16 step and minimum for each group of channels.
+
+    Args:
+        groups: of a key and of a value together.
+    """
+
+    def claim(stored: Stored) -> float:
+        return stored.head_dim * (key_bits + value_bits) / 8 + 4 * groups
+
+    return claim
+
+
 def kivi(bits: int) -> Claim:
     """``N // R * R`` packed keys and ``N - R`` packed values; the others in full."""
 

@@ -338,6 +338,29 @@ arithmetic costs time: look at both before you judge its accuracy.""",
         )
         for bits, limit in ((4, 0.5), (2, 0.9))
     ),
+    *(
+        Method(
+            name=name,
+            title=f"LeanKV's {level} precision for every token",
+            summary=f"{keys}-bit keys and {values}-bit values, {share} of fp16",
+            explanation=f"""\
+Keys matter more than values: an error in a key moves the attention itself, an error in a value
+only what is read there. So keys get {keys} bits and values {values}. Each token's head is rounded
+between minimum and maximum, {groups}.
+It is the {level} one of LeanKV's two precisions, given to every token: nothing is judged, nothing is
+forgotten, and what it costs in answers shows what the precision alone does in leankv.""",
+            paper="Zhang et al. 2024, LeanKV / DiffKV, arXiv 2412.03131",
+            keeps_exact="nothing",
+            claim=claims.grouped(keys, values, sides),
+            implementation="lean_tokens.LeanTokens",
+            error_limit=limit,
+            fixed=MappingProxyType({"high": int(level == "high")}),
+        )
+        for name, level, keys, values, sides, share, groups, limit in (
+            ("k8v4", "high", 8, 4, 3, "two fifths", "a value in two halves", 0.5),
+            ("k4v2", "low", 4, 2, 6, "a quarter", "a key in two halves and a value in four quarters", 0.7),
+        )
+    ),
     Method(
         name="streamingllm",
         title="StreamingLLM",

@@ -1,4 +1,4 @@
-"""Pages of tokens that are stored each on its own: ``none``, ``int8``, ``int4``, ``fp8-e4m3``, ``streamingllm``."""
+"""Pages of tokens that are stored each on its own: ``none``, ``int8``, ``k8v4``, ``fp8-e4m3``, ``streamingllm`` ..."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -73,7 +73,7 @@ class TokenCache(PagedCache[TokenAccount, Group, Chunk, Slots]):
             context = self._group(rows[one], lengths[one], tokens, queries[None]) if lengths[index] else None
             rows_of = slice(int(first[index]), int(first[index] + new[index]))
             chunks.append(Chunk(rows_of, self._tensor(queries), context))
-        return Step(decodes, chunks, Slots(self._tensor(2 * pages), self._tensor(slot % self.page_tokens)))
+        return Step(decodes, chunks, Slots(self._tensor(pages), self._tensor(slot % self.page_tokens)))
 
     def _blocks_of(self, rows: Ints, lengths: Ints) -> Ints:
         stored: Ints = lengths - self.account.tables.dropped[rows]
@@ -89,7 +89,7 @@ class TokenCache(PagedCache[TokenAccount, Group, Chunk, Slots]):
         positions = np.where(positions < lengths[:, None], positions, -1)
         return Group(
             tokens=self._tensor(tokens),
-            key_rows=self._tensor(2 * tables.pages[rows, :blocks]),
+            pages=self._tensor(tables.pages[rows, :blocks]),
             lengths=self._tensor(lengths - tables.dropped[rows]),
             key_position=self._tensor(positions)[:, None, None, None, :],
             query_position=self._tensor(queries)[:, None, None, :, None],

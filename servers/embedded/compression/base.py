@@ -17,7 +17,7 @@ from kvload.servers.kernels.layout import Field, PageShape
 class TokenMethod(ABC):
     """A method that stores every token on its own: a page holds the keys and the values of the same few tokens.
 
-    The page's fields are declared once and used twice, for the keys and for the values.
+    A method says how keys are stored; values are stored likewise where it says nothing else of them.
 
     Attributes:
         structure: the cache it lives in.
@@ -44,11 +44,11 @@ class TokenMethod(ABC):
 
     @abstractmethod
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
-        """The arrays of one page for the keys (or the values), each ``(tokens, heads, ...)``."""
+        """The arrays of one page for the keys, each ``(tokens, heads, ...)``."""
 
     @abstractmethod
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Keys or values ``(n, heads, head_dim)`` as one array ``(n, heads, ...)`` for each field."""
+        """Keys ``(n, heads, head_dim)`` as one array ``(n, heads, ...)`` for each field."""
 
     @abstractmethod
     def decode(self, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -57,6 +57,18 @@ class TokenMethod(ABC):
         Args:
             dtype: of the result.
         """
+
+    def value_fields(self, shape: PageShape) -> tuple[Field, ...]:
+        """As :meth:`fields`, for the values."""
+        return self.fields(shape)
+
+    def encode_value(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As :meth:`encode`, for the values."""
+        return self.encode(x)
+
+    def decode_value(self, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
+        """As :meth:`decode`, for the values."""
+        return self.decode(parts, dtype)
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,15 @@ class Precision:
 
     def encode(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Keys and values ``(..., head_dim)`` as the first four fields, each ``(..., *)``."""
-        parts: list[torch.Tensor] = []
-        for x, bits, groups in ((key, self.key_bits, self.key_groups), (value, self.value_bits, self.value_groups)):
-            codes, step, low = affine(x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups), bits)
-            parts += [pack(codes.flatten(-2), bits), torch.stack([step, low], -1)]
-        return tuple(parts)
+        return (*self.encode_key(key), *self.encode_value(value))
+
+    def encode_key(self, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and scales of keys ``(..., head_dim)``."""
+        return _encoded(key, self.key_bits, self.key_groups)
+
+    def encode_value(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`encode_key`."""
+        return _encoded(value, self.value_bits, self.value_groups)
 
     def decode_key(self, data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Keys ``(..., head_dim)`` float32."""
@@ -73,6 +77,11 @@ class Precision:
     def decode_value(self, data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Values ``(..., head_dim)`` float32."""
         return _decoded(data, scale, self.value_bits)
+
+
+def _encoded(x: torch.Tensor, bits: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, step, low = affine(x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups), bits)
+    return pack(codes.flatten(-2), bits), torch.stack([step, low], -1)
 
 
 def _decoded(data: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:

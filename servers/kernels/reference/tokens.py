@@ -33,12 +33,21 @@ class TokenCodec(Protocol):
         """Seed of the rotation of queries, keys and values; None for none."""
 
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
-        """The arrays of one page for the keys (or the values)."""
+        """The arrays of one page for the keys."""
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Keys or values as one array for each field."""
+        """Keys as one array for each field."""
 
     def decode(self, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The reverse."""
+
+    def value_fields(self, shape: PageShape) -> tuple[Field, ...]:
+        """The arrays of one page for the values."""
+
+    def encode_value(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Values as one array for each field."""
+
+    def decode_value(self, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
         """The reverse."""
 
 
@@ -48,7 +57,7 @@ class Group:
 
     Attributes:
         tokens: rows of the packed batch, ``(b,)``: one query of each sequence, or all of one sequence's.
-        key_rows: ``(b, blocks)`` half pages of the keys; the values' follow each directly.
+        pages: ``(b, blocks)``.
         lengths: ``(b,)`` tokens each sequence stores, the step's own included where they are stored first.
         key_position: ``(b, 1, 1, 1, slots)`` logical positions, -1 where there is no token.
         query_position: ``(b, 1, 1, t, 1)``.
@@ -57,7 +66,7 @@ class Group:
     """
 
     tokens: torch.Tensor
-    key_rows: torch.Tensor
+    pages: torch.Tensor
     lengths: torch.Tensor
     key_position: torch.Tensor
     query_position: torch.Tensor
@@ -84,14 +93,14 @@ class Chunk:
 
 @dataclass
 class Slots:
-    """Where each token of a step is written: half page of its key and slot in it, ``(tokens,)`` each."""
+    """Where each token of a step is written: page and slot in it, ``(tokens,)`` each."""
 
-    rows: torch.Tensor
+    pages: torch.Tensor
     slots: torch.Tensor
 
 
 class TokenKernels(KernelSet[Group, Chunk, Slots]):
-    """Within a page the keys' fields come first and the values' fields, laid out the same, after them.
+    """Within a page the keys' fields come first and the values' fields after them.
 
     Args:
         geometry: shape of the model's keys and values.
@@ -105,21 +114,23 @@ class TokenKernels(KernelSet[Group, Chunk, Slots]):
         self.codec = codec
         self.page_tokens = codec.page_tokens
         shape = PageShape(self.page_tokens, geometry.kv_heads, geometry.head_dim, geometry.dtype)
-        self.layout = PageLayout(codec.fields(shape))
-        self.page_bytes = 2 * self.layout.page_bytes
+        self.layouts = PageLayout(codec.fields(shape)), PageLayout(codec.value_fields(shape))
+        self.page_bytes = sum(layout.page_bytes for layout in self.layouts)
         self.rotation = None
         if codec.rotation_seed is not None:
             self.rotation = random_hadamard(geometry.head_dim, codec.rotation_seed).to(geometry.device)
 
     def bind(self, storage: torch.Tensor) -> None:
-        """See the base class; each page is two halves."""
+        """See the base class."""
         super().bind(storage)
-        planes, pages, _ = storage.shape
-        self._halves = storage.view(planes, 2 * pages, self.layout.page_bytes)
+        self._sides = torch.split(storage, [layout.page_bytes for layout in self.layouts], -1)
 
     def limit_scratch(self, blocks: int) -> None:
         """One buffer for all reads: fresh memory of this size costs more in page faults than the copy itself."""
-        self._scratch = torch.empty((2, blocks, self.layout.page_bytes), dtype=torch.uint8, device=self.geometry.device)
+        self._scratch = [
+            torch.empty((blocks, layout.page_bytes), dtype=torch.uint8, device=self.geometry.device)
+            for layout in self.layouts
+        ]
 
     def prepare(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -136,11 +147,11 @@ class TokenKernels(KernelSet[Group, Chunk, Slots]):
 
     def store(self, layer: int, step: Step[Group, Chunk, Slots], key: torch.Tensor, value: torch.Tensor) -> None:
         """Encode every token into its slot."""
-        rows, slots = step.writes.rows, step.writes.slots
-        both = zip(self.codec.encode(key), self.codec.encode(value), strict=True)
-        for view, (keys, values) in zip(self.layout.views(self._halves[layer]), both, strict=True):
-            view.index_put_((rows, slots), keys)
-            view.index_put_((rows + 1, slots), values)
+        spots = step.writes.pages, step.writes.slots
+        both = self.codec.encode(key), self.codec.encode_value(value)
+        for layout, side, parts in zip(self.layouts, self._sides, both, strict=True):
+            for view, part in zip(layout.views(side[layer]), parts, strict=True):
+                view.index_put_(spots, part)
 
     def _sight(self, extras: AttentionExtras) -> Sight:
         return Sight(extras.sliding_window, self.codec.recent_tokens, self.codec.sink_tokens)
@@ -189,24 +200,26 @@ class TokenKernels(KernelSet[Group, Chunk, Slots]):
 
     def _blocks(self, layer: int, group: Group, sight: Sight, dtype: torch.dtype) -> list[Load]:
         """The stored keys and values of a group, a bounded number of pages at a time."""
-        starts = range(0, group.key_rows.shape[1], group.step)
+        starts = range(0, group.pages.shape[1], group.step)
         return [partial(self._block, layer, group, start, sight, dtype) for start in starts]
 
     def _block(self, layer: int, group: Group, start: int, sight: Sight, dtype: torch.dtype) -> Block:
-        rows = group.key_rows[:, start : start + group.step]
+        pages = group.pages[:, start : start + group.step]
         mask = group.masks.get((sight, start))
         if mask is None:
             first = start * self.page_tokens
-            positions = group.key_position[..., first : first + rows.shape[1] * self.page_tokens]
+            positions = group.key_position[..., first : first + pages.shape[1] * self.page_tokens]
             mask = group.masks[sight, start] = sight.mask(group.query_position, positions, dtype)
-        return self._read(layer, rows, dtype, 0), self._read(layer, rows + 1, dtype, 1), mask
+        key = self.codec.decode(self._read(layer, pages, 0), dtype)
+        value = self.codec.decode_value(self._read(layer, pages, 1), dtype)
+        by_head = (x.reshape(len(pages), -1, *x.shape[2:]).transpose(1, 2) for x in (key, value))
+        return next(by_head), next(by_head), mask
 
-    def _read(self, layer: int, rows: torch.Tensor, dtype: torch.dtype, side: int) -> torch.Tensor:
-        """Half pages ``(b, blocks)`` as ``(b, kv_heads, blocks * page_tokens, head_dim)``."""
-        taken = self._scratch[side, : rows.numel()]
-        torch.index_select(self._halves[layer], 0, rows.flatten(), out=taken)
-        decoded = self.codec.decode(self.layout.views(taken), dtype)
-        return decoded.reshape(rows.shape[0], -1, *decoded.shape[2:]).transpose(1, 2)
+    def _read(self, layer: int, pages: torch.Tensor, side: int) -> tuple[torch.Tensor, ...]:
+        """The keys' or the values' fields of pages ``(b, blocks)``, each ``(b * blocks, tokens, heads, ...)``."""
+        taken = self._scratch[side][: pages.numel()]
+        torch.index_select(self._sides[side][layer], 0, pages.flatten(), out=taken)
+        return self.layouts[side].views(taken)
 
 
 def _own_mask(chunk: Chunk, sight: Sight, dtype: torch.dtype) -> torch.Tensor:

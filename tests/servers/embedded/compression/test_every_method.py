@@ -28,6 +28,8 @@ METHOD_TABLE = {
     "h2o": 1,
     "snapkv": 1,
     "leankv": 2,
+    "k8v4": 1,
+    "k4v2": 1,
 }
 """Every method with the number of tables a head's tokens are spread over, each with at most one unfinished page."""
 
@@ -159,7 +161,9 @@ def test_fits_is_honest_at_the_edge(method: str) -> None:
     assert fill(cache, shape, longest) > 0
 
 
-@pytest.mark.parametrize(("method", "head_dim"), [("leankv", 24), ("int4", 33), ("kivi-4", 48), ("gear-4", 272)])
+@pytest.mark.parametrize(
+    ("method", "head_dim"), [("leankv", 24), ("int4", 33), ("k4v2", 24), ("kivi-4", 48), ("gear-4", 272)]
+)
 def test_shapes_a_method_cannot_serve_are_refused(method: str, head_dim: int) -> None:
     shape = CacheGeometry(1, 2, 1, head_dim, torch.float32, torch.device("cpu"))
     with pytest.raises(UsageError):

@@ -20,8 +20,8 @@ class Reference:
         self.keys: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
 
-    def stored(self, vector: np.ndarray) -> np.ndarray:
-        """A head's key or value after storing."""
+    def stored(self, vector: np.ndarray, _value: bool = False) -> np.ndarray:
+        """A head's key, or its value, after storing."""
         return vector
 
     def sees(self, query: int, key: int) -> bool:
@@ -33,7 +33,10 @@ class Reference:
         first = len(self.keys)
         decoding = len(query) == 1 and first > 0
         heads, groups = key.shape[1], query.shape[1] // key.shape[1]
-        lossy = [[np.stack([self.stored(x[t, h]) for h in range(heads)]) for t in range(len(x))] for x in (key, value)]
+        lossy = [
+            [np.stack([self.stored(x[t, h], x is value) for h in range(heads)]) for t in range(len(x))]
+            for x in (key, value)
+        ]
         own = lossy if decoding else (list(key), list(value))
         keys, values = np.stack(self.keys + list(own[0])), np.stack(self.values + list(own[1]))
         out = np.zeros_like(query)
@@ -56,7 +59,7 @@ class Reference:
 class Int8Reference(Reference):
     """Rounds as the definition says."""
 
-    def stored(self, vector: np.ndarray) -> np.ndarray:
+    def stored(self, vector: np.ndarray, _value: bool = False) -> np.ndarray:
         largest = max(abs(float(x)) for x in vector)
         scale = np.float64(np.float32(largest / 127)) if largest else 1.0
         return np.array([round(float(x) / scale) * scale for x in vector])
@@ -72,7 +75,7 @@ class Fp8Reference(Reference):
         )
     )
 
-    def stored(self, vector: np.ndarray) -> np.ndarray:
+    def stored(self, vector: np.ndarray, _value: bool = False) -> np.ndarray:
         largest = max(abs(float(x)) for x in vector)
         scale = np.float64(np.float32(largest / 448)) if largest else 1.0
         nearest = [self.numbers[np.abs(self.numbers - abs(float(x)) / scale).argmin()] for x in vector]
@@ -82,7 +85,7 @@ class Fp8Reference(Reference):
 class Int4Reference(Reference):
     """Rotates by a matrix written element by element, rounds, and rotates back."""
 
-    def stored(self, vector: np.ndarray) -> np.ndarray:
+    def stored(self, vector: np.ndarray, _value: bool = False) -> np.ndarray:
         size = len(vector)
         rotation: np.ndarray = np.eye(size)
         if self.options["rotate"]:
@@ -94,6 +97,29 @@ class Int4Reference(Reference):
         step = np.float64(np.float16((turned.max() - turned.min()) / 15)) or 1.0
         codes = np.clip(np.round((turned - low) / step), 0, 15)
         return np.asarray((codes * step + low) @ rotation.T)
+
+
+class LeanReference(Reference):
+    """Keys and values in groups of channels, each rounded between its minimum and maximum; (bits, groups) of both."""
+
+    key, value = (8, 1), (4, 2)
+
+    def stored(self, vector: np.ndarray, _value: bool = False) -> np.ndarray:
+        bits, groups = self.value if _value else self.key
+        found = []
+        for part in np.split(vector, groups):
+            low = np.float64(np.float16(part.min()))
+            # In float32, as stored: where a step lies between two float16 numbers, more digits choose the other one.
+            spread = np.float32(part.max()) - np.float32(part.min())
+            step = np.float64(np.float16(spread / np.float32(2**bits - 1))) or 1.0
+            found.append(np.clip(np.round((part - low) / step), 0, 2**bits - 1) * step + low)
+        return np.concatenate(found)
+
+
+class LeanLowReference(LeanReference):
+    """The low precision."""
+
+    key, value = (4, 2), (2, 4)
 
 
 class StreamingReference(Reference):
@@ -110,6 +136,8 @@ TABLE = {
     "fp8-e4m3": Fp8Reference,
     "int4": Int4Reference,
     "int4:rotate=0": Int4Reference,
+    "k8v4": LeanReference,
+    "k4v2": LeanLowReference,
     "streamingllm:start=4,recent=20": StreamingReference,
     "streamingllm:start=0,recent=1": StreamingReference,
     "streamingllm:start=17,recent=33": StreamingReference,
@@ -181,7 +209,7 @@ def test_streamingllm_frees_what_nobody_will_see(driver: Callable[..., Any]) -> 
     assert sequence.allocated_bytes == run.cache.allocated_bytes == sequence.pages * 16 * 2 * 2 * 16 * 4
 
 
-@pytest.mark.parametrize("method", ["int8", "int4", "int4:rotate=0", "fp8-e4m3"])
+@pytest.mark.parametrize("method", ["int8", "int4", "int4:rotate=0", "fp8-e4m3", "k8v4", "k4v2"])
 @pytest.mark.parametrize("number", [0.0, 3.0, -7.5])
 def test_constant_vectors_come_back(method: str, number: float, driver: Callable[..., Any]) -> None:
     """Maximum equal to minimum must not divide by zero."""
