@@ -2,12 +2,13 @@
 
 import http.client
 import json
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvload.address import Address
+from kvload.address import Address, tls_problem
 from kvload.errors import ServerError
 
 BODY_LIMIT = 64 * 2**20
@@ -16,10 +17,11 @@ BODY_LIMIT = 64 * 2**20
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer: status code and body."""
+    """An HTTP answer: status code and body, and where a redirect leads."""
 
     status: int
     body: bytes
+    location: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -64,7 +66,7 @@ def request(
     Raises:
         ServerError: nothing answered, or the answer is too long.
     """
-    where = f"{address.url}{path}"
+    where = address.at(path)
     tls = address.tls_context()
     connection: http.client.HTTPConnection
     if tls is not None:
@@ -74,23 +76,51 @@ def request(
     try:
         payload = None if body is None else json.dumps(body).encode()
         sent = dict(headers or {}) | ({} if payload is None else {"Content-Type": "application/json"})
-        connection.request(method or ("GET" if payload is None else "POST"), address.prefix + path, payload, sent)
+        connection.request(method or ("GET" if payload is None else "POST"), address.target(path), payload, sent)
         response = connection.getresponse()
         data = response.read(limit + 1)
     except (OSError, http.client.HTTPException) as error:
-        message, hint = _in_words(error)
+        message, hint = _in_words(error, address)
         raise ServerError(message, where=where, hint=hint) from error
     finally:
         connection.close()
     if len(data) > limit:
         raise ServerError(f"the answer is longer than {limit} bytes", where=where)
-    return Answer(response.status, data)
+    if address.scheme == "http" and response.status == 400 and b"HTTPS port" in data:
+        raise ServerError(_SPEAKS_HTTPS, where=where, hint="write https:// in its address")
+    return Answer(response.status, data, response.headers.get("Location"))
 
 
-def _in_words(error: Exception) -> tuple[str, str | None]:
+_SPEAKS_HTTPS = "the server speaks https, not http"
+_LISTENS_S = 3.0
+
+
+def _in_words(error: Exception, address: Address) -> tuple[str, str | None]:
     """What a failed connection means, and what to do about it."""
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there", "kvload status lists the servers that were launched"
-    if isinstance(error, ssl.SSLError) and error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
-        return "the server speaks http, not https", "write http:// in its address"
+    if isinstance(error, ssl.SSLError):
+        return tls_problem(error)
+    if isinstance(error, socket.gaierror):
+        return f"no host has this name: {error.strerror or error}", None
+    if isinstance(error, TimeoutError):
+        return "no answer in time", None
+    broke_off = isinstance(error, http.client.HTTPException | ConnectionResetError | BrokenPipeError)
+    if broke_off and address.scheme == "http" and _speaks_tls(address):
+        return _SPEAKS_HTTPS, "write https:// in its address"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the server closed the connection without an answer", None
+    if isinstance(error, http.client.BadStatusLine):
+        return "what answers there does not speak HTTP", None
     return f"no answer: {error or type(error).__name__}", None
+
+
+def _speaks_tls(address: Address) -> bool:
+    """Whether a TLS handshake succeeds, whatever the certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((address.host, address.port), _LISTENS_S) as raw, context.wrap_socket(raw):
+            return True
+    except OSError:
+        return False

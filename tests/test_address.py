@@ -22,6 +22,8 @@ from kvload.errors import UsageError
         ("http://[::1]:9", "http://[::1]:9", "[::1]:9", ""),
         ("[::1]:9/v1", "http://[::1]:9", "[::1]:9", ""),
         ("HTTP://Host.Example:8000", "http://host.example:8000", "host.example:8000", ""),
+        ("http://host//v1//chat/completions/", "http://host", "host", ""),
+        ("http://host:8000/metrics", "http://host:8000", "host:8000", ""),
         ("http://bücher.de/äb", "http://xn--bcher-kva.de/%C3%A4b", "xn--bcher-kva.de", "/%C3%A4b"),
     ],
 )  # fmt: skip
@@ -29,6 +31,55 @@ def test_addresses(text: str, url: str, authority: str, prefix: str) -> None:
     address = Address.parse(text)
     assert (address.url, address.authority, address.prefix) == (url, authority, prefix)
     assert Address.parse(address.url) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "chat", "models", "metrics"),
+    [
+        ("http://h", "/v1/chat/completions", "/v1/models", "/metrics"),
+        ("http://h/gw", "/gw/v1/chat/completions", "/gw/v1/models", "/gw/metrics"),
+        ("https://ark.example/api/v3", "/api/v3/chat/completions", "/api/v3/models", "/api/metrics"),
+        ("https://ark.example/api/v3/", "/api/v3/chat/completions", "/api/v3/models", "/api/metrics"),
+        ("https://ark.example/api/v3/chat/completions", "/api/v3/chat/completions", "/api/v3/models", "/api/metrics"),
+        ("https://h/paas/v4/completions", "/paas/v4/chat/completions", "/paas/v4/models", "/paas/metrics"),
+        ("https://h/v1beta/openai/chat/completions", "/v1beta/openai/chat/completions", "/v1beta/openai/models",
+         "/v1beta/openai/metrics"),
+        ("https://h/v3/v1/models", "/v3/v1/chat/completions", "/v3/v1/models", "/v3/metrics"),
+        ("https://h/openai/deployments/d/chat/completions?api-version=2024-10-21",
+         "/openai/deployments/d/chat/completions?api-version=2024-10-21",
+         "/openai/deployments/d/models?api-version=2024-10-21", "/openai/deployments/d/metrics?api-version=2024-10-21"),
+        ("http://h/?user=me", "/v1/chat/completions?user=me", "/v1/models?user=me", "/metrics?user=me"),
+    ],
+)  # fmt: skip
+def test_where_the_endpoints_are(text: str, chat: str, models: str, metrics: str) -> None:
+    address = Address.parse(text)
+    assert [address.target(path) for path in ("/v1/chat/completions", "/v1/models", "/metrics")] == [
+        chat,
+        models,
+        metrics,
+    ]
+    assert Address.parse(address.url) == address
+    assert address.at("/v1/models").endswith(models)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("unix:///run/vllm.sock", "Unix socket"),
+        ("http+unix://%2Frun%2Fvllm.sock", "Unix socket"),
+        ("8000", "a number alone"),
+        ("http://h/?api_key=secret", "looks like a key"),
+        ("http://h/?sig=secret", "looks like a key"),
+        ("http://h/?x=" + "secret" * 8, "looks like a key"),
+        ("http://h/?secret", "looks like a key"),
+        ("ws://h", "not an http"),
+        (":8000", "not an http"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        Address.parse(text)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

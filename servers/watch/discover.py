@@ -73,17 +73,29 @@ def first_model(base: Address, headers: Mapping[str, str] | None = None, *, time
             where=base.url,
             hint="give it with --api-key or KVLOAD_API_KEY",
         )
+    _check_redirect(base, answer)
     if not answer.ok:
         raise ServerError(
-            f"/v1/models answered {answer.status}: no OpenAI-compatible server",
+            f"{base.target('/v1/models')} answered {answer.status}: no OpenAI-compatible server",
             where=base.url,
-            hint="give the address that /v1/models is below, as in http://127.0.0.1:8000",
+            hint="give the address that /v1/models is below, as in http://127.0.0.1:8000; without such a list, --model",
         )
     listed = answer.json()
     data = listed.get("data") if isinstance(listed, dict) else None
     if not isinstance(data, list) or not data or not isinstance(data[0], dict) or "id" not in data[0]:
-        raise ServerError("the server lists no model", where=f"{base}/v1/models")
+        raise ServerError("the server lists no model", where=base.at("/v1/models"))
     return dict(data[0])
+
+
+def _check_redirect(base: Address, answer: Answer) -> None:
+    if 300 <= answer.status < 400 and answer.status != 304:
+        # what stands behind the path may be a key
+        place = (answer.location or "").partition("?")[0] or "another address"
+        raise ServerError(
+            f"the server redirects to {place[:200]}",
+            where=base.url,
+            hint="redirects are not followed, since each would be timed as a part of the answer: give that address",
+        )
 
 
 def _model_entry(
@@ -95,6 +107,7 @@ def _model_entry(
     answer = request(base, "/v1/models", headers=headers, timeout_s=timeout_s)
     if answer.status in {401, 403}:
         return first_model(base, headers, timeout_s=timeout_s)
+    _check_redirect(base, answer)
     try:
         listed = answer.json() if answer.ok else None
     except KvloadError:

@@ -47,13 +47,14 @@ class RequestHeads:
         }
         check_headers(headers)
         fields |= {name.lower(): (name, value) for name, value in headers.items()}
-        self._start = f"POST {address.prefix}"
+        self._target = address.target
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.values())
         self._rest = f" HTTP/1.1\r\n{lines}X-Request-Id: "
 
     def head(self, path: str, length: int, request_id: str) -> bytes:
         """The head of one POST request, with the empty line that ends it."""
-        return f"{self._start}{path}{self._rest}{request_id}\r\nContent-Length: {length}\r\n\r\n".encode("latin-1")
+        lines = f"POST {self._target(path)}{self._rest}{request_id}\r\nContent-Length: {length}\r\n\r\n"
+        return lines.encode("latin-1")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

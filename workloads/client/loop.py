@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kvload.address import Address
+from kvload.address import Address, tls_problem
 from kvload.workloads.client.connection import Connection, State
 from kvload.workloads.client.http1 import RequestHeads, WireError
 from kvload.workloads.client.network import real_epoll, real_sleep
@@ -356,7 +356,7 @@ class StreamLoop:
                 data = connection.decrypt(data)
             except ssl.SSLError as error:
                 cause = "tls" if connection.state is State.OPENING else "malformed"
-                self._fail(connection, cause, str(error.reason or error))
+                self._fail(connection, cause, tls_problem(error)[0])
                 return
             connection.want_write(self._epoll, bool(connection.outbox))
             if connection.state is State.OPENING:

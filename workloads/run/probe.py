@@ -16,7 +16,7 @@ PATIENCE_S = 120.0
 
 _TRIES = 3
 _TOKENS = 4
-_REFUSED_FOR_CERTAIN = frozenset({400, 401, 403, 404, 405, 415, 422})
+_REFUSED_FOR_CERTAIN = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 410, 415, 422, 426})
 _KEPT = frozenset(
     {
         *("model", "stream", "stream_options", "temperature", "top_p", "seed"),
@@ -29,6 +29,7 @@ _HINTS = {
     401: "give the key with --api-key or KVLOAD_API_KEY",
     403: "give the key with --api-key or KVLOAD_API_KEY",
     404: "does the server have this model, and this path?",
+    **dict.fromkeys((301, 302, 303, 307, 308), "redirects are not followed: give the address it redirects to"),
 }
 
 
@@ -50,12 +51,12 @@ def probe(
         answer = _ask(request, address, headers, timeout_s, number)
         if answer.status == "ok":
             return _oddities(request, answer)
-        if answer.cause == "connect":
+        if answer.cause in {"connect", "tls"}:
             raise ServerError(f"no answer: {answer.error}", where=address.url)
     if answer.http_status in _REFUSED_FOR_CERTAIN:
         raise ServerError(
             f"the server refuses the requests of this run: {answer.http_status}: {answer.error}",
-            where=address.url + request.path,
+            where=address.at(request.path),
             hint=_HINTS.get(answer.http_status or 0),
         )
     return [f"a request to try the server out failed ({answer.cause}): {answer.error}"]

@@ -114,5 +114,5 @@ def _first_model(address: Address, headers: Mapping[str, str]) -> str:
     try:
         return str(request(address, "/v1/models", headers=headers).json()["data"][0]["id"])
     except (KvloadError, KeyError, IndexError, TypeError) as error:
-        where = f"{address.url}/v1/models"
+        where = address.at("/v1/models")
         raise ServerError(f"no model to ask for: {error}", where=where, hint="give --model") from error
