@@ -210,6 +210,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     heads in a sequence of ``claim_tokens`` tokens, ``element_bytes`` the size of an uncompressed element;
     ``pool_tokens`` is the size of the cache as the server reports it. ``prefix_cache`` is ``off``, ``on``, ``reset``
     (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
+    ``gpus`` are those it was given, by number or UUID, ``tensor_parallel`` over how many of them every layer is spread.
     ``dtype``, ``threads`` and ``kernels`` are what the server says it computes in and with: all bear on speed, and the
     first on answers.
     """
@@ -233,6 +234,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dtype: str | None = None
     threads: int | None = None
     kernels: str | None = None
+    gpus: list[str] = []
+    tensor_parallel: int = 1
 
 
 class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -46,7 +46,7 @@ __all__ = [
     "stop",
 ]
 
-PORT_TRIES = 3
+PORT_TRIES = 5
 
 
 def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
@@ -112,6 +112,10 @@ def _start(
             # A launch beside this one was given the same free port.
             if request.port is not None or attempt == PORT_TRIES - 1:
                 raise
+        except registry.NameTakenError:
+            # or made up the same name
+            if request.name is not None or attempt == PORT_TRIES - 1:
+                raise
         except StartFailedError as error:
             # Between finding a free port and listening on it, another program may have taken it.
             if error.cause.kind != "port" or request.port is not None or attempt == PORT_TRIES - 1:
@@ -134,7 +138,7 @@ def _start_once(
     registry.claim(entry)
     try:
         with _signals_interrupt():
-            entry = spawn(entry, plan, {**os.environ, **request.env})
+            entry = spawn(entry, plan, {**os.environ, **request.env}, request.cpus)
             registry.save(entry)
             entry = wait_until_ready(
                 entry,

@@ -10,6 +10,7 @@ from kvload.cli.launch import LaunchCommand
 from kvload.cli.options import (
     ArrivalFlags,
     AsJson,
+    BesideFlags,
     LaunchFlags,
     LimitFlags,
     Model,
@@ -22,6 +23,7 @@ from kvload.cli.options import (
     one_trace,
     read_arm_keys,
     read_arrivals,
+    read_beside,
     read_gates,
     read_headers,
     read_launch,
@@ -71,6 +73,15 @@ def compare(
     repeats: Annotated[int, typer.Option(help="How often each arm is run, in rotated order.", min=1)] = 3,
     model: Model = None,
     launch: LaunchFlags = LaunchFlags(),
+    beside: BesideFlags = BesideFlags(),
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone/--no-alone",
+            help="Side by side: run the baseline once more alone, to see whether arms slow each other down.",
+            rich_help_panel="Side by side",
+        ),
+    ] = True,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each server's cache first.")] = True,
     trace: TraceFlags = TraceFlags(),
     arrivals: ArrivalFlags = ArrivalFlags(),
@@ -88,7 +99,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Replay one trace under several methods and compare request by request."""
-    from kvload.cli.compare_runs import Outcome, make_runs, show, show_experiment
+    from kvload.cli.compare_runs import Outcome, make_runs, replaced, show, show_experiment
     from kvload.errors import UsageError
     from kvload.experiment.comparison import default_folder, existing_arms, new_plan
     from kvload.experiment.plan import PLAN_NAME, arm_urls, load
@@ -111,9 +122,13 @@ def compare(
         if paths or method or arm:
             raise UsageError("the folder says what is compared", where="--resume", hint="give nothing besides it")
         plan, folder = load(resume), resume
+        if launch.gpus is not None or beside.serial:
+            plan = replaced(plan, beside, launch.gpus)
     else:
         path = trace_path(one_trace(paths, "kvload compare TRACE --method ..."))
         due = read_arrivals(trace, arrivals, requests.seed)
+        request = read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or [])
+        request, gpus, per_arm = read_beside(beside, request)
         plan = new_plan(
             path,
             methods=method or [],
@@ -121,7 +136,10 @@ def compare(
             baseline=baseline,
             floor="none" if no_floor else floor.value,
             repeats=repeats,
-            launch=read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or []),
+            launch=request,
+            gpus=gpus,
+            per_arm=per_arm,
+            alone=alone,
             run=read_run(
                 trace,
                 requests,

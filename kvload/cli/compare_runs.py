@@ -1,19 +1,31 @@
 """What ``kvload compare`` shows: the plan, the runs as they are made, the comparison, the gates."""
 
+import dataclasses
 import json
+import math
+import os
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kvload.errors import KvloadError, UsageError
 from kvload.terminal import plain
 
 if TYPE_CHECKING:
     from kvload.analysis.gates import Gate
     from kvload.analysis.records.pairs import ArmRuns
+    from kvload.cli.options import BesideFlags
+    from kvload.cli.replay_display import Display
     from kvload.experiment.comparison import Outlook
     from kvload.experiment.plan import ExperimentPlan, PlannedRun
+    from kvload.experiment.run import Sent
+    from kvload.experiment.slots import Slot
+    from kvload.servers.launcher import LaunchEvent
+    from kvload.workloads.run.live import Progress
     from kvload.workloads.run.plan import Swarm
 
 
@@ -48,15 +60,16 @@ def make_runs(
     from kvload.cli.replay_display import Display
     from kvload.errors import PairingError
     from kvload.experiment import comparison, preflight
-    from kvload.experiment.forecast import Forecast, time_text
-    from kvload.experiment.replay import Listener
-    from kvload.experiment.run import Watcher, run_all, trace_copy
+    from kvload.experiment.run import Sent, trace_copy
 
+    sent = Sent(headers, arm_headers, verify, swarm)
+    slots = slots_of(plan)
+    if slots and swarm.web_port is not None:
+        raise UsageError("runs side by side have no page", where="--web, --gpus", hint="--serial has one")
     for condition in outcome.conditions:
         print(condition, file=sys.stderr)
-    found = comparison.outlook(plan, folder, is_new=is_new)
-    _show_outlook(found, plan)
-    forecast = Forecast([found.total_s / max(len(found.runs), 1)] * len(found.runs))
+    found = comparison.outlook(plan, folder, is_new=is_new, lanes=max(len(slots), 1))
+    _show_outlook(found, plan, _places(plan, folder, slots))
     trace = Path(plan.trace) if is_new else trace_copy(plan, folder)
     wanted = len(found.runs)
     for note in preflight.check(plan, folder, trace, runs=wanted, headers=headers, arm_headers=arm_headers):
@@ -66,27 +79,16 @@ def make_runs(
     if is_new:
         comparison.keep(plan, folder)
     with Display(quiet=quiet) as display:
-
-        def on_run(run: "PlannedRun", number: int, of: int) -> None:
-            forecast.end()
-            forecast.begin()
-            left = f"about {time_text(forecast.left_s)} left"
-            display.notice(f"run {number}/{of}: {run.arm}, repeat {run.repeat + 1}; {left}")
-
-        def on_launch(event: Any) -> None:
-            if event.kind in {"note", "ready"}:
-                display.notice(f"  {event.text}")
-
-        if swarm.web_port is not None:
-            display.notice(f"the page of each run is at http://{swarm.web_host}:{swarm.web_port}/kvload/")
-        watcher = Watcher(on_run, on_launch, Listener(display.progress, lambda text: display.notice(f"  {text}")))
         try:
-            failed = run_all(
-                plan, folder, watcher, headers=headers, arm_headers=arm_headers, verify=verify, swarm=swarm
-            )
+            failed = (_beside if slots else _serial)(plan, folder, found, sent, display, slots)
         except KeyboardInterrupt:
             display.notice(f"interrupted: finished runs are kept; go on with kvload compare --resume {folder}")
             raise
+    if failed and not _baseline_ran(plan, folder):
+        name, error = next(iter(failed.items()))
+        error.hint = error.hint or f"go on with kvload compare --resume {folder}"
+        error.message = f"the arm '{name}' failed: {error.message}"
+        raise error
     try:
         show_experiment(plan, folder, outcome)
     except PairingError:
@@ -98,7 +100,122 @@ def make_runs(
         for name, error in others:
             print(plain(f"the arm '{name}' failed: {error}"), file=sys.stderr)
         first[1].message = f"the arm '{first[0]}' failed: {first[1].message}"
+        first[1].hint = first[1].hint or f"go on with kvload compare --resume {folder}"
         raise first[1]
+
+
+def replaced(plan: "ExperimentPlan", flags: "BesideFlags", gpus: str | None) -> "ExperimentPlan":
+    """The plan of a folder, gone on with on other GPUs than it began on, or with one run after the other.
+
+    Raises:
+        UsageError: these GPUs cannot be used.
+    """
+    import msgspec
+
+    from kvload.cli.options import read_beside
+    from kvload.servers.host.devices import parse_gpus
+
+    every = plan.gpus if gpus is None else parse_gpus(gpus, os.environ)
+    launch, every, per_arm = read_beside(flags, dataclasses.replace(plan.launch, gpus=every))
+    alone = plan.alone and len(every) // per_arm > 1
+    return msgspec.structs.replace(plan, launch=launch, gpus=every, per_arm=per_arm, alone=alone)
+
+
+def slots_of(plan: "ExperimentPlan") -> "tuple[Slot, ...]":
+    """Where the plan's runs are made side by side; none where one follows the other.
+
+    Raises:
+        UsageError: there are too few GPUs for one server.
+    """
+    from kvload.experiment.slots import make_slots, usable_cpus
+
+    return make_slots(plan.gpus, plan.per_arm, usable_cpus(), plan.run.sending.workers) if plan.gpus else ()
+
+
+def _baseline_ran(plan: "ExperimentPlan", folder: Path) -> bool:
+    from kvload.experiment.run import completed
+
+    done = completed(plan, folder)
+    return any(done[arm.name] for arm in plan.arms if arm.baseline)
+
+
+def _serial(
+    plan: "ExperimentPlan",
+    folder: Path,
+    found: "Outlook",
+    sent: "Sent",
+    display: "Display",
+    _slots: "Sequence[Slot]",
+) -> "dict[str, KvloadError]":
+    from kvload.experiment.forecast import Forecast, time_text
+    from kvload.experiment.replay import Listener
+    from kvload.experiment.run import Watcher, run_all
+
+    forecast = Forecast([found.total_s / max(len(found.runs), 1)] * len(found.runs))
+
+    def on_run(run: "PlannedRun", number: int, of: int) -> None:
+        forecast.end()
+        forecast.begin()
+        left = f"about {time_text(forecast.left_s)} left"
+        display.notice(f"run {number}/{of}: {run.arm}, repeat {run.repeat + 1}; {left}")
+
+    def on_launch(event: "LaunchEvent") -> None:
+        if event.kind in {"note", "ready"}:
+            display.notice(f"  {event.text}")
+
+    if sent.swarm.web_port is not None:
+        display.notice(f"the page of each run is at http://{sent.swarm.web_host}:{sent.swarm.web_port}/kvload/")
+    watcher = Watcher(on_run, on_launch, Listener(display.progress, lambda text: display.notice(f"  {text}")))
+    return run_all(plan, folder, watcher, sent)
+
+
+def _beside(
+    plan: "ExperimentPlan",
+    folder: Path,
+    found: "Outlook",
+    sent: "Sent",
+    display: "Display",
+    slots: "Sequence[Slot]",
+) -> "dict[str, KvloadError]":
+    from kvload.experiment.beside import BesideWatcher, run_beside
+    from kvload.experiment.forecast import time_text
+    from kvload.experiment.replay import Listener
+    from kvload.experiment.run import Watcher
+
+    lock = threading.RLock()
+    began, begun = time.monotonic(), 0
+    one_s = found.total_s * len(slots) / max(len(found.runs), 1)
+
+    def notice(text: str) -> None:
+        with lock:
+            display.notice(text)
+
+    def on_run(run: "PlannedRun", slot: "Slot", number: int, of: int) -> None:
+        nonlocal begun
+        with lock:
+            ended, begun = begun - len(slots), begun + 1
+            each_s = (time.monotonic() - began) * len(slots) / ended if ended > 0 else one_s
+            left_s = each_s * math.ceil((len(found.runs) - max(ended, 0)) / len(slots))
+            which = "alone" if run.folder.startswith("alone-") else f"repeat {run.repeat + 1}"
+            left = f"; about {time_text(left_s)} left" if which != "alone" else ""
+            display.notice(f"run {number}/{of} on {slot.name}: {run.arm}, {which}{left}")
+
+    def for_run(run: "PlannedRun", slot: "Slot") -> Watcher:
+        name = f"{slot.name}, {run.arm}"
+
+        def on_launch(event: "LaunchEvent") -> None:
+            if event.kind in {"note", "ready"}:
+                notice(f"  {name}: {event.text}")
+
+        def on_progress(progress: "Progress") -> None:
+            with lock:
+                display.progress(progress, slot.name)
+
+        return Watcher(on_launch=on_launch, listener=Listener(on_progress, lambda text: notice(f"  {name}: {text}")))
+
+    if not slots[0].client_cpus:
+        notice("too few processors to keep servers and clients apart: they share them")
+    return run_beside(plan, folder, slots, BesideWatcher(on_run, for_run, notice), sent)
 
 
 def show_experiment(plan: "ExperimentPlan", folder: Path, outcome: Outcome) -> None:
@@ -127,10 +244,13 @@ def show(
     from kvload.analysis.comparison.compare import compare
     from kvload.analysis.report import compare_json, compare_terminal
     from kvload.errors import PairingError
+    from kvload.experiment.beside import notes as placement_notes
     from kvload.experiment.comparison import write_files, write_worse_answers
     from kvload.terminal import console
 
     comparison = compare(arms, slo_limits=outcome.limits or None)
+    if plan is not None and out is not None:
+        comparison.notes.extend(placement_notes(plan, out))
     as_dict = compare_json.as_dict(comparison)
     if outcome.as_json:
         json.dump(as_dict, sys.stdout, indent=2, ensure_ascii=False)
@@ -154,11 +274,23 @@ def show(
         )
 
 
-def _show_outlook(found: "Outlook", plan: "ExperimentPlan") -> None:
+def _places(plan: "ExperimentPlan", folder: Path, slots: "Sequence[Slot]") -> "dict[PlannedRun, str]":
+    """Where each run is going to be made; empty where one follows the other."""
+    from kvload.experiment.beside import queues_of
+
+    queues = queues_of(plan, folder, slots) if slots else []
+    return {run: slot.name for slot, queue in zip(slots, queues, strict=True) for run in queue}
+
+
+def _show_outlook(found: "Outlook", plan: "ExperimentPlan", places: "Mapping[PlannedRun, str]") -> None:
     lines = [
         found.mode_reason,
         f"{found.requests} requests over {found.span_s:.0f} s, {len(plan.arms)} arms, {len(found.runs)} runs:",
     ]
-    lines += [f"  {number:3d}. {run.arm} (repeat {run.repeat + 1})" for number, run in enumerate(found.runs, 1)]
+    for number, run in enumerate(found.runs, 1):
+        place = f" on {places[run]}" if run in places else ""
+        lines.append(f"  {number:3d}. {run.arm} (repeat {run.repeat + 1}){place}")
+    if plan.alone:
+        lines.append("  and the baseline once more with nothing beside it")
     lines.append(f"about {found.total_s / 60:.1f} min, and the time the last answers of each run take")
     print("\n".join(lines), file=sys.stderr, flush=True)

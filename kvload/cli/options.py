@@ -230,7 +230,25 @@ class LaunchFlags:
     load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto"
     kv_memory: Annotated[str | None, typer.Option(help="Size of the KV cache, as in 512MiB.")] = None
     max_model_len: Annotated[int | None, typer.Option(help="Longest prompt and answer, in tokens.", min=1)] = None
+    tensor_parallel: Annotated[
+        int, typer.Option("--tensor-parallel", "-tp", help="Spread every layer of a server over so many GPUs.", min=1)
+    ] = 1
+    gpus: Annotated[
+        str | None, typer.Option(help="GPUs to use, as in 0,1 or all. Arms that are compared run on them side by side.")
+    ] = None
     python: Annotated[str | None, typer.Option(help="The Python (or environment) the engine is installed in.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideFlags:
+    """Arms side by side."""
+
+    heading: ClassVar[str] = "Side by side"
+
+    per_arm: Annotated[
+        int | None, typer.Option(help="GPUs of one server; as many as it is spread over if left out.", min=1)
+    ] = None
+    serial: Annotated[bool, typer.Option("--serial", help="One run after the other, whatever --gpus says.")] = False
 
 
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -584,10 +602,12 @@ def read_launch(
     Raises:
         UsageError: a value cannot be used.
     """
+    import os
     from pathlib import Path
 
     from kvload.errors import UsageError
     from kvload.servers.engines.base import LaunchRequest, known
+    from kvload.servers.host.devices import parse_gpus
     from kvload.terminal import console
     from kvload.units import parse_bytes
 
@@ -603,9 +623,38 @@ def read_launch(
         load_format=flags.load_format,
         kv_memory=parse_bytes(flags.kv_memory, where="--kv-memory") if flags.kv_memory else None,
         max_model_len=flags.max_model_len,
+        tensor_parallel=flags.tensor_parallel,
+        gpus=() if flags.gpus is None else parse_gpus(flags.gpus, os.environ),
         python=flags.python,
         engine_args=(*engine_args, *shared),
     )
+
+
+def read_beside(flags: BesideFlags, launch: "LaunchRequest") -> "tuple[LaunchRequest, tuple[str, ...], int]":
+    """The server to launch, the GPUs that arms are spread over side by side, and how many of them are one arm's.
+
+    Nothing is spread where no GPUs are named, or with ``--serial``: each server then has the first of them.
+
+    Raises:
+        UsageError: there are too few GPUs for one server.
+    """
+    from dataclasses import replace
+
+    from kvload.errors import UsageError
+    from kvload.servers.engines.base import known
+
+    every = launch.gpus
+    launch = replace(launch, gpus=())
+    made = known(launch.engine)
+    ranks = made.ranks(launch) if made is not None else launch.tensor_parallel
+    per_arm = flags.per_arm or ranks
+    if per_arm < ranks:
+        raise UsageError(f"a server is spread over {ranks} GPUs", where=f"--per-arm {per_arm}")
+    if every and len(every) < per_arm:
+        raise UsageError(f"a server takes {per_arm} GPUs, and {len(every)} are named", where="--gpus")
+    if flags.serial:
+        return replace(launch, gpus=every[:per_arm]), (), per_arm
+    return launch, every, per_arm
 
 
 def read_share(text: str, where: str) -> float:

@@ -17,6 +17,7 @@ class Display:
         self._console = console(stderr=True)
         self._quiet = quiet
         self._live: Any = None
+        self._lanes: dict[str, Progress] = {}
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
@@ -48,10 +49,30 @@ class Display:
         else:
             print(plain(text), file=sys.stderr, flush=True)
 
-    def progress(self, progress: "Progress") -> None:
-        """Draw the run as it stands."""
-        if self._live is not None:
+    def progress(self, progress: "Progress", lane: str | None = None) -> None:
+        """Draw the run as it stands.
+
+        Args:
+            lane: where it goes on, if others go on beside it: each has a row of its own.
+        """
+        if self._live is None:
+            return
+        if lane is None:
             self._live.update(_draw(progress), refresh=True)
+            return
+        self._lanes[lane] = progress
+        self._live.update(_draw_lanes(self._lanes), refresh=True)
+
+
+def _draw_lanes(lanes: "dict[str, Progress]") -> Any:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, progress in sorted(lanes.items()):
+        left = "" if progress.left_s is None or progress.state == "ended" else f"{progress.left_s:.0f} s left"
+        sent = f"sent {progress.sent}/{progress.planned}, failed {progress.failed}"
+        table.add_row(name, progress.state, sent, f"TPOT {_ms(progress.tpot_p50_s)}", left)
+    return table
 
 
 def _draw(progress: "Progress") -> Any:

@@ -8,6 +8,7 @@ import typer
 from kvload.cli.launch import LaunchCommand
 from kvload.cli.options import (
     ArrivalFlags,
+    BesideFlags,
     Burstiness,
     Goodput,
     LaunchFlags,
@@ -18,6 +19,7 @@ from kvload.cli.options import (
     TraceFlags,
     grouped,
     read_arrivals,
+    read_beside,
     read_headers,
     read_launch,
     read_limits,
@@ -64,13 +66,13 @@ def sweep(
     baseline: Annotated[str | None, typer.Option(help="The arm to compare with; none or auto, else the first.")] = None,
     model: Model = None,
     launch: LaunchFlags = LaunchFlags(),
+    beside: BesideFlags = BesideFlags(),
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each server's cache first.")] = True,
     trace: TraceFlags = TraceFlags(),
     burstiness: Burstiness = None,
     requests: RequestFlags = RequestFlags(),
     sending: RepeatedSendingFlags = RepeatedSendingFlags(),
     gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU-hour, for the cost of tokens.", min=0)] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs a server uses; as launched if left out.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep.", show_default=False)] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the sweep in this folder.", show_default=False)] = (
         None
@@ -89,12 +91,17 @@ def sweep(
     if resume is not None:
         if what or method or arm:
             raise UsageError("the folder says what is swept", where="--resume", hint="give nothing besides it")
-        return sweep_runs.make(sweeps.load(resume), resume, headers, show, verify=verify, dry_run=dry_run, is_new=False)
+        plan = sweeps.load(resume)
+        if launch.gpus is not None or beside.serial:
+            plan = sweep_runs.replaced(plan, beside, launch.gpus)
+        return sweep_runs.make(plan, resume, headers, show, verify=verify, dry_run=dry_run, is_new=False)
     if what is None:
         raise UsageError("a trace is required", where="TRACE", hint="kvload sweep TRACE --method ... --slo ...")
     if (Path(what) / sweeps.PLAN_NAME).is_file():
         return sweep_runs.show(sweeps.load(Path(what)), Path(what), show)
     axis, levels = sweep_runs.parse_loads(rates, concurrency)
+    request = read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or [])
+    request, spread, per_arm = read_beside(beside, request)
     plan = sweep_runs.plan_of(
         what,
         methods=method or [],
@@ -107,9 +114,10 @@ def sweep(
         target=target,
         duration=duration,
         burstiness=1.0 if burstiness is None else burstiness,
-        launch=read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or []),
+        launch=request,
         run=read_run(trace, requests, read_arrivals(trace, ArrivalFlags(), requests.seed), sending, limits),
-        gpus=gpus,
+        gpus=sweep_runs.gpus_of_a_server(method or [], request, beside.per_arm, per_arm),
+        spread=spread,
         price_per_gpu_hour=gpu_hour,
     )
     return sweep_runs.make(plan, out, headers, show, verify=verify, dry_run=dry_run, is_new=True)

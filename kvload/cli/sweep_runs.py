@@ -1,24 +1,30 @@
 """What ``kvload sweep`` and ``kvload capacity`` do with a plan: make its runs, show what they came to."""
 
+import dataclasses
 import json
+import os
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvload.errors import ExitStatus, KvloadError, UsageError
+from kvload.errors import ExitStatus, UsageError
 
 if TYPE_CHECKING:
-    from kvload.analysis.sweep.model import Point
+    from kvload.cli.options import BesideFlags
     from kvload.experiment.forecast import Forecast
     from kvload.experiment.options import RunOptions
     from kvload.experiment.plan import Arm
+    from kvload.experiment.slots import Slot
     from kvload.experiment.sweep import SweepPlan
     from kvload.servers.engines.base import LaunchRequest
+    from kvload.servers.launcher import LaunchEvent
+    from kvload.workloads.run.live import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,7 @@ def plan_of(
     duration: str,
     launch: "LaunchRequest",
     run: "RunOptions",
-    gpus: int | None,
+    spread: tuple[str, ...] = (),
     **given: Any,
 ) -> "SweepPlan":
     """The plan of what was asked on the command line.
@@ -82,6 +88,12 @@ def plan_of(
 
     if not run.slo:
         raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
+    if spread and arms:
+        raise UsageError(
+            f"the server of the arm '{arms[0].partition('=')[0]}' runs already: it cannot be given a GPU",
+            where="--gpus, --arm",
+            hint="leave --gpus out, or launch all arms by --method",
+        )
     path = trace_path(trace)
     digest = trace_digest(path)
     made = make_arms(methods, arm_urls(arms), baseline=baseline, floor="none", least=1)
@@ -95,7 +107,7 @@ def plan_of(
         duration_s=parse_duration(duration, where="--duration"),
         launch=launch,
         run=run,
-        gpus=gpus or _gpus(made, launch),
+        spread=spread,
         command=shlex.join(["kvload", *mask_command(sys.argv[1:])]),
         **search,
         **given,
@@ -124,36 +136,47 @@ def make(
     from kvload.experiment.replay import Listener
 
     sweeps.check(plan)
+    slots = slots_of(plan)
     folder = out or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-sweep"
     if is_new and not dry_run:
         sweeps.save(plan, folder)
         shutil.copyfile(plan.trace, sweeps.trace_copy(plan, folder))
+    lock = threading.RLock()
     with Display() as display:
 
-        def on_level(arm: "Arm", level: float, repeat: int, forecast: "Forecast") -> None:
-            unit = "/s" if plan.axis == "rate" else " in flight"
-            again = f", repeat {repeat + 1} of {plan.repeats}" if plan.repeats > 1 else ""
-            display.notice(f"{arm.name} at {level:g}{unit}{again}; about {time_text(forecast.left_s)} left")
+        def notice(text: str) -> None:
+            with lock:
+                display.notice(text)
 
-        def on_point(point: "Point") -> None:
-            display.notice(f"  {point.met} of {point.sent} within the limits")
+        def watcher_of(slot: "Slot | None") -> sweeps.SweepWatcher:
+            """Who is told of the whole sweep, or of what goes on in one slot."""
+            where = f"{slot.name}: " if slot is not None else ""
 
-        def on_failed(arm: "Arm", error: KvloadError) -> None:
-            display.notice(f"{arm.name} failed, the others go on: {error}")
+            def on_level(arm: "Arm", level: float, repeat: int, forecast: "Forecast") -> None:
+                unit = "/s" if plan.axis == "rate" else " in flight"
+                again = f", repeat {repeat + 1} of {plan.repeats}" if plan.repeats > 1 else ""
+                left = f"about {time_text(forecast.left_s)} left{' there' if slot else ''}"
+                notice(f"{where}{arm.name} at {level:g}{unit}{again}; {left}")
 
-        def on_launch(event: Any) -> None:
-            if event.kind in {"note", "ready"}:
-                display.notice(f"  {event.text}")
+            def on_launch(event: "LaunchEvent") -> None:
+                if event.kind in {"note", "ready"}:
+                    notice(f"  {where}{event.text}")
 
-        watcher = sweeps.SweepWatcher(
-            on_level=on_level,
-            on_point=on_point,
-            on_failed=on_failed,
-            on_launch=on_launch,
-            listener=Listener(display.progress, lambda text: display.notice(f"  {text}")),
-        )
-        runner = sweeps.SweepRunner(plan, folder, watcher, headers=headers, verify=verify)
-        _announce(plan, runner.forecast.left_s, folder, display.notice)
+            def on_progress(progress: "Progress") -> None:
+                with lock:
+                    display.progress(progress, None if slot is None else slot.name)
+
+            return sweeps.SweepWatcher(
+                on_level=on_level,
+                on_point=lambda point: notice(f"  {where}{point.arm}: {point.met} of {point.sent} within the limits"),
+                on_failed=lambda arm, error: notice(f"{where}{arm.name} failed, the others go on: {error}"),
+                on_launch=on_launch,
+                listener=Listener(on_progress, lambda text: notice(f"  {where}{text}")),
+                for_slot=watcher_of,
+            )
+
+        runner = sweeps.SweepRunner(plan, folder, watcher_of(None), headers=headers, verify=verify, slots=slots)
+        _announce(plan, runner.forecast.left_s / max(len(slots), 1), folder, display.notice)
         if dry_run:
             return ExitStatus.OK
         try:
@@ -163,6 +186,33 @@ def make(
             raise
     status = show(plan, folder, shown, failed=failed)
     return ExitStatus.SERVER if failed else status
+
+
+def replaced(plan: "SweepPlan", flags: "BesideFlags", gpus: str | None) -> "SweepPlan":
+    """The plan of a folder, gone on with on other GPUs than it began on, or with one walk after the other.
+
+    Raises:
+        UsageError: these GPUs cannot be used.
+    """
+    import msgspec
+
+    from kvload.cli.options import read_beside
+    from kvload.servers.host.devices import parse_gpus
+
+    every = plan.spread if gpus is None else parse_gpus(gpus, os.environ)
+    launch, every, per_arm = read_beside(flags, dataclasses.replace(plan.launch, gpus=every))
+    return msgspec.structs.replace(plan, launch=launch, spread=every, gpus=per_arm)
+
+
+def slots_of(plan: "SweepPlan") -> "tuple[Slot, ...]":
+    """Where the plan's walks go on side by side; none where one follows the other.
+
+    Raises:
+        UsageError: there are too few GPUs for one server.
+    """
+    from kvload.experiment.slots import make_slots, usable_cpus
+
+    return make_slots(plan.spread, plan.gpus or 1, usable_cpus(), plan.run.sending.workers) if plan.spread else ()
 
 
 def show(plan: "SweepPlan", folder: Path, shown: Shown, *, failed: Mapping[str, str] | None = None) -> int:
@@ -203,13 +253,17 @@ def _announce(plan: "SweepPlan", left_s: float, folder: Path, say: Any) -> None:
     say(f"about {time_text(left_s)}{cost}, and the time the last answers of each run take")
 
 
-def _gpus(arms: "tuple[Arm, ...]", launch: "LaunchRequest") -> int | None:
-    """GPUs of a launched server, from its engine's arguments; None where there is none, or servers are others'."""
-    from kvload.servers.engines.base import flag_value
+def gpus_of_a_server(methods: list[str], launch: "LaunchRequest", asked: int | None, per_arm: int) -> int | None:
+    """GPUs of one server, for the cost; None where that is not known, or there is none.
+
+    Args:
+        methods: those that are launched.
+        launch: the server.
+        asked: what the user says.
+        per_arm: as many as it is spread over.
+    """
     from kvload.servers.host.machine import gpus
 
-    if all(arm.method is None for arm in arms) or not gpus():
-        return None
-    words = launch.engine_args
-    tensor = flag_value(words, "--tensor-parallel-size") or flag_value(words, "-tp") or flag_value(words, "--tp-size")
-    return int(tensor) if tensor and tensor.isdigit() else 1
+    if asked is not None:
+        return asked
+    return per_arm if methods and (gpus() or launch.gpus) else None

@@ -1,6 +1,7 @@
 """A comparison from its plan or from run folders to the files that show it; nothing here is printed."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ def new_plan(
     repeats: int,
     launch: "LaunchRequest",
     run: "RunOptions",
+    gpus: tuple[str, ...] = (),
+    per_arm: int = 1,
+    alone: bool = True,
 ) -> ExperimentPlan:
     """The plan of a comparison.
 
@@ -71,11 +75,20 @@ def new_plan(
         repeats: how often each arm is run.
         launch: the servers, but for their method.
         run: what all runs share.
+        gpus: those that arms are spread over, side by side; none for one run after the other.
+        per_arm: GPUs of one server.
+        alone: run the baseline once more with nothing beside it, where others run beside it.
 
     Raises:
-        UsageError: the arms cannot be compared.
+        UsageError: the arms cannot be compared, or one that runs already is to be put on a GPU.
         TraceError: the trace cannot be read.
     """
+    if gpus and urls:
+        raise UsageError(
+            f"the server of the arm '{next(iter(urls))}' runs already: it cannot be given a GPU",
+            where="--gpus, --arm",
+            hint="leave --gpus out, or launch all arms by --method",
+        )
     perturbation = perturbing_args(launch.engine_args) if floor == "perturb" else ()
     return ExperimentPlan(
         trace=str(trace),
@@ -92,6 +105,9 @@ def new_plan(
         repeats=repeats,
         launch=launch,
         run=run,
+        gpus=gpus,
+        per_arm=per_arm,
+        alone=alone and len(gpus) // per_arm > 1,
     )
 
 
@@ -100,8 +116,11 @@ def default_folder() -> Path:
     return Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-compare"
 
 
-def outlook(plan: ExperimentPlan, folder: Path, *, is_new: bool) -> Outlook:
+def outlook(plan: ExperimentPlan, folder: Path, *, is_new: bool, lanes: int = 1) -> Outlook:
     """What is still to be done, and about how long it takes.
+
+    Args:
+        lanes: runs that are made at a time.
 
     Raises:
         TraceError: the trace does not make a schedule.
@@ -110,7 +129,8 @@ def outlook(plan: ExperimentPlan, folder: Path, *, is_new: bool) -> Outlook:
 
     schedule = load_schedule(Path(plan.trace) if is_new else trace_copy(plan, folder), plan.run.schedule, model="")
     runs = plan.runs() if is_new else pending(plan, folder)
-    total_s = plan.estimate_s(schedule.span_s, plan.launch.engine) * len(runs) / len(plan.runs())
+    one_s = plan.estimate_s(schedule.span_s, plan.launch.engine) / len(plan.runs())
+    total_s = one_s * (math.ceil(len(runs) / lanes) + (plan.alone and bool(runs)))
     return Outlook(schedule.mode_reason, len(schedule.planned), schedule.span_s, tuple(runs), total_s)
 
 

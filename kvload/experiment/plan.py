@@ -75,6 +75,9 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
         trace, trace_sha256: the trace's path as given, and its content's digest.
         launch: how servers are launched, but for their method.
         run: what all runs share.
+        gpus: those that arms are spread over, side by side; empty where one runs after the other.
+        per_arm: GPUs of one server.
+        alone: the baseline runs once more with nothing beside it.
     """
 
     trace: str
@@ -83,6 +86,9 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int
     launch: LaunchRequest = msgspec.field(default_factory=LaunchRequest)
     run: RunOptions = msgspec.field(default_factory=RunOptions)
+    gpus: tuple[str, ...] = ()
+    per_arm: int = 1
+    alone: bool = False
 
     def runs(self) -> list[PlannedRun]:
         """All runs in the order they are made.
@@ -105,6 +111,11 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
         between = _turned(tuple(arm for arm in self.arms if arm not in ends), repeat)
         first, last = ends if repeat % 2 == 0 else ends[::-1]
         return (first, *between, last)
+
+    def alone_run(self) -> PlannedRun:
+        """The baseline with nothing beside it, which shows what running side by side changes."""
+        baseline = next(arm for arm in self.arms if arm.baseline)
+        return PlannedRun(arm=baseline.name, repeat=0, folder=f"alone-{_slug(baseline.name)}")
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""

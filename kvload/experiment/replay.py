@@ -44,12 +44,14 @@ CALIBRATED_FROM_S = 30.0
 class Listener:
     """Who is told what happens: progress many times, sentences now and then, once that the run folder is complete.
 
-    With a web page that is before the page is closed.
+    With a web page that is before the page is closed. ``interrupts`` says how often the user has asked for the end,
+    where a run is not in the main thread and gets no signals.
     """
 
     on_progress: "Callable[[Progress], None]" = lambda _progress: None
     on_notice: Callable[[str], None] = lambda _text: None
     on_complete: Callable[[RunDir], None] = lambda _run: None
+    interrupts: Callable[[], int] = lambda: 0
 
 
 def replay_once(options: ReplayOptions, listener: Listener | None = None) -> RunDir:
@@ -178,6 +180,7 @@ class _OneReplay:
             on_end=self._end,
             on_complete=lambda: self._complete(run, log_start),
             is_server_dead=self._is_dead,
+            interrupts=self.listener.interrupts,
         )
         replay = Replay(plan, run, hooks)
         # it keeps of the schedule what it needs; the prompts need not stay in memory while it runs
@@ -205,7 +208,7 @@ class _OneReplay:
         from kvload.servers.host.energy import EnergyMeter, load_nvml
 
         if self.entry is not None or self.address.host in {"127.0.0.1", "localhost", "::1"}:
-            self._energy = EnergyMeter(load_nvml())
+            self._energy = EnergyMeter(load_nvml(), gpus=self.entry.info.gpus if self.entry is not None else ())
             self._energy.start()
 
     def _end(self) -> None:

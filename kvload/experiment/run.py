@@ -1,6 +1,7 @@
 """Making the runs of a plan: launch, replay, stop, arm after arm; what is complete already is not made again."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,32 @@ class Watcher:
     listener: Listener = field(default_factory=Listener)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What every run of an experiment is made with beside its plan, and is kept nowhere.
+
+    Attributes:
+        headers: sent with every request; they may hold keys.
+        arm_headers: for the servers of single arms, in place of headers of the same name.
+        verify: check each launched server's cache before it is used.
+        swarm: Locust's web page while a run goes on.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    arm_headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    verify: bool = True
+    swarm: Swarm = field(default_factory=Swarm)
+
+
+@dataclass
+class Took:
+    """How long the parts of a run took, in seconds; None for those that it did not come to."""
+
+    launch_s: float | None = None
+    replay_s: float | None = None
+    stop_s: float | None = None
+
+
 def pending(plan: ExperimentPlan, out: Path) -> list[PlannedRun]:
     """The runs that are not complete yet, in the plan's order."""
     return [run for run in plan.runs() if not is_complete(run_path(out, run))]
@@ -51,26 +78,11 @@ def run_path(out: Path, run: PlannedRun) -> Path:
     return out / "runs" / run.folder
 
 
-def run_all(
-    plan: ExperimentPlan,
-    out: Path,
-    watcher: Watcher,
-    *,
-    headers: Mapping[str, str] | None = None,
-    arm_headers: Mapping[str, Mapping[str, str]] | None = None,
-    verify: bool = True,
-    swarm: Swarm | None = None,
-) -> dict[str, KvloadError]:
-    """Make every run that is not complete; an unfinished one is set aside and made again.
+def run_all(plan: ExperimentPlan, out: Path, watcher: Watcher, sent: Sent | None = None) -> dict[str, KvloadError]:
+    """Make every run that is not complete, one after the other; an unfinished one is set aside and made again.
 
     An arm that fails (its server does not start, or dies, or answers nothing) is not tried again, and the others go
     on. Without the baseline, and without room on this machine, there is nothing to go on with.
-
-    Args:
-        headers: sent with every request; they are not part of the plan, since they may hold keys.
-        arm_headers: for the servers of single arms, in place of headers of the same name.
-        verify: check each launched server's cache before it is used.
-        swarm: Locust's web page while a run goes on.
 
     Returns:
         what went wrong, by the arm's name.
@@ -86,20 +98,9 @@ def run_all(
         if run.arm in failed:
             continue
         watcher.on_run(run, runs.index(run) + 1, len(runs))
-        folder = run_path(out, run)
-        set_aside(folder)
-        make_folder(folder.parent)
         arm = plan.arm(run.arm)
         try:
-            with serving(arm, plan.launch, watcher.on_launch, verify=verify) as server:
-                sent = overridden(headers or {}, (arm_headers or {}).get(arm.base, {}))
-                options = _options(plan, out, run, server, sent, swarm or Swarm())
-                manifest = replay_once(options, watcher.listener).manifest()
-            if manifest.ended == "interrupted":
-                raise KeyboardInterrupt
-            if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
-                raise error
-            _check_answers(arm, manifest, folder)
+            make_run(plan, out, run, plan.launch, watcher, sent or Sent())
         except MachineError:
             raise
         except KvloadError as error:
@@ -109,6 +110,41 @@ def run_all(
             failed[arm.name] = error
             watcher.listener.on_notice(f"the arm '{arm.name}' failed, the others go on: {error}")
     return failed
+
+
+def make_run(
+    plan: ExperimentPlan, out: Path, run: PlannedRun, launch: "LaunchRequest", watcher: Watcher, sent: Sent
+) -> Took:
+    """Launch, replay, stop: one run into its folder; an unfinished one that is there is set aside.
+
+    Args:
+        launch: the server, but for its method.
+
+    Raises:
+        KeyboardInterrupt: the user interrupted it.
+        KvloadError: the server did not start, failed its verification or died; or the run did not come to its end.
+    """
+    folder = run_path(out, run)
+    set_aside(folder)
+    make_folder(folder.parent)
+    arm = plan.arm(run.arm)
+    took = Took()
+    began = time.monotonic()
+    with serving(arm, launch, watcher.on_launch, verify=sent.verify) as server:
+        ready = time.monotonic()
+        took.launch_s = ready - began
+        headers = overridden(sent.headers, sent.arm_headers.get(arm.base, {}))
+        options = _options(plan, out, run, server, headers, sent.swarm)
+        manifest = replay_once(options, watcher.listener).manifest()
+        ended = time.monotonic()
+        took.replay_s = ended - ready
+    took.stop_s = time.monotonic() - ended
+    if manifest.ended == "interrupted":
+        raise KeyboardInterrupt
+    if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
+        raise error
+    _check_answers(arm, manifest, folder)
+    return took
 
 
 def _check_answers(arm: Arm, manifest: RunManifest, folder: Path) -> None:

@@ -12,7 +12,8 @@ is kept in one folder and can be gone on with::
 
 import math
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,13 +23,17 @@ import msgspec
 from kvload.errors import KvloadError, RunDirError, ServerError, UsageError
 from kvload.experiment.ending import error_of
 from kvload.experiment.forecast import Forecast
+from kvload.experiment.lanes import Lanes
 from kvload.experiment.options import ReplayOptions, RunOptions
+from kvload.experiment.placement import PlacedRun, PlacementLog, read_placement
 from kvload.experiment.plan import Arm, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
 from kvload.experiment.run import serving
+from kvload.experiment.slots import Slot, spread
 from kvload.private import make_folder, write_bytes
 from kvload.rundir import RunDir
 from kvload.servers.engines.base import LaunchRequest
+from kvload.workloads.run.plan import Swarm
 
 if TYPE_CHECKING:
     from kvload.analysis.sweep.model import Point, Sweep
@@ -57,7 +62,9 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         duration_s: a rate is kept up for at least so long, where the trace has the requests for it.
         burstiness: shape of the gamma gaps between arrivals; 1 is Poisson.
         launch, run: what all arms share, as in a comparison's plan.
-        gpus, price_per_gpu_hour: for the cost; None where nothing is to be said about it.
+        gpus, price_per_gpu_hour: GPUs of one server and their price, for the cost; None where nothing is to be said
+            about it.
+        spread: GPUs that walks are spread over, side by side; empty where one follows the other.
     """
 
     trace: str
@@ -77,6 +84,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     run: RunOptions = msgspec.field(default_factory=RunOptions)
     gpus: int | None = None
     price_per_gpu_hour: float | None = None
+    spread: tuple[str, ...] = ()
     command: str | None = None
 
     def walks(self) -> list[tuple[Arm, int]]:
@@ -123,6 +131,7 @@ class SweepWatcher:
         on_failed: an arm could not be measured on; the others are.
         on_launch: what an arm's server does until it is ready.
         listener: what the replay does.
+        for_slot: who is told of what goes on in one slot, where walks go on side by side.
     """
 
     on_level: "Callable[[Arm, float, int, Forecast], None]" = lambda _arm, _level, _repeat, _forecast: None
@@ -130,6 +139,17 @@ class SweepWatcher:
     on_failed: Callable[[Arm, KvloadError], None] = lambda _arm, _error: None
     on_launch: "Callable[[LaunchEvent], None]" = lambda _event: None
     listener: Listener = field(default_factory=Listener)
+    for_slot: "Callable[[Slot], SweepWatcher] | None" = None
+
+
+@dataclass
+class _Lane:
+    """Where walks go on one after the other: who is told, what is still to come, and what of the machine is theirs."""
+
+    watcher: SweepWatcher
+    forecast: Forecast
+    launch: LaunchRequest
+    swarm: Swarm
 
 
 def check(plan: SweepPlan) -> None:
@@ -190,6 +210,7 @@ class SweepRunner:
         watcher: who is told.
         headers: sent with every request; not part of the plan, since they may hold keys.
         verify: check each launched server's cache before it is used.
+        slots: where walks go on side by side; one after the other where there are none.
     """
 
     def __init__(
@@ -200,12 +221,14 @@ class SweepRunner:
         *,
         headers: Mapping[str, str] | None = None,
         verify: bool = True,
+        slots: Sequence[Slot] = (),
     ) -> None:
         self.plan = plan
         self.out = out
         self.watcher = watcher
         self.headers = headers or {}
         self.verify = verify
+        self.slots = slots
         self.failed: dict[str, str] = {}
         self._points = points_of(out)
         self.forecast = Forecast(self._expected(plan.walks()))
@@ -216,38 +239,95 @@ class SweepRunner:
         Raises:
             KeyboardInterrupt: the user stopped it; what was measured is kept.
         """
+        if self.slots:
+            self._run_beside()
+            return self.failed
         walks = self.plan.walks()
+        lane = _Lane(self.watcher, self.forecast, self.plan.launch, Swarm())
         for number, (arm, repeat) in enumerate(walks):
             if arm.name in self.failed or self._next(arm, repeat) is None:
                 continue
             try:
-                self._walk(arm, repeat, walks[number + 1 :])
+                self._walk(arm, repeat, walks[number + 1 :], lane)
             except ServerError as error:
                 self.failed[arm.name] = error.message
                 self.watcher.on_failed(arm, error)
         return self.failed
 
-    def _walk(self, arm: Arm, repeat: int, later: "list[tuple[Arm, int]]") -> None:
-        plan = self.plan
-        self.forecast.expect([plan.launch_s(arm), *self._levels_s(arm, repeat), *self._expected(later)])
-        self.forecast.begin()
-        with serving(arm, plan.launch, self.watcher.on_launch, verify=self.verify) as server:
-            self.forecast.end()
-            while (level := self._next(arm, repeat)) is not None:
-                self.forecast.expect([*self._levels_s(arm, repeat), *self._expected(later)])
-                self.forecast.begin(plan.span_s(level))
-                self.watcher.on_level(arm, level, repeat, self.forecast)
-                self._points.append(self._measure(arm, level, repeat, server))
-                self.forecast.end()
-                self.watcher.on_point(self._points[-1])
+    def _run_beside(self) -> None:
+        walks = [(arm, repeat) for arm, repeat in self.plan.walks() if self._next(arm, repeat) is not None]
+        queues = spread(walks, len(self.slots), arm_of={walk: walk[0].name for walk in walks})
+        log = PlacementLog(self.out, self.slots)
+        done: set[tuple[Arm, int]] = set()
+        heard = [self.watcher.for_slot(slot) if self.watcher.for_slot else self.watcher for slot in self.slots]
 
-    def _measure(self, arm: Arm, level: float, repeat: int, server: str | None) -> "Point":
+        def ready(walk: tuple[Arm, int]) -> bool:
+            """Later walks of a search repeat the levels of the arm's first."""
+            arm, repeat = walk
+            return repeat == 0 or bool(self.plan.levels) or (arm, 0) not in walks or (arm, 0) in done
+
+        def work(number: int, walk: tuple[Arm, int]) -> bool:
+            arm, repeat = walk
+            slot, watcher = self.slots[number], self._interruptible(heard[number], lanes)
+            left = queues[number][queues[number].index(walk) + 1 :] if walk in queues[number] else []
+            launch = replace(self.plan.launch, gpus=slot.gpus, cpus=slot.server_cpus)
+            lane = _Lane(watcher, Forecast([]), launch, Swarm(cpus=slot.client_cpus))
+            placed = PlacedRun(arm=arm.name, repeat=repeat, slot=slot.name, began_at=time.time())
+            began = time.monotonic()
+            try:
+                self._walk(arm, repeat, left, lane)
+            except KeyboardInterrupt:
+                lanes.end()
+                return True
+            except ServerError as error:
+                self.failed[arm.name] = error.message
+                watcher.on_failed(arm, error)
+                log.add(msgspec.structs.replace(placed, failed=error.message))
+                return log.useless(slot, error) is None
+            log.add(msgspec.structs.replace(placed, replay_s=time.monotonic() - began), slot)
+            done.add(walk)
+            return True
+
+        lanes = Lanes(queues, work, wanted=lambda walk: walk[0].name not in self.failed, ready=ready)
+        try:
+            lanes.run()
+        finally:
+            log.add(None)
+
+    def _interruptible(self, watcher: SweepWatcher, lanes: "Lanes[tuple[Arm, int]]") -> SweepWatcher:
+        """The watcher, in a thread that gets no signals."""
+
+        def on_launch(event: "LaunchEvent") -> None:
+            if lanes.interrupts:
+                raise KeyboardInterrupt
+            watcher.on_launch(event)
+
+        listener = replace(watcher.listener, interrupts=lambda: lanes.interrupts)
+        return replace(watcher, on_launch=on_launch, listener=listener)
+
+    def _walk(self, arm: Arm, repeat: int, later: "list[tuple[Arm, int]]", lane: _Lane) -> None:
+        plan, forecast, watcher = self.plan, lane.forecast, lane.watcher
+        forecast.expect([plan.launch_s(arm), *self._levels_s(arm, repeat), *self._expected(later)])
+        forecast.begin()
+        with serving(arm, lane.launch, watcher.on_launch, verify=self.verify) as server:
+            forecast.end()
+            while (level := self._next(arm, repeat)) is not None:
+                forecast.expect([*self._levels_s(arm, repeat), *self._expected(later)])
+                forecast.begin(plan.span_s(level))
+                watcher.on_level(arm, level, repeat, forecast)
+                point = self._measure(arm, level, repeat, server, lane)
+                self._points.append(point)
+                forecast.end()
+                watcher.on_point(point)
+
+    def _measure(self, arm: Arm, level: float, repeat: int, server: str | None, lane: _Lane) -> "Point":
         from kvload.analysis.sweep.points import point_of
 
         folder = run_path(self.out, arm, level, repeat)
         set_aside(folder)
         make_folder(folder.parent)
-        run = replay_once(self._options(arm, level, repeat, server, folder), self.watcher.listener)
+        options = replace(self._options(arm, level, repeat, server, folder), swarm=lane.swarm)
+        run = replay_once(options, lane.watcher.listener)
         manifest = run.manifest()
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt
@@ -411,8 +491,13 @@ def results(
         gpus=plan.gpus,
         gpu_hours=spent_s / 3600 * plan.gpus if plan.gpus else None,
         price_per_gpu_hour=price,
-        notes=_notes(plan, points, dispersion),
+        notes=(*_notes(plan, points, dispersion), *_time_notes(out)),
     )
+
+
+def _time_notes(out: Path) -> list[str]:
+    kept = read_placement(out)
+    return [note for note in (kept.time_note() if kept else None,) if note is not None]
 
 
 def _notes(plan: SweepPlan, points: "list[Point]", dispersion: float | None) -> tuple[str, ...]:

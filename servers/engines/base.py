@@ -33,8 +33,11 @@ class LaunchRequest:
         name: in the registry; made from engine and method where None.
         port: a free one where None.
         load_format: ``auto``, or ``dummy`` for random weights.
-        kv_memory: bytes of the KV cache; the adapter's default where None.
+        kv_memory: bytes of the KV cache, over all GPUs; the adapter's default where None.
         max_model_len: longest prompt and answer; the engine's own where None.
+        tensor_parallel: GPUs that each hold a part of every layer.
+        gpus: those it may use (see :mod:`kvload.servers.host.devices`); all that this process sees where empty.
+        cpus: processors it may use; any where empty.
         python: interpreter of the environment the engine is installed in; this one where None.
         engine_args: passed to the engine as they are.
         env: variables for the engine alone.
@@ -51,6 +54,9 @@ class LaunchRequest:
     load_format: str = "auto"
     kv_memory: int | None = None
     max_model_len: int | None = None
+    tensor_parallel: int = 1
+    gpus: tuple[str, ...] = ()
+    cpus: tuple[int, ...] = ()
     python: str | None = None
     engine_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -220,6 +226,8 @@ class Adapter(ABC):
         extra: what installs it beside kvload (``pip install 'kvload[EXTRA]'``); its name where None.
         auto_on_gpu: whether ``--engine auto`` takes it where a GPU and it are there.
         streams_chat_token_ids: whether a streamed chat can carry token ids.
+        tensor_flags: its arguments that say over how many GPUs every layer is spread, the one kvload sets first; empty
+            where it cannot.
         scheduling: the limits of its scheduler, for predictions.
         progress_lines: what lines of its log say about the start: expression, and the words with its groups.
     """
@@ -239,6 +247,7 @@ class Adapter(ABC):
     extra: str | None = None
     auto_on_gpu: bool = False
     streams_chat_token_ids: bool = True
+    tensor_flags: tuple[str, ...] = ()
     scheduling: Scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 2048, 16)
     progress_lines: tuple[tuple[re.Pattern[str], str], ...] = ()
 
@@ -282,6 +291,35 @@ class Adapter(ABC):
         """What a running server's own account means."""
         del said
         return Reported()
+
+    def ranks(self, request: LaunchRequest) -> int:
+        """GPUs that hold a part of every layer each: as asked of kvload, or of the engine in its own words.
+
+        Raises:
+            UsageError: the engine cannot spread a layer, the two disagree, or there are fewer GPUs than that.
+        """
+        asked = request.tensor_parallel
+        said = [value for flag in self.tensor_flags if (value := flag_value(request.engine_args, flag)) is not None]
+        own = int(said[0]) if said and said[0].isdigit() else None
+        if asked > 1 and not self.tensor_flags:
+            raise UsageError(f"{self.name} computes on one device", where=f"--tensor-parallel {asked}")
+        if asked > 1 and own is not None and own != asked:
+            raise UsageError(f"the engine's own arguments say {own}", where=f"--tensor-parallel {asked}")
+        ranks = own or asked
+        if request.gpus and len(request.gpus) < ranks:
+            raise UsageError(
+                f"{ranks} GPUs are needed, and {len(request.gpus)} named",
+                where=f"--gpus {','.join(request.gpus)}",
+                hint="name as many as --tensor-parallel says",
+            )
+        return ranks
+
+    def spread(self, request: LaunchRequest) -> tuple[str, ...]:
+        """The engine's argument for :meth:`ranks`, where its own do not hold it already."""
+        ranks = self.ranks(request)
+        if ranks == 1 or has_flag(request.engine_args, *self.tensor_flags):
+            return ()
+        return (self.tensor_flags[0], str(ranks))
 
 
 ENTRY_POINTS = "kvload.engines"

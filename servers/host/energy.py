@@ -5,7 +5,7 @@ from Volta on), so that two readings give a run's energy without sampling. Idle 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -33,10 +33,18 @@ class EnergyMeter:
     Args:
         nvml: the binding; None measures nothing.
         clock: seconds, monotonic.
+        gpus: those meant, by number or UUID; all where empty.
     """
 
-    def __init__(self, nvml: ModuleType | Any | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        nvml: ModuleType | Any | None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        gpus: Sequence[str] = (),
+    ) -> None:
         self._nvml = nvml
+        self._gpus = frozenset(gpus)
         self._clock = clock
         self._began = 0.0
         self._before: list[float | None] = []
@@ -69,9 +77,13 @@ class EnergyMeter:
             return []
         try:
             count = self._nvml.nvmlDeviceGetCount()
-            return [self._nvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
+            handles = {number: self._nvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)}
         except self._nvml.NVMLError:
             return []
+        return [handle for number, handle in handles.items() if not self._gpus or self._is_meant(number, handle)]
+
+    def _is_meant(self, number: int, handle: Any) -> bool:
+        return str(number) in self._gpus or self._read("nvmlDeviceGetUUID", handle, str) in self._gpus
 
     def _joules(self, handle: Any) -> float | None:
         return self._read("nvmlDeviceGetTotalEnergyConsumption", handle, lambda value: float(value) / 1000)

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +87,15 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def gpu_used_mib() -> int | None:
-    """Memory in use on all GPUs together, in MiB; None without a GPU."""
-    rows = _nvidia_smi("memory.used")
-    return sum(_mib(row[0]) for row in rows) if rows else None
+def gpu_used_mib(gpus: Sequence[str] = ()) -> int | None:
+    """Memory in use on GPUs together, in MiB; None without a GPU.
+
+    Args:
+        gpus: those meant, by number or UUID; all where empty.
+    """
+    rows = _nvidia_smi("memory.used,index,uuid")
+    used = [_mib(row[0]) for row in rows if len(row) == 3 and (not gpus or row[1] in gpus or row[2] in gpus)]
+    return sum(used) if used else None
 
 
 def _nvidia_smi(fields: str) -> list[list[str]]:

@@ -1,8 +1,10 @@
 """Runs one server detached from everything, and writes down how it ended.
 
-``python -I keeper.py STATE_FILE -- COMMAND ...`` returns at once. A copy of itself stays behind as leader of a new
-session, starts COMMAND in it, waits for its end, records exit code or signal in STATE_FILE, and ends what the command
-left behind. Without it nobody could tell later why a detached server died: only a parent learns of a SIGKILL.
+``python -I keeper.py STATE_FILE [CPUS] -- COMMAND ...`` returns at once. A copy of itself stays behind as leader of
+a new session, starts COMMAND in it, waits for its end, records exit code or signal in STATE_FILE, and ends what the
+command left behind. Without it nobody could tell later why a detached server died: only a parent learns of a SIGKILL.
+
+CPUS is a list of processors (``0,2,3``) that the command and all it starts are kept to.
 
 This file runs by its path under any Python, isolated from the environment made for the server, and uses the standard
 library alone. STATE_FILE is JSON: ``keeper_pid`` and ``pid`` at the start, ``error`` if the command could not be
@@ -24,9 +26,12 @@ SWEEP_S = 3.0
 
 def main(argv: list[str]) -> int:
     """Detach, and keep the command that follows ``--``."""
-    state_file, separator, *command = argv
-    if separator != "--" or not command:
+    before, command = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    if not 1 <= len(before) <= 2 or not command:
         return 2
+    state_file, *cpus = before
+    if cpus:
+        os.sched_setaffinity(0, {int(number) for number in cpus[0].split(",")})
     if os.fork() > 0:
         return 0
     os.setsid()

@@ -31,6 +31,10 @@ class PortHeldError(UsageError):
     """A living entry has the port that another is to listen on."""
 
 
+class NameTakenError(UsageError):
+    """Another living entry has the name."""
+
+
 class ServerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One launched server.
 
@@ -117,7 +121,7 @@ def claim(entry: ServerEntry) -> None:
     """Write a new entry, in one step, if no living server has its name or its port; a dead one's name gives way.
 
     Raises:
-        UsageError: a server of that name is there.
+        NameTakenError: a server of that name is there.
         PortHeldError: a living server, or one that is being started, has the port.
     """
     path = folder() / f"{check_name(entry.name)}.json"
@@ -126,7 +130,7 @@ def claim(entry: ServerEntry) -> None:
             if (old := load(entry.name)) is not None and state_of(old) == "dead":
                 path.unlink(missing_ok=True)
         if path.exists():
-            raise UsageError(
+            raise NameTakenError(
                 f"a server named '{entry.name}' is there already",
                 where="--name",
                 hint=f"kvload stop {entry.name}, or choose another --name",

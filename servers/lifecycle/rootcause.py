@@ -22,7 +22,7 @@ class RootCause:
 
     Attributes:
         kind: ``gpu_memory``, ``memory``, ``port``, ``model``, ``dtype``, ``toolchain``, ``metadata``, ``kv_room``,
-            ``context``, ``flag``, ``import``, ``driver``, ``killed``, ``exit`` or ``exception``.
+            ``context``, ``flag``, ``import``, ``driver``, ``gpu_lost``, ``killed``, ``exit`` or ``exception``.
         message: what happened, in one sentence.
         hint: what to do about it, if that is known.
         line: the line of the log it was read from.
@@ -154,6 +154,14 @@ PATTERNS = (
         r"|Found no NVIDIA driver[^\n]{0,80}|CUDA driver version is insufficient[^\n]{0,80})",
         "the GPU cannot be used: {text}",
         "check nvidia-smi, and that the engine was built for this driver",
+    ),
+    _pattern(
+        "gpu_lost",
+        r"(?P<text>uncorrectable ECC error[^\n]{0,80}|CUDA-capable device\(s\) is/are busy or unavailable"
+        r"|[^\n]{0,80}(?:GPU is lost|has fallen off the bus)[^\n]{0,80}|CUDA error: invalid device ordinal"
+        r"|NVML: (?:Unknown Error|GPU is lost))",
+        "the GPU is not there, or at fault: {text}",
+        "check nvidia-smi and the kernel's log (dmesg) for Xid errors; name other GPUs with --gpus",
     ),
     _pattern(
         "import",

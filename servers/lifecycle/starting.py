@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from kvload.keys import api_key, bearer
 from kvload.records import ServerInfo
 from kvload.servers.catalogue.claims import CLAIM_TOKENS
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
+from kvload.servers.host.devices import visible
 from kvload.servers.host.machine import gpu_used_mib
 from kvload.servers.lifecycle import listeners, masking, registry, rootcause
 from kvload.servers.lifecycle.process import TOKEN_VARIABLE, is_alive, session_members, start_mark
@@ -99,12 +100,16 @@ def new_entry(
             method=request.method,
             name=name,
             command=masking.mask_command(plan.command),
-            env=masking.mask_env({**os.environ, **request.env, **plan.env}, without=plan.unset),
+            env=masking.mask_env(
+                {**os.environ, **request.env, **plan.env, **visible(request.gpus)}, without=plan.unset
+            ),
             bytes_per_token=plan.claim.bytes_per_token if plan.claim else None,
             claim_tokens=CLAIM_TOKENS if plan.claim else None,
             element_bytes=plan.claim.element_bytes if plan.claim else None,
             prefix_cache=plan.prefix_cache,
             device=build.device,
+            gpus=list(request.gpus),
+            tensor_parallel=adapter.ranks(request),
         ),
         log_path=str(logs / f"{name}.log"),
         exit_path=str(folder / f"{name}.exit"),
@@ -116,12 +121,15 @@ def new_entry(
         load_format=request.load_format,
         stop_grace_s=adapter.stop_grace_s,
         reset_path=adapter.reset_path if plan.prefix_cache == "reset" else None,
-        gpu_used_before_mib=gpu_used_mib() if build.device == "cuda" else None,
+        gpu_used_before_mib=gpu_used_mib(request.gpus) if build.device == "cuda" else None,
     )
 
 
-def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str]) -> ServerEntry:
+def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str], cpus: Sequence[int] = ()) -> ServerEntry:
     """Start the command of a plan as a detached session, its output in the entry's log.
+
+    Args:
+        cpus: processors it is kept to; any where empty.
 
     Returns:
         the entry with its processes.
@@ -133,10 +141,11 @@ def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str]) -> Serve
     exit_path.unlink(missing_ok=True)
     keeper = Path(__file__).with_name("keeper.py")
     kept = {name: value for name, value in env.items() if name not in plan.unset}
-    full_env = {**kept, **plan.env, TOKEN_VARIABLE: entry.token}
+    full_env = {**kept, **plan.env, **visible(entry.info.gpus), TOKEN_VARIABLE: entry.token}
+    kept_to = [",".join(map(str, cpus))] if cpus and hasattr(os, "sched_setaffinity") else []
     with os.fdopen(os.open(entry.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
         subprocess.run(
-            [sys.executable, "-I", str(keeper), str(exit_path), "--", *plan.command],
+            [sys.executable, "-I", str(keeper), str(exit_path), *kept_to, "--", *plan.command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -83,7 +83,10 @@ def _gpu_left(entry: ServerEntry) -> int | None:
     others = [
         (other, other.gpu_used_before_mib)
         for other in registry.entries()
-        if other.gpu_used_before_mib is not None and other.pid and is_alive(other.pid, other.mark)
+        if other.gpu_used_before_mib is not None
+        and _share_gpus(entry, other)
+        and other.pid
+        and is_alive(other.pid, other.mark)
     ]
     for other, others_before in others:
         if others_before > before:
@@ -92,7 +95,7 @@ def _gpu_left(entry: ServerEntry) -> int | None:
         return None
     deadline = time.monotonic() + GPU_FREE_TIMEOUT_S
     while True:
-        used = machines.gpu_used_mib()
+        used = machines.gpu_used_mib(entry.info.gpus)
         if used is None:
             return None
         left = used - before
@@ -101,3 +104,8 @@ def _gpu_left(entry: ServerEntry) -> int | None:
         if time.monotonic() > deadline:
             return left
         time.sleep(0.5)
+
+
+def _share_gpus(one: ServerEntry, other: ServerEntry) -> bool:
+    """Whether memory of one server may be on a GPU of the other: a server that was given no GPUs may be on any."""
+    return not one.info.gpus or not other.info.gpus or bool(set(one.info.gpus) & set(other.info.gpus))

@@ -20,12 +20,16 @@ A method of eviction inside an engine must also show that it evicts (:mod:`kvloa
 The baseline's figures are kept in kvload's state folder; where they are missing, the baseline is launched once.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,23 +114,34 @@ def launch_verified(
     request = replace(request, verify=False)
     path = baseline_path(request, build, model)
     if request.method == "none":
-        entry = start(request)
-        baseline = _guarded(entry, lambda: measure_baseline(entry, made, request, on_event))
-        _keep(path, baseline)
-        return _with_verdict(entry, {"ok": True, "is_baseline": True, "pool_tokens": baseline.pool_tokens})
-    baseline_kept = load_baseline(path)
-    if baseline_kept is None:
-        on_event(LaunchEvent("note", "verification: no baseline is known for this engine and model; launching it once"))
-        wanted = replace(request, method="none", name=f"verify-{os.getpid()}", port=None)
-        entry = start(wanted)
-        try:
-            baseline_kept = measure_baseline(entry, made, request, on_event)
-        finally:
+        with _turn(path):
+            entry = start(request)
+            baseline = _guarded(entry, lambda: measure_baseline(entry, made, request, on_event))
+            _keep(path, baseline)
+        pool = judge_memory(entry.info.pool_tokens, plan.pool_claim or plan.claim, request, made, model)
+        figures = {"ok": pool.ok, "is_baseline": True, "pool_tokens": baseline.pool_tokens, "pool": pool.figures}
+        if not pool.ok:
             stop(entry)
-        _keep(path, baseline_kept)
+            raise VerificationFailedError(f"verification failed: {'; '.join(pool.problems)}", figures)
+        return _with_verdict(entry, figures)
+    if load_baseline(path) is None:
+        with _turn(path) as ours:
+            if ours and load_baseline(path) is None:
+                text = "verification: no baseline is known for this engine and model; launching it once"
+                on_event(LaunchEvent("note", text))
+                wanted = replace(request, method="none", name=f"verify-{secrets.token_hex(4)}", port=None)
+                entry = start(wanted)
+                try:
+                    _keep(path, measure_baseline(entry, made, request, on_event))
+                finally:
+                    stop(entry)
+    # Where a launch beside this one measures the baseline, this server starts in the meantime.
     entry = start(request)
-    known = baseline_kept
-    verdict = _guarded(entry, lambda: check(entry, made, request, plan, known, on_event))
+    known = _guarded(entry, lambda: _await_baseline(path, on_event))
+    if known is None:
+        stop(entry)
+        return launch_verified(request, made, build, model, plan, start, on_event)
+    verdict = _guarded(entry, lambda: check(entry, made, request, plan, model, known, on_event))
     if not verdict.ok:
         stop(entry)
         raise VerificationFailedError(
@@ -158,7 +173,13 @@ def measure_baseline(entry: ServerEntry, made: Adapter, request: LaunchRequest, 
 
 
 def check(
-    entry: ServerEntry, made: Adapter, request: LaunchRequest, plan: LaunchPlan, baseline: Baseline, on_event: OnEvent
+    entry: ServerEntry,
+    made: Adapter,
+    request: LaunchRequest,
+    plan: LaunchPlan,
+    model: ModelFacts,
+    baseline: Baseline,
+    on_event: OnEvent,
 ) -> Verdict:
     """Measure a server and judge it. That it fails at being measured is part of the judgement."""
     on_event(LaunchEvent("waiting", "verification: measuring the method"))
@@ -172,7 +193,9 @@ def check(
     claim = plan.pool_claim or plan.claim
     stored = None if fixed is None else stored_bytes_per_token(made.pool_memory, entry.log)
     if stored is not None and claim is not None:
-        pool = judge_bytes(stored, claim, entry.info.pool_tokens)
+        # The log speaks of one GPU, the claim of all heads.
+        ranks = made.ranks(request)
+        pool = judge_bytes(stored * ranks / copies(ranks, model), claim, entry.info.pool_tokens)
     else:
         pool = judge_pool(entry.info.pool_tokens, baseline.pool_tokens, claim, plan.compresses, fixed)
     limit = plan.error_limit or limit_by_size(pool.figures.get("ratio"))
@@ -223,6 +246,42 @@ def judge_pool(
             (f"the pool holds {ratio:.3f} times the baseline's tokens; the method's bytes claim {claim.ratio:.3f}",),
         )
     return Verdict(figures, ())
+
+
+def copies(ranks: int, model: ModelFacts) -> float:
+    """How often a KV head is stored where layers are spread over more GPUs than there are heads (1 where they are not).
+
+    Args:
+        ranks: GPUs that every layer is spread over.
+    """
+    return max(1.0, ranks / model.kv_heads) if model.kv_heads else 1.0
+
+
+def judge_memory(
+    tokens: int | None, claim: Claim | None, request: LaunchRequest, made: Adapter, model: ModelFacts
+) -> Verdict:
+    """Hold the pool of a server that is spread over several GPUs against the memory that all of them were given for it.
+
+    Each GPU holds its part of every token, so that the server's pool is neither the sum of theirs nor one of theirs.
+
+    Args:
+        tokens: the pool's size as the server tells it.
+        claim: the method's; None where it is not known.
+    """
+    ranks = made.ranks(request)
+    figures: dict[str, Any] = {"tokens": tokens, "tensor_parallel": ranks, "checked": False}
+    fixed = any(has_flag(request.engine_args, flag) for flag in FIXED_POOL_FLAGS)
+    known = tokens is not None and claim is not None and request.kv_memory is not None
+    if ranks == 1 or fixed or not known or tokens is None or claim is None or request.kv_memory is None:
+        return Verdict(figures, ())
+    expected = request.kv_memory / (claim.bytes_per_token * copies(ranks, model))
+    figures |= {"checked": True, "expected_tokens": round(expected)}
+    if abs(tokens / expected - 1) <= POOL_TOLERANCE + POOL_GRAIN_TOKENS / expected:
+        return Verdict(figures, ())
+    return Verdict(
+        figures,
+        (f"the pool of the server on {ranks} GPUs holds {tokens:,} tokens; its memory is that of {expected:,.0f}",),
+    )
 
 
 def stored_bytes_per_token(pool_memory: re.Pattern[str] | None, log: Path) -> float | None:
@@ -373,6 +432,7 @@ def baseline_path(request: LaunchRequest, build: Build, model: ModelFacts) -> Pa
         "load_format": request.load_format,
         "kv_memory": request.kv_memory,
         "max_model_len": request.max_model_len,
+        "tensor_parallel": request.tensor_parallel,
         "engine_args": list(request.engine_args),
         "env": dict(sorted(request.env.items())),
     }
@@ -399,9 +459,34 @@ def _mean(values: Sequence[float]) -> float:
 
 def _keep(path: Path, baseline: Baseline) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    # Servers that start beside each other may each measure it.
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
     temporary.write_bytes(msgspec.json.encode(baseline))
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[bool]:
+    """Whether it is this launch that measures a baseline, of all that start beside each other, in any process."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _await_baseline(path: Path, on_event: OnEvent) -> Baseline | None:
+    """The baseline's figures, once whoever measures them is done; None where that came to nothing."""
+    while (known := load_baseline(path)) is None:
+        with _turn(path) as ours:
+            if ours:
+                return load_baseline(path)
+        on_event(LaunchEvent("waiting", "verification: the baseline is measured beside"))
+        time.sleep(0.2)
+    return known
 
 
 def _with_verdict(entry: ServerEntry, figures: dict[str, Any]) -> ServerEntry:

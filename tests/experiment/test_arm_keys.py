@@ -9,7 +9,7 @@ from kvload.cli.options import SendingFlags, read_arm_keys, read_headers
 from kvload.errors import UsageError
 from kvload.experiment import run as runs
 from kvload.experiment.plan import ExperimentPlan, make_arms
-from kvload.experiment.run import Watcher, run_all
+from kvload.experiment.run import Sent, Watcher, run_all
 
 
 def test_each_arm_gets_its_own_key_and_the_floor_its_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +28,7 @@ def test_each_arm_gets_its_own_key_and_the_floor_its_baselines(tmp_path: Path, m
     plan = ExperimentPlan(trace=str(tmp_path / "t"), trace_sha256="0", arms=arms, repeats=1)
     monkeypatch.setenv("KEY_OF_A", "alpha")
     keys = read_arm_keys(["a=KEY_OF_A"], [arm.name for arm in arms])
-    run_all(plan, tmp_path / "out", Watcher(), headers={"authorization": "Bearer common", "X": "1"}, arm_headers=keys)
+    run_all(plan, tmp_path / "out", Watcher(), Sent({"authorization": "Bearer common", "X": "1"}, keys))
     assert sent == {
         "a": {"X": "1", "Authorization": "Bearer alpha"},
         "a (again)": {"X": "1", "Authorization": "Bearer alpha"},

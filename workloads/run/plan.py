@@ -45,7 +45,7 @@ class Sending:
 
 @dataclass(frozen=True, kw_only=True)
 class Swarm:
-    """Locust's web page, and workers on other machines.
+    """Locust's web page, workers on other machines, and where those of this machine run.
 
     Attributes:
         web_host, web_port: where the page listens; no page where ``web_port`` is None.
@@ -54,6 +54,7 @@ class Swarm:
             only.
         remote_workers: workers on other machines to wait for.
         token: what they must know to be given work; made up for the run, and told, where empty.
+        cpus: processors that the processes of this machine are kept to; any where empty.
     """
 
     web_host: str = "127.0.0.1"
@@ -63,6 +64,7 @@ class Swarm:
     master_port: int = 5557
     remote_workers: int = 0
     token: str = ""
+    cpus: tuple[int, ...] = ()
 
     @property
     def page_stays(self) -> bool:

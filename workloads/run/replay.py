@@ -57,6 +57,7 @@ class Hooks:
         on_complete: called once, when the run folder is complete; with a web page this is before the page is closed.
         on_notice: called with a sentence for the user (a worker died, the server died ...).
         is_server_dead: asked after failures, at most once a second: the reason if the server is certainly gone.
+        interrupts: how often an end was asked for, beside the signals that reach a run in the main thread.
     """
 
     on_progress: Callable[[Progress], None] = lambda _progress: None
@@ -65,6 +66,7 @@ class Hooks:
     on_complete: Callable[[], None] = lambda: None
     on_notice: Callable[[str], None] = lambda _text: None
     is_server_dead: Callable[[], str | None] = lambda: None
+    interrupts: Callable[[], int] = lambda: 0
 
 
 def run_replay(plan: ReplayPlan, run: RunDir, hooks: Hooks | None = None) -> RunManifest:
@@ -217,6 +219,9 @@ class Replay:
                 cwd=self.run_dir.path,
                 umask=0o077,
             )
+        if self.plan.swarm.cpus and hasattr(os, "sched_setaffinity"):
+            with contextlib.suppress(OSError):  # it is gone, or may not be moved: that shows elsewhere
+                os.sched_setaffinity(child.pid, self.plan.swarm.cpus)
         self._children.append(child)
 
     def _command(self, **command: Any) -> None:
@@ -312,6 +317,7 @@ class Replay:
             self._stopping = True
 
     def _heed_interrupts(self) -> None:
+        self._interrupts = max(self._interrupts, self.hooks.interrupts())
         if self._interrupts and not self._stopping:
             self._stopping = True
             self.outcome.end_by("interrupted", "user")

@@ -79,6 +79,7 @@ class EmbeddedAdapter(Adapter):
         Raises:
             UsageError: no such method, or a ``raw:`` one.
         """
+        self.ranks(request)
         method = request.chosen
         if isinstance(method, RawDtype) or method.name not in METHODS:
             raise UsageError(

@@ -42,6 +42,7 @@ class SglangAdapter(InstalledEngine):
     pool_in_tokens = "--kv-memory (SGLang is given tokens)"
     reads_gguf = True
     auto_on_gpu = True
+    tensor_flags = ("--tp-size", "--tensor-parallel-size", "--tp")
     scheduling = Scheduling("--max-running-requests", "--chunked-prefill-size", "--page-size", 256, 8192, 1)
     # Seen on 0.5.17; prompts of token ids or plain text go another way and have them.
     streams_chat_token_ids = False
@@ -81,7 +82,7 @@ class SglangAdapter(InstalledEngine):
             command += ["--max-total-tokens", str(tokens(request, plan))]
         if row.arguments and not has_flag(request.engine_args, row.arguments[0]):
             command += row.arguments
-        command += request.engine_args
+        command += [*self.spread(request), *request.engine_args]
         off = has_flag(request.engine_args, "--disable-radix-cache")
         notes = plan.notes
         if has_flag(request.engine_args, "--api-key"):

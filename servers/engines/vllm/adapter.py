@@ -51,6 +51,7 @@ class VllmAdapter(InstalledEngine):
     scoring = "forced"
     reads_gguf = True
     auto_on_gpu = True
+    tensor_flags = ("--tensor-parallel-size", "-tp")
     scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 8192, 16)
     settings = SETTINGS
     dtype_source = ("config", "cache.py")
@@ -127,7 +128,8 @@ class VllmAdapter(InstalledEngine):
             if not has_flag(request.engine_args, "--enforce-eager", "--compilation-config", "-cc", "-O"):
                 command.append("--enforce-eager")
         if kv_memory is not None and not has_flag(request.engine_args, "--kv-cache-memory-bytes"):
-            command += ["--kv-cache-memory-bytes", str(kv_memory)]
+            # vLLM counts what each GPU holds.
+            command += ["--kv-cache-memory-bytes", str(kv_memory // self.ranks(request))]
         if not has_flag(request.engine_args, "--generation-config"):
             # A model's generation_config may set a repetition penalty: "none" would then not be plain greedy decoding,
             # and answers would differ from other engines'. End-of-sequence ids are read from it all the same.
@@ -137,7 +139,7 @@ class VllmAdapter(InstalledEngine):
             # Each answer then says how long it waited, so that waiting is not taken for prefill.
             command.append(METRICS_FLAG)
         arguments, key = key_by_environment(request.engine_args, "VLLM_API_KEY")
-        command += [*row.arguments, *arguments]
+        command += [*self.spread(request), *row.arguments, *arguments]
         if row.plugin and isinstance(request.chosen, MethodSpec):
             plan, added = plugin.planned(plan, request, request.chosen, build, model)
             command += added

@@ -26,6 +26,9 @@ class Nvml:
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
         return f"GPU {handle}"
 
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return f"GPU-{handle}{handle}"
+
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
         return type("Info", (), {"used": (handle + 1) << 30})
 
@@ -61,3 +64,14 @@ def test_without_nvml_nothing_is_measured() -> None:
     meter = EnergyMeter(None)
     meter.start()
     assert meter.stop() == []
+
+
+@pytest.mark.parametrize("gpu", ["1", "GPU-11"])
+def test_only_a_servers_own_gpus_are_counted(gpu: str) -> None:
+    nvml = Nvml()
+    meter = EnergyMeter(nvml, lambda: nvml.now, gpus=(gpu,))
+    meter.start()
+    nvml.now = 10.0
+    (only,) = meter.stop()
+    assert only.name == "GPU 1"
+    assert only.energy_j == pytest.approx(1000)

@@ -39,7 +39,7 @@ def server(name: str, used_before_mib: int, *, alive: bool) -> ServerEntry:
 def used(state_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the GPU has in use, in MiB, to be changed by the test."""
     value = [0]
-    monkeypatch.setattr(machine, "gpu_used_mib", lambda: value[0])
+    monkeypatch.setattr(machine, "gpu_used_mib", lambda *_: value[0])
     monkeypatch.setattr(stopping, "GPU_FREE_TIMEOUT_S", 0.0)
     return value
 

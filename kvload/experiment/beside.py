@@ -1,0 +1,238 @@
+"""The runs of a comparison side by side: each on GPUs and processors of its own, launches beside what is measured."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvload.errors import KvloadError, MachineError, ServerError
+from kvload.experiment.lanes import Lanes
+from kvload.experiment.placement import PlacedRun, PlacementLog, is_cards, read_placement
+from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete
+from kvload.experiment.run import Sent, Took, Watcher, completed, make_run, pending, run_path
+from kvload.experiment.slots import Slot, spread
+from kvload.rundir import RunDir
+from kvload.servers.launcher import LaunchEvent, StartFailedError
+
+if TYPE_CHECKING:
+    from kvload.analysis.comparison.beside import Change
+    from kvload.analysis.records.table import RecordTable
+
+HEAD_START_S = 60.0
+"""How long the other lanes wait at most until the first server has begun to start."""
+
+
+@dataclass(frozen=True)
+class BesideWatcher:
+    """Who is told how runs go on that are made side by side.
+
+    Attributes:
+        on_run: a run begins in a slot, with its number (from 1) among all.
+        for_run: who is told of that run alone: what its server does until it is ready, what its replay does.
+        on_notice: a sentence about all of it.
+    """
+
+    on_run: Callable[[PlannedRun, Slot, int, int], None] = lambda _run, _slot, _number, _of: None
+    for_run: Callable[[PlannedRun, Slot], Watcher] = lambda _run, _slot: Watcher()
+    on_notice: Callable[[str], None] = lambda _text: None
+
+
+def queues_of(plan: ExperimentPlan, out: Path, slots: Sequence[Slot]) -> list[list[PlannedRun]]:
+    """Which of the runs that are not complete each slot makes, in their order; see :func:`.slots.spread`."""
+    every = plan.runs()
+    pair = {arm.name for arm in plan.arms if arm.baseline or arm.floor}
+    of_pair = {(run.arm, run.repeat): run for run in every if run.arm in pair}
+    apart = {
+        run: other
+        for (arm, repeat), run in of_pair.items()
+        for (other_arm, other_repeat), other in of_pair.items()
+        if other_arm != arm and other_repeat == repeat
+    }
+    numbers = {slot.gpus: slot.number for slot in slots}
+    before: Counter[tuple[Hashable, int]] = Counter()
+    for arm_name, runs in completed(plan, out).items():
+        for run in runs:
+            number = numbers.get(tuple(run.manifest().server.gpus))
+            if number is not None:
+                before[arm_name, number] += 1
+    return spread(pending(plan, out), len(slots), arm_of={run: run.arm for run in every}, apart=apart, before=before)
+
+
+def run_beside(
+    plan: ExperimentPlan, out: Path, slots: Sequence[Slot], watcher: BesideWatcher, sent: Sent | None = None
+) -> dict[str, KvloadError]:
+    """Make every run that is not complete, as many at a time as there are slots.
+
+    An arm that fails is not tried again, and the others go on; so they do where the baseline's server dies after it
+    once served. A slot whose GPU is at fault, or in which two arms failed one after the other, is left to itself, and
+    the others take over its runs.
+
+    Args:
+        slots: see :func:`.slots.make_slots`.
+
+    Returns:
+        what went wrong, by the arm's name.
+
+    Raises:
+        KeyboardInterrupt: the user interrupted; what was measured is kept.
+        ServerError: the baseline's server did not start or failed its verification.
+        MachineError: this machine has no room for the runs.
+    """
+    return _Beside(plan, out, slots, watcher, sent or Sent()).run()
+
+
+class _Beside:
+    def __init__(
+        self, plan: ExperimentPlan, out: Path, slots: Sequence[Slot], watcher: BesideWatcher, sent: Sent
+    ) -> None:
+        self.plan, self.out, self.slots, self.watcher, self.sent = plan, out, slots, watcher, sent
+        self.failed: dict[str, KvloadError] = {}
+        self.baseline_error: KvloadError | None = None
+        self._all = plan.runs()
+        self._head_start = threading.Event()
+        self._log = PlacementLog(out, slots)
+        self.lanes: Lanes[PlannedRun] = Lanes(
+            queues_of(plan, out, slots), self._work, wanted=lambda run: run.arm not in self.failed
+        )
+
+    def run(self) -> dict[str, KvloadError]:
+        try:
+            self.lanes.run()
+            if self.baseline_error is None:
+                self._run_alone()
+        finally:
+            self._log.add(None)
+        if self.baseline_error is not None:
+            self.baseline_error.hint = self.baseline_error.hint or f"go on with kvload compare --resume {self.out}"
+            raise self.baseline_error
+        for run in pending(self.plan, self.out):
+            self.failed.setdefault(run.arm, ServerError("no GPU was left to run it on"))
+        return self.failed
+
+    def _work(self, lane: int, run: PlannedRun) -> bool:
+        if run != self._all[0] and self._is_pending(self._all[0]):
+            # The baseline's figures are measured once, by its own server and not by another beside it.
+            self._head_start.wait(HEAD_START_S)
+        try:
+            return self._make(self.slots[lane], run)
+        finally:
+            self._head_start.set()
+
+    def _is_pending(self, run: PlannedRun) -> bool:
+        return not is_complete(run_path(self.out, run))
+
+    def _make(self, slot: Slot, run: PlannedRun) -> bool:
+        """Make one run; False where the slot is of no more use."""
+        number = self._all.index(run) if run in self._all else len(self._all)
+        self.watcher.on_run(run, slot, number + 1, len(self._all) + self.plan.alone)
+        placed = PlacedRun(arm=run.arm, repeat=run.repeat, slot=slot.name, began_at=time.time())
+        try:
+            took = self._make_in(slot, run, self.watcher.for_run(run, slot))
+        except KeyboardInterrupt:
+            self.lanes.end()
+            return True
+        except MachineError:
+            raise
+        except KvloadError as error:
+            self._log.add(msgspec.structs.replace(placed, failed=error.message))
+            return self._failed(slot, run, error)
+        self._log.add(
+            msgspec.structs.replace(placed, launch_s=took.launch_s, replay_s=took.replay_s, stop_s=took.stop_s), slot
+        )
+        return True
+
+    def _make_in(self, slot: Slot, run: PlannedRun, heard: Watcher) -> Took:
+        def on_launch(event: LaunchEvent) -> None:
+            if self.lanes.interrupts:
+                raise KeyboardInterrupt
+            if event.kind != "note":
+                self._head_start.set()
+            heard.on_launch(event)
+
+        listener = replace(heard.listener, interrupts=lambda: self.lanes.interrupts)
+        launch = replace(self.plan.launch, gpus=slot.gpus, cpus=slot.server_cpus)
+        sent = replace(self.sent, swarm=replace(self.sent.swarm, cpus=slot.client_cpus))
+        return make_run(self.plan, self.out, run, launch, replace(heard, on_launch=on_launch, listener=listener), sent)
+
+    def _failed(self, slot: Slot, run: PlannedRun, error: KvloadError) -> bool:
+        arm = self.plan.arm(run.arm)
+        why = self._log.useless(slot, error)
+        self.failed[arm.name] = error
+        if arm.baseline and not is_cards(error) and not _died(error) and not self._has_run(arm, but=run):
+            self.baseline_error = error
+            self.lanes.end()
+        self.watcher.on_notice(f"the arm '{arm.name}' failed on {slot.name}, the others go on: {error}")
+        if why is not None:
+            self.watcher.on_notice(f"nothing more is run on {slot.name}: {why}")
+        return why is None
+
+    def _has_run(self, arm: Arm, but: PlannedRun | None = None) -> bool:
+        return any(is_complete(run_path(self.out, run)) for run in self._all if run.arm == arm.name and run != but)
+
+    def _run_alone(self) -> None:
+        """The baseline once more with nothing beside it, where that can show something."""
+        run = self.plan.alone_run()
+        if not self.plan.alone or self.failed or not self._is_pending(run) or not self._has_run(self.plan.arm(run.arm)):
+            return
+        self.lanes = Lanes([[run]], lambda _lane, job: self._make(self.slots[0], job))
+        self.lanes.run()
+
+
+def _died(error: KvloadError) -> bool:
+    """A server that served and then died: the run it was in says so itself."""
+    return isinstance(error, ServerError) and not isinstance(error, StartFailedError) and "server died" in error.message
+
+
+def alone_run(plan: ExperimentPlan, out: Path) -> RunDir | None:
+    """The complete run of the baseline with nothing beside it."""
+    path = run_path(out, plan.alone_run())
+    return RunDir.open(path) if is_complete(path) else None
+
+
+def notes(plan: ExperimentPlan, out: Path) -> list[str]:
+    """What a report says of runs that were made side by side; nothing of others.
+
+    Wall time against that of the same parts one after the other, whether the baseline is slower beside others than
+    alone, and whether GPUs differ on it.
+    """
+    from kvload.analysis.comparison import beside
+    from kvload.analysis.records.table import load, proven
+
+    kept = read_placement(out)
+    if kept is None:
+        return []
+    said = [note for note in (kept.time_note(),) if note is not None]
+    equal = {arm.name for arm in plan.arms if arm.baseline or arm.floor}
+    runs = [run for name, made in completed(plan, out).items() if name in equal for run in made]
+    tables = [proven(load(run)) for run in runs]
+    alone = alone_run(plan, out)
+    if alone is None:
+        said.append("whether arms slow each other down was not measured: the baseline did not run alone")
+    for change in beside.interference(proven(load(alone)), tables) if alone is not None else ():
+        said.append(_words(change, "arms slow each other down: --serial measures them without"))
+    groups: dict[str, list[RecordTable]] = {}
+    for run, table in zip(runs, tables, strict=True):
+        groups.setdefault(f"GPU {','.join(run.manifest().server.gpus)}", []).append(table)
+    for change in beside.placement(dict(sorted(groups.items()))):
+        said.append(_words(change, "the GPUs differ, which is in the intervals, since every arm changes between them"))
+    return said
+
+
+def _words(change: "Change", if_over: str) -> str:
+    excess = f"the baseline's {change.metric.upper()} is {abs(change.relative):.1%}"
+    way = "longer" if change.relative >= 0 else "shorter"
+    compared = f"{excess} {way} {_on(change.second)} than {_on(change.first)}"
+    if change.floor is None:
+        return f"{compared}; too few runs to say whether that is noise"
+    if change.is_over:
+        return f"{compared}, over the {change.floor:.1%} that equal runs differ by: {if_over}"
+    return f"{compared}, within the {change.floor:.1%} that equal runs differ by"
+
+
+def _on(place: str) -> str:
+    return f"on {place}" if place.startswith("GPU") else place

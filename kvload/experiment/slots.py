@@ -1,0 +1,117 @@
+"""Where runs that are made side by side take place: GPUs and processors of their own, and which run goes where."""
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kvload.errors import UsageError
+
+CLIENT_SHARE = 4
+"""At most one processor in so many goes to the load generator: servers are what is measured."""
+
+Run = TypeVar("Run")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one run at a time.
+
+    Attributes:
+        number: from 0.
+        gpus: of its server, by number or UUID.
+        server_cpus, client_cpus: processors of the server and of what sends to it; any where empty.
+    """
+
+    number: int
+    gpus: tuple[str, ...]
+    server_cpus: tuple[int, ...] = ()
+    client_cpus: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``GPU 0`` or ``GPUs 2,3``."""
+        return f"GPU{'s' if len(self.gpus) > 1 else ''} {','.join(self.gpus)}"
+
+
+def make_slots(gpus: Sequence[str], per_arm: int, cpus: Sequence[int], workers: int) -> tuple[Slot, ...]:
+    """As many slots as there are GPUs for, each with its part of the processors.
+
+    Args:
+        gpus: all of them, by number or UUID.
+        per_arm: of one server.
+        cpus: processors to be shared out; servers and clients get none of their own where they are too few.
+        workers: processes that send, in each slot.
+
+    Raises:
+        UsageError: there are too few GPUs for one server.
+    """
+    if len(gpus) < per_arm:
+        raise UsageError(
+            f"an arm takes {per_arm} GPUs, and {len(gpus)} are named",
+            where=f"--gpus {','.join(gpus)}",
+            hint="name more, or lower --per-arm",
+        )
+    count = len(gpus) // per_arm
+    parts = split_cpus(cpus, count, workers) or [((), ())] * count
+    return tuple(
+        Slot(number, tuple(gpus[number * per_arm : (number + 1) * per_arm]), *parts[number]) for number in range(count)
+    )
+
+
+def usable_cpus() -> list[int]:
+    """Processors that this process may use; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def split_cpus(cpus: Sequence[int], slots: int, workers: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]] | None:
+    """Processors of each slot's server and client, none of them shared; None where there are too few.
+
+    Neighbours in number, which mostly share caches and memory, stay together. A slot's client gets one processor for
+    each worker and one for the master of several, though no more than a quarter of the slot's.
+
+    >>> split_cpus(range(8), 2, 1)
+    [((0, 1, 2), (3,)), ((4, 5, 6), (7,))]
+    """
+    each = len(cpus) // slots
+    if each < 2:
+        return None
+    ordered = sorted(cpus)
+    clients = min(workers + (workers > 1), max(1, each // CLIENT_SHARE))
+    parts = [ordered[slot * each : (slot + 1) * each] for slot in range(slots)]
+    return [(tuple(part[:-clients]), tuple(part[-clients:])) for part in parts]
+
+
+def spread(
+    runs: Sequence[Run],
+    slots: int,
+    *,
+    arm_of: Mapping[Run, Hashable],
+    apart: Mapping[Run, Run] | None = None,
+    before: Mapping[tuple[Hashable, int], int] | None = None,
+) -> list[list[Run]]:
+    """Which runs each slot makes, in their order.
+
+    No arm shall always have the same GPU: a run goes where its arm has been least often, then, if it is one of an A/A
+    pair, where the other is not, and then to the slot with the fewest runs.
+
+    Args:
+        runs: in the order they are made.
+        slots: how many there are.
+        arm_of: each run's arm.
+        apart: the run of the same repeat that another must not share a slot with.
+        before: how often an arm has been on a slot already.
+    """
+    counts = dict(before or {})
+    place: dict[Run, int] = {}
+    queues: list[list[Run]] = [[] for _ in range(slots)]
+    for run in runs:
+        arm = arm_of[run]
+        other = place.get((apart or {}).get(run, run))
+        chosen = min(
+            range(slots), key=lambda slot: (counts.get((arm, slot), 0), slot == other, len(queues[slot]), slot)
+        )
+        place[run] = chosen
+        counts[arm, chosen] = counts.get((arm, chosen), 0) + 1
+        queues[chosen].append(run)
+    return queues
