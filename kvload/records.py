@@ -297,6 +297,9 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         failures: how many requests ended in which way other than ``ok``, the most frequent first.
         started_at: wall-clock time (Unix seconds) of the run's zero.
         duration_s: from the run's zero to the end of its last request.
+        eviction: what the server counted during the run, where it counts evictions: ``requests`` that lost blocks,
+            ``freed_blocks``, and ``compactions`` where a GPU's kernels count them. Told twice a second, so that the
+            last half second may be missing.
     """
 
     run_id: str
@@ -326,6 +329,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     notes: list[str] = []
     metadata: dict[str, str] = {}
     gpus: list[GpuUse] = []
+    eviction: dict[str, int] | None = None
 
     @property
     def server(self) -> ServerInfo:

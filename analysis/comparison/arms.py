@@ -22,7 +22,7 @@ from kvload.records import FailureKind, ServerInfo
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """One repeat of an arm; ``started_at`` in Unix seconds."""
+    """One repeat of an arm; ``started_at`` in Unix seconds, ``eviction`` as in its manifest."""
 
     repeat: int
     path: str
@@ -31,6 +31,7 @@ class RunSummary:
     trust: Trust
     server: ServerSide
     started_at: float | None = None
+    eviction: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ def summarise(
             trust=trust.judge(run.table, run.manifest),
             server=server_side.summarise(run.samples, run.table),
             started_at=run.manifest.started_at,
+            eviction=run.manifest.eviction,
         )
         for repeat, run in arm.runs.items()
     ]

@@ -311,6 +311,17 @@ def _traffic_note(base: LoadedArm) -> list[str]:
     ]
 
 
+def _evictions(summary: ArmSummary) -> list[str]:
+    """Whether an arm's method acted while it was measured, by its server's own count."""
+    counted = [run.eviction for run in summary.runs if run.eviction is not None]
+    if not counted:
+        return []
+    freed, requests = (sum(one.get(name, 0) for one in counted) for name in ("freed_blocks", "requests"))
+    if not freed:
+        return [f"{summary.name}: nothing was evicted during the runs, so that they show nothing of the method"]
+    return [f"{summary.name}: {freed:,} blocks were freed of {requests:,} requests while they ran"]
+
+
 def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:
     notes = []
     if floor is None:
@@ -321,6 +332,7 @@ def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:
                 notes.append(f"{summary.name}: repeat {run.repeat} is partial")
             if run.trust.client_bound:
                 notes.append(f"{summary.name}: repeat {run.repeat} is client-bound: {run.trust.reasons[0]}")
+        notes += _evictions(summary)
     prefix = {summary.name: summary.info.prefix_cache for summary in summaries}
     if "on" in prefix.values():
         shared = [name for name, state in prefix.items() if state == "on"]

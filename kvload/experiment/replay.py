@@ -128,6 +128,7 @@ class _OneReplay:
         self._scraping = ExitStack()
         self._energy: EnergyMeter | None = None
         self._gpus: list[GpuUse] = []
+        self._evictions: dict[str, Any] = {}
 
     def run(self) -> RunDir:
         from kvload.workloads.run.plan import ReplayPlan
@@ -159,6 +160,7 @@ class _OneReplay:
         server = self._reset_cache(server)
         run.update_manifest(servers=[server, *self.behind], notes=notes, calibration=calibration)
         log_start = self._log_size()
+        self._evictions = self._eviction_counts()
 
         def scrape(sample: ServerSample) -> None:
             # without room on the disk the run itself says so
@@ -219,6 +221,7 @@ class _OneReplay:
     def _complete(self, run: RunDir, log_start: int) -> None:
         if self._gpus:
             run.update_manifest(gpus=self._gpus)
+        self._keep_evictions(run)
         self._keep_log(run, log_start)
         self.listener.on_complete(run)
 
@@ -383,6 +386,24 @@ class _OneReplay:
             # a server that is slow to say how it is may be busy
             return None if isinstance(error.__cause__, TimeoutError) else error.message
         return "/health answers 503" if answer.status == 503 else None
+
+    def _eviction_counts(self) -> dict[str, Any]:
+        from kvload.servers.verification.eviction import counts
+
+        return {} if self.entry is None else counts(self.entry.log)
+
+    def _keep_evictions(self, run: RunDir) -> None:
+        """What a method of eviction did during the run, by the server's own count; that it did nothing is said."""
+        from kvload.servers.verification.eviction import during
+
+        found = during(self._evictions, self._eviction_counts())
+        if found is None:
+            return
+        manifest = run.update_manifest(eviction=found)
+        if not found.get("freed_blocks"):
+            note = f"{manifest.server.method} evicted nothing during the run: no request exceeded what it keeps"
+            run.update_manifest(notes=[*manifest.notes, note])
+            self.listener.on_notice(note)
 
     def _log_size(self) -> int:
         if self.entry is None or not self.entry.log.exists():

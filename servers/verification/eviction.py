@@ -1,7 +1,9 @@
 """Whether a method of eviction evicts: a request too long for its budget must lose blocks, by the server's own count.
 
 A method that never acts passes every other check, and answers as well as no method at all. kvload's plugin tells in the
-engine's log how many requests lost blocks, how many blocks that were, and how much the requests still held.
+engine's log how many requests lost blocks, how many blocks that were, and how much the requests still held. Every run's
+manifest has what was counted during the run (:func:`during`): a method that acted at the start has shown nothing of
+requests that never exceed its budget.
 """
 
 import json
@@ -104,6 +106,16 @@ def judge(before: Mapping[str, Any], after: Mapping[str, Any], wanted: EvictionP
         asked = f"a request of {wanted.prompt_tokens} tokens must lose {wanted.freed_blocks} blocks"
         return Proof(figures, (f"nothing is evicted: {asked} and lost {freed}",))
     return Proof(figures)
+
+
+COUNTED = ("requests", "freed_blocks", "compactions")
+"""Counts that only grow; the others are means."""
+
+
+def during(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, int] | None:
+    """What was counted between two readings of a log; None where it tells no counts."""
+    told = [name for name in COUNTED if name in after]
+    return {name: _grown(before, after, name) for name in told} or None
 
 
 def _grown(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> int:

@@ -106,7 +106,8 @@ def builder(gpu: Any, spec: Any, policy: Policy) -> None:
     made = object.__new__(gpu.EvictionBuilder)
     made.__dict__.update(
         _policy=policy, block_size=BLOCK, _table=None, _held=torch.zeros(65, dtype=torch.int32),
-        _given=torch.zeros(5, 66, dtype=torch.int32), _scratch=None, _counts=None, device=torch.device("cpu"),
+        _given=torch.zeros(5, 66, dtype=torch.int32), _scratch=None, _counts=None, _tells=True,
+        device=torch.device("cpu"),
         aot_schedule=False, use_full_cuda_graph=True, max_cudagraph_size=64, max_num_splits=32, dcp_world_size=1,
         aot_sliding_window=(-1, -1), rswa_window=None, kv_cache_spec=spec, kv_cache_dtype=torch.bfloat16,
         cache_config=types.SimpleNamespace(cache_dtype="auto"),

@@ -171,3 +171,14 @@ def test_charts_are_all_there(comparison: Comparison) -> None:
 def test_twenty_arms_of_long_answers_stay_under_two_megabytes(tmp_path: Path) -> None:
     found = compare(arms_of(tmp_path, others=18, count=30, repeats=1, text="<&>" * 3000))
     assert len(html_compare.render(found).encode()) < 2_000_000
+
+
+def test_an_arm_shows_that_it_evicted_while_it_was_measured(tmp_path: Path) -> None:
+    arms = arms_of(tmp_path, others=2, count=60)
+    for run in arms[2].runs:
+        run.update_manifest(eviction={"requests": 10, "freed_blocks": 150})
+    for run in arms[3].runs:
+        run.update_manifest(eviction={"requests": 0, "freed_blocks": 0})
+    notes = compare(arms).notes
+    assert f"{arms[2].name}: 300 blocks were freed of 20 requests while they ran" in notes
+    assert any(note.startswith(f"{arms[3].name}: nothing was evicted") for note in notes)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kvload.servers.engines.base import EvictionProof
-from kvload.servers.verification.eviction import counts, judge
+from kvload.servers.verification.eviction import counts, during, judge
 
 WANTED = EvictionProof(prompt_tokens=400, freed_blocks=8, kept_tokens=272)
 LINES = """\
@@ -35,3 +35,11 @@ def test_only_what_was_freed_since_counts() -> None:
     assert proof.problems
     assert proof.figures["freed_blocks"] == 4
     assert proof.figures["compactions"] == 1
+
+
+def test_between_two_readings_only_what_grew_counts() -> None:
+    before = {"requests": 3, "freed_blocks": 25, "kept_tokens": 260.0}
+    after = {"requests": 5, "freed_blocks": 41, "compactions": 2, "kept_tokens": 258.0}
+    assert during(before, after) == {"requests": 2, "freed_blocks": 16, "compactions": 2}
+    assert during(before, before) == {"requests": 0, "freed_blocks": 0}
+    assert during({}, {}) is None

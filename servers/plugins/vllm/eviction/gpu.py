@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType
@@ -141,10 +142,13 @@ class EvictionBuilder(FlashAttentionMetadataBuilder):
             room = self._policy.most_kept
             self._scratch = torch.zeros(most, kv_cache_spec.num_kv_heads, 2 * room, dtype=torch.int32, device=device)
             self._counts = WorkerCounts(str(current()), len(layer_names) * kv_cache_spec.num_kv_heads, device)
-        logger.info(
-            "kvload eviction: %s over FlashAttention %s, blocks of %d tokens, pages of %d bytes",
-            current(), "3" if self.aot_schedule else "2", kv_cache_spec.block_size, kv_cache_spec.page_size_bytes,
-        )  # fmt: skip
+        # Every rank compacts its own heads, at the same steps: one of them tells.
+        self._tells = get_tensor_model_parallel_rank() == 0
+        if self._tells:
+            logger.info(
+                "kvload eviction: %s over FlashAttention %s, blocks of %d tokens, pages of %d bytes",
+                current(), "3" if self.aot_schedule else "2", kv_cache_spec.block_size, kv_cache_spec.page_size_bytes,
+            )  # fmt: skip
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
@@ -176,7 +180,8 @@ class EvictionBuilder(FlashAttentionMetadataBuilder):
         step = Step(self._policy, on_device, batch.max_query_len, most_held, scores=scores, compacts=compacts)
         if self._counts is not None:
             step.scratch, step.counts = self._scratch, self._counts.on_device
-            self._counts.tell()
+            if self._tells:
+                self._counts.tell()
         metadata.eviction = step
         return metadata
 

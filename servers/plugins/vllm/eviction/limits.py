@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvload.servers.plugins.vllm import contract
+from kvload.servers.plugins.vllm.eviction.policy import chosen
 from kvload.servers.plugins.vllm.selection import current
 
 LAYER_OPTIONS = {
@@ -25,7 +26,12 @@ def problems(config: Any) -> list[str]:
         config: a ``VllmConfig``.
     """
     parallel, cache = config.parallel_config, config.cache_config
+    ranks, heads = parallel.tensor_parallel_size, config.model_config.get_total_num_kv_heads()
     found = [
+        (
+            chosen(cache.block_size).scores and ranks > heads,
+            f"on {ranks} GPUs with {heads} KV heads: GPUs that hold the same head would choose by different queries",
+        ),
         (config.speculative_config is not None, "with speculative decoding: rejected tokens cannot be taken back"),
         (config.kv_transfer_config is not None, "with a KV connector: compacted blocks mean nothing elsewhere"),
         (cache.enable_prefix_caching, "with prefix caching (--no-enable-prefix-caching): compaction rewrites blocks"),

@@ -85,7 +85,7 @@ class EvictionManager(FullAttentionManager):
 
 
 class SchedulerCounts:
-    """What was freed since the start, told in the log: the proof that a method does something.
+    """What was freed since the start, told in the log from the first: the proof that a method does something.
 
     Args:
         method: with its options.
@@ -95,7 +95,8 @@ class SchedulerCounts:
         self._method = method
         self._seen: set[str] = set()
         self._requests = self._blocks = self._kept = 0
-        self._told = (0, 0.0)
+        self._told = (-1, 0.0)
+        self.tell()
 
     def add(self, request_id: str, blocks: int, kept_tokens: int) -> None:
         """Blocks of a request were freed while it runs.
@@ -124,7 +125,7 @@ class SchedulerCounts:
             "method": self._method,
             "requests": self._requests,
             "freed_blocks": self._blocks,
-            "kept_tokens": round(self._kept / self._requests, 1),
+            "kept_tokens": round(self._kept / max(1, self._requests), 1),
         }
         logger.info("kvload eviction: %s", json.dumps(figures))
 

@@ -13,6 +13,7 @@ from kvload.servers.plugins.vllm.eviction.policy import Counts
 WRAPPED = "kvload_wrapped"
 
 EXPECTED = (
+    Expected("vllm.distributed.parallel_state:get_tensor_model_parallel_rank", (), device="cuda"),
     Expected("vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata", ("self",), device="cpu"),
     Expected(
         "vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs",

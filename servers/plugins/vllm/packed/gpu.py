@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -217,10 +218,11 @@ class PackedBuilder(AttentionMetadataBuilder):
         self._ring_from = torch.zeros(self._dump + 1, dtype=torch.int32, device=device)
         fmt = self._shared.kernels.fmt
         window = f"; window {vllm_config.scheduler_config.max_num_seqs} rings" if fmt.window else ""
-        logger.info(
-            "kvload packed: %s, pages of %d bytes, %.1f bytes a token, layer and KV head%s",
-            current(), kv_cache_spec.page_size_bytes, fmt.token_bytes, window,
-        )  # fmt: skip
+        if get_tensor_model_parallel_rank() == 0:
+            logger.info(
+                "kvload packed: %s, pages of %d bytes, %.1f bytes a token, layer and KV head%s",
+                current(), kv_cache_spec.page_size_bytes, fmt.token_bytes, window,
+            )  # fmt: skip
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Step:
         """One step; see the base class. Runs on the host before every step, a graph's replay included."""

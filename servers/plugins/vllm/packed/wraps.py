@@ -13,6 +13,7 @@ from kvload.servers.plugins.vllm.selection import current
 WRAPPED = "kvload_wrapped"
 
 EXPECTED = (
+    Expected("vllm.distributed.parallel_state:get_tensor_model_parallel_rank", (), device="cuda"),
     Expected(
         "vllm.v1.attention.backends.utils:split_decodes_and_prefills",
         ("common_attn_metadata", "decode_threshold"),
