@@ -17,6 +17,26 @@ FEATURES = ("steps", "prompt_steps", "decodes", "context", "prompt_tokens", "pro
 FILE_LIMIT = 16 << 20
 
 
+DECODE_FEATURES, PROMPT_FEATURES = ("steps", "decodes", "context"), ("prompt_steps", "prompt_tokens", "prompt_work")
+"""What a step costs with and without prompts: the two parts drift apart from run to run (launching kernels is a matter
+of the host, reading the cache one of the GPU)."""
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far another run of the same server may lie from a model: standard deviations.
+
+    Attributes:
+        decode, prompt: logarithm of the time of the two parts of a step.
+        overhead_s: seconds of a first token beside its steps.
+        runs: runs that were each held against a model of the others; 0 where all of this is an assumption.
+    """
+
+    decode: float = 0.02
+    prompt: float = 0.10
+    overhead_s: float = 0.003
+    runs: int = 0
+
+
 class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Step times of one method on one server, and the rules of that server.
 
@@ -27,12 +47,13 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         hull: least and most of every feature of one step among those measured.
         steps: measured steps.
         error_p50, error_p90: relative error of the fitted steps, in-sample.
+        free_prompt_tokens: prompt tokens of a step that cost nothing beside ``prompt_steps``.
         overhead_s: what a first token takes beside its steps: network, tokenising, the server's own loop.
+        token_s: what a first token takes longer for every other request that receives a token in its step: a server
+            takes requests in and hands tokens out one after the other.
         ahead_steps: steps that are settled before a request that arrives can be part of one: 1 where the server
             schedules a step while the one before runs.
-        drift: spread (standard deviation of the logarithm) of equal runs; ``drift_runs`` says how many it comes from, 0
-            where it is an assumption.
-        misfit: spread of measured to fitted time over long stretches: what the model leaves out.
+        spread: how far another run may lie from this.
         pool_tokens: tokens the cache holds, as the server reports.
         page_tokens, max_sequences, chunk_tokens: the scheduler's settings.
         kept_tokens: tokens of a sequence that stay after its prompt, where the method evicts; None for all.
@@ -51,11 +72,11 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine_version: str | None = None
     device: str | None = None
     model: str | None = None
+    free_prompt_tokens: int = 0
     overhead_s: float = 0.0
+    token_s: float = 0.0
     ahead_steps: int = 0
-    drift: float = 0.011
-    drift_runs: int = 0
-    misfit: float = 0.0
+    spread: Spread = Spread()
     pool_tokens: int | None = None
     page_tokens: int = 16
     max_sequences: int = 256

@@ -43,15 +43,14 @@ def leave_out(steps: Steps, groups: Floats) -> Floats:
     errors = np.full(len(steps), np.nan)
     for value in np.unique(groups):
         held: Bools = groups == value
-        found = fit(Steps(steps.work[~held], steps.seconds[~held]))
-        errors[held] = found.seconds(steps.work[held]) / steps.seconds[held] - 1
+        errors[held] = fit(steps.where(~held)).seconds(steps.where(held)) / steps.seconds[held] - 1
     return errors
 
 
 def held_out(steps: Steps, inside: Bools) -> Floats:
     """Relative errors of the steps not ``inside`` when fitted on those inside: the far corner, from the near one."""
-    found = fit(Steps(steps.work[inside], steps.seconds[inside]))
-    errors: Floats = found.seconds(steps.work[~inside]) / steps.seconds[~inside] - 1
+    far = steps.where(~inside)
+    errors: Floats = fit(steps.where(inside)).seconds(far) / far.seconds - 1
     return errors
 
 

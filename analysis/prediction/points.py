@@ -36,8 +36,7 @@ class Points:
     def stage(self, name: str) -> "Points":
         """Those of one stage."""
         rows = np.flatnonzero(self.prefill == (name == "prefill"))
-        picked = Steps(self.steps.work[rows], self.steps.seconds[rows])
-        return Points(picked, self.batch[rows], self.length[rows], self.prefill[rows])
+        return Points(self.steps.where(rows), self.batch[rows], self.length[rows], self.prefill[rows])
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def errors(method: str, points: Points) -> list[StageErrors]:
         both = near | far
         corner = None
         if near.sum() >= len(FEATURES) + 2 and far.any():
-            corner = HeldOut.of(held_out(Steps(part.steps.work[both], part.steps.seconds[both]), near[both]))
+            corner = HeldOut.of(held_out(part.steps.where(both), near[both]))
         found.append(
             StageErrors(method, name, len(part.steps), _one_out(part, part.batch), _one_out(part, part.length), corner)
         )
@@ -134,4 +133,4 @@ def _points(rows: list[tuple[float, float, float, bool]]) -> Points:
     }
     for name, column in columns.items():
         work[:, FEATURES.index(name)] = column
-    return Points(Steps(work, seconds), batch, length, prefill)
+    return Points(Steps.single(work, seconds), batch, length, prefill)

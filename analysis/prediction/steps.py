@@ -2,12 +2,12 @@
 
 Whoever decodes receives one token at the end of every step, so tokens arrive in bunches, one bunch a step: a bunch ends
 where a request would come twice, or where nothing comes for a while. The time from bunch to bunch is the step, its
-members are who decoded, and their tokens so far what was read. A prompt's tokens belong to the step that computed them:
-the one that its first token ended, or one before where the server hands tokens out a step later (asynchronous
-scheduling). Which of the two is found by what explains the long steps.
+members are who decoded, and their tokens so far what was read. A prompt's tokens belong to the step that its first
+token ended; a request whose tokens stay away for many steps had lost its pages, and all of it was computed again in the
+step that its next token ended.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,11 +21,22 @@ WINDOW = 6
 """Steps that are measured together: work adds up, while single bunches come early and late (a server that prepares the
 next step beside the one that runs hands a long one's tokens out late and the next one's early)."""
 
+LONGEST_WINDOW = 24
+"""Steps of a stretch at most."""
+
 LONGEST_GAPS = 20.0
 """A step of more than so many medians is none: the stream stood still for another reason."""
 
-MOST_LAG = 2
-"""Steps by which tokens may be handed out late."""
+PROMPT_TOKENS = FEATURES.index("prompt_tokens")
+
+RESUMED_BUNCHES, RESUMED_GAPS = 3, 4.0
+"""A request that misses so many bunches, and so many median gaps, had lost its pages."""
+
+FEWEST_ARRIVALS = 8
+"""Requests that must show how many steps a server settles early."""
+
+CROWD = 5
+"""Tokens of a bunch from which on the time between them is measured."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +46,62 @@ class Steps:
     Attributes:
         work: what each did, summed over its steps, ``(n, features)`` in the order of ``FEATURES``.
         seconds: how long it took, ``(n,)``.
-        lag_steps: steps between a prompt's being computed and its first token, as bunches show it.
+        prompts: prompt tokens of each of its steps, ``(n, steps of a stretch)``.
     """
 
     work: Floats
     seconds: Floats
-    lag_steps: int = 0
+    prompts: Floats
 
     def __len__(self) -> int:
         return len(self.seconds)
 
+    @classmethod
+    def none(cls) -> "Steps":
+        """Nothing measured."""
+        return cls(np.zeros((0, len(FEATURES))), np.zeros(0), np.zeros((0, 1)))
+
+    @classmethod
+    def single(cls, work: Floats, seconds: Floats) -> "Steps":
+        """Stretches of one step each."""
+        return cls(work, seconds, work[:, [PROMPT_TOKENS]])
+
+    def where(self, rows: Bools | Ints) -> "Steps":
+        """Some of them."""
+        return Steps(self.work[rows], self.seconds[rows], self.prompts[rows])
+
+    def beyond(self, free_prompt_tokens: float) -> Floats:
+        """The work where so many prompt tokens of a step cost nothing by themselves, ``(n, features)``."""
+        if not free_prompt_tokens:
+            return self.work
+        work = self.work.copy()
+        work[:, PROMPT_TOKENS] = np.maximum(0.0, self.prompts - free_prompt_tokens).sum(axis=1)
+        return work
+
 
 def join(parts: list[Steps]) -> Steps:
     """The steps of several runs of one server."""
+    parts = [part for part in parts if len(part)]
     if not parts:
-        return Steps(np.zeros((0, len(FEATURES))), np.zeros(0))
-    lag = int(np.median([part.lag_steps for part in parts if len(part)] or [0]))
-    return Steps(np.concatenate([part.work for part in parts]), np.concatenate([part.seconds for part in parts]), lag)
+        return Steps.none()
+    width = max(part.prompts.shape[1] for part in parts)
+    prompts = [np.pad(part.prompts, ((0, 0), (0, width - part.prompts.shape[1]))) for part in parts]
+    work, seconds = np.concatenate([part.work for part in parts]), np.concatenate([part.seconds for part in parts])
+    return Steps(work, seconds, np.concatenate(prompts))
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a server takes requests in and hands tokens out.
+
+    Attributes:
+        ahead_steps: steps that are settled before a request that arrives can be part of one: 0 where the step after
+            the running one takes it, 1 where a server schedules that one early. None where no run shows it.
+        token_s: seconds from one token of a step to the next one's on the wire; None without crowded steps.
+    """
+
+    ahead_steps: int | None
+    token_s: float | None
 
 
 def rebuild(table: RecordTable, *, chunk_tokens: int, kept_tokens: int | None = None) -> Steps:
@@ -66,31 +116,39 @@ def rebuild(table: RecordTable, *, chunk_tokens: int, kept_tokens: int | None = 
     Returns:
         steps in which at least one request decoded.
     """
-    prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)
-    usable = table.ok & ~np.isnan(table.t_first_s) & ~table.in_bursts & ~np.isnan(prompts) & (table.chunk_count > 1)
-    rows = np.flatnonzero(usable)
-    times, owner, tokens = _chunks(table, rows)
-    if len(times) < 2:
-        return join([])
-    bunches = _Bunches(times, owner, tokens, prompts, kept_tokens)
+    bunches, prompts, rows = _bunches(table, kept_tokens)
+    if bunches is None:
+        return Steps.none()
     seconds, decodes, context, whole = bunches.steps()
     long = prompts > chunk_tokens
     begun = table.t_send_s + np.nan_to_num(table.queue_s)
     for row in rows[long[rows]]:
         whole &= ~((bunches.start_s > begun[row]) & (bunches.start_s - seconds < table.t_first_s[row]))
-    best: Steps | None = None
-    least = np.inf
-    for lag in range(MOST_LAG + 1):
-        prompt, work = bunches.prompts_computed(prompts, lag)
-        # A sum of prompts beyond one step's tokens was computed in several steps.
-        used = whole & (prompt <= chunk_tokens)
-        beside = (prompt > 0).astype(np.float64)
-        features = np.stack([np.ones_like(seconds), beside, decodes, context, prompt, work], axis=1)
-        stretches = _stretches(features, seconds, used)
-        rest = _unexplained(stretches)
-        if best is None or rest < least * 0.98:
-            best, least = replace(stretches, lag_steps=lag), rest
-    return best if best is not None else join([])
+    prompt, work = bunches.prompts_computed(prompts)
+    # A sum of prompts beyond one step's tokens was computed in several steps.
+    used = whole & (prompt <= chunk_tokens)
+    beside = (prompt > 0).astype(np.float64)
+    features = np.stack([np.ones_like(seconds), beside, decodes, context, prompt, work], axis=1)
+    return _stretches(features, seconds, used)
+
+
+def habits(table: RecordTable, *, chunk_tokens: int) -> Habits:
+    """What the bunches of a run show of its server beside the steps."""
+    bunches, prompts, rows = _bunches(table, None)
+    if bunches is None:
+        return Habits(None, None)
+    return Habits(bunches.ahead_steps(table, rows[prompts[rows] <= chunk_tokens]), bunches.token_s())
+
+
+def _bunches(table: RecordTable, kept_tokens: int | None) -> "tuple[_Bunches | None, Floats, Ints]":
+    """The bunches of a run, the prompt tokens of all its requests, and the rows of those that are in bunches."""
+    prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)
+    usable = table.ok & ~np.isnan(table.t_first_s) & ~table.in_bursts & ~np.isnan(prompts) & (table.chunk_count > 1)
+    rows = np.flatnonzero(usable)
+    times, owner, tokens = _chunks(table, rows)
+    if len(times) < 2:
+        return None, prompts, rows
+    return _Bunches(times, owner, tokens, prompts, kept_tokens), prompts, rows
 
 
 def lone_first_tokens(table: RecordTable) -> tuple[Floats, Floats]:
@@ -132,8 +190,8 @@ class _Bunches:
     def __init__(self, times: Floats, owner: Ints, tokens: Ints, prompts: Floats, kept_tokens: int | None) -> None:
         self._times, self._owner = times, owner
         before = _tokens_before(owner, tokens)
-        length = prompts[owner] + before
-        self._read = length if kept_tokens is None else np.minimum(length, kept_tokens)
+        self._length = prompts[owner] + before
+        self._read = self._length if kept_tokens is None else np.minimum(self._length, kept_tokens)
         self._first = before == 0
         self._single = tokens == 1
         self._bunch = _bunch_of(times, owner)
@@ -160,16 +218,51 @@ class _Bunches:
             whole &= seconds < LONGEST_GAPS * np.median(seconds[whole])
         return np.nan_to_num(seconds), decodes, context, whole
 
-    def prompts_computed(self, prompts: Floats, lag: int) -> tuple[Floats, Floats]:
-        """Prompt tokens, and the tokens that those look at, of every step, if tokens come ``lag`` steps late."""
+    def prompts_computed(self, prompts: Floats) -> tuple[Floats, Floats]:
+        """Prompt tokens, and the tokens that those look at, of every step."""
         count = len(self.start_s)
-        rows = self._owner[self._first]
-        place = np.maximum(self._bunch[self._first] - lag, 0)
-        tokens = prompts[rows]
+        order = np.lexsort((self._bunch, self._owner))
+        before, after = order[:-1], order[1:]
+        missed = self._bunch[after] - self._bunch[before]
+        away_s = self._times[after] - self._times[before]
+        same = self._owner[after] == self._owner[before]
+        usual_s = float(np.median(away_s[same])) if same.any() else np.inf
+        resumed = after[same & (missed >= RESUMED_BUNCHES) & (away_s > RESUMED_GAPS * usual_s)]
+        place = np.concatenate([self._bunch[self._first], self._bunch[resumed]])
+        tokens = np.concatenate([prompts[self._owner[self._first]], self._length[resumed]])
         return (
             np.bincount(place, weights=tokens, minlength=count).astype(np.float64),
             np.bincount(place, weights=tokens * (tokens + 1) / 2, minlength=count).astype(np.float64),
         )
+
+    def ahead_steps(self, table: RecordTable, rows: Ints) -> int | None:
+        """Steps between the one that runs when a request arrives and the one that ends with its first token.
+
+        The most frequent number, of the third of requests that come longest before the end of the running step: what
+        comes shortly before it may miss it on its way.
+        """
+        place = np.full(len(table.t_send_s), -1, np.int64)
+        place[self._owner[self._first]] = self._bunch[self._first]
+        sent = table.t_send_s[rows]
+        running = np.searchsorted(self.start_s, sent)
+        inside = (running > 0) & (running < len(self.start_s))
+        rows, sent, running = rows[inside], sent[inside], running[inside]
+        left_s = self.start_s[running] - sent
+        busy = self.steps()[3][running]
+        later = (place[rows] - running - 1)[busy]
+        later = later[np.argsort(-left_s[busy], kind="stable")][: max(FEWEST_ARRIVALS, len(later) // 3)]
+        later = later[later >= 0]
+        return int(np.bincount(later).argmax()) if len(later) >= FEWEST_ARRIVALS else None
+
+    def token_s(self) -> float | None:
+        """Median time from token to token of one bunch."""
+        starts = np.flatnonzero(np.diff(self._bunch, prepend=-1))
+        sizes = np.diff(np.append(starts, len(self._times)))
+        crowded = sizes >= CROWD
+        if not crowded.any():
+            return None
+        spans = (self._times[starts + sizes - 1] - self._times[starts])[crowded]
+        return float(np.median(spans / (sizes[crowded] - 1)))
 
 
 def _tokens_before(owner: Ints, tokens: Ints) -> Ints:
@@ -203,26 +296,32 @@ def _bunch_of(times: Floats, owner: Ints) -> Ints:
 
 
 def _stretches(features: Floats, seconds: Floats, used: Bools) -> Steps:
-    """Sums over :data:`WINDOW` steps that follow each other; shorter rests are left out."""
+    """Sums over :data:`WINDOW` or more steps that follow each other; shorter rests are left out.
+
+    A stretch ends between steps without prompts where that takes no more than :data:`LONGEST_WINDOW` steps: the bunch
+    that shows a prompt's step may be one early or late, and must not fall into another stretch than its time.
+    """
+    prompts = features[:, PROMPT_TOKENS]
+    calm = prompts == 0
+    edge = calm & np.roll(calm, 1)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
-    starts = [
-        start
-        for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-        for start in range(begin, end - WINDOW + 1, WINDOW)
-    ]
+    starts, ends = [], []
+    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        start = begin
+        while end - start >= WINDOW:
+            stop = start + WINDOW
+            limit = min(end, start + LONGEST_WINDOW)
+            while stop < limit and not edge[stop]:
+                stop += 1
+            starts.append(start)
+            ends.append(stop)
+            start = stop
     if not starts:
-        return join([])
-    rows = np.asarray(starts)[:, None] + np.arange(WINDOW)
-    return Steps(features[rows].sum(axis=1), seconds[rows].sum(axis=1))
-
-
-def _unexplained(steps: Steps) -> float:
-    """How much of the time decodes, context and prompts leave unexplained: a mean of relative errors."""
-    from scipy.optimize import nnls
-
-    if len(steps) <= len(FEATURES):
-        return np.inf
-    scale = np.maximum(steps.work.max(axis=0), 1e-12)
-    row = 1 / np.sqrt(steps.seconds)
-    found, _ = nnls(steps.work / scale * row[:, None], steps.seconds * row)
-    return float(np.mean(np.abs(steps.work / scale @ found / steps.seconds - 1)))
+        return Steps.none()
+    first, last = np.asarray(starts), np.asarray(ends)
+    each = np.zeros((len(first), LONGEST_WINDOW))
+    for row, (start, stop) in enumerate(zip(starts, ends, strict=True)):
+        each[row, : stop - start] = prompts[start:stop]
+    total = np.concatenate([np.zeros((1, len(FEATURES))), np.cumsum(features, axis=0)])
+    time = np.concatenate([[0.0], np.cumsum(seconds)])
+    return Steps(total[last] - total[first], time[last] - time[first], each)

@@ -34,7 +34,7 @@ def fit(
     points: Annotated[
         Path | None, typer.Option(help="A table of step times instead (CSV): method,stage,batch,length,seconds.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the models.")] = Path("model.json"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the models.")] = Path("model.json"),
     pool_tokens: Annotated[int | None, typer.Option(help="Tokens the cache holds.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests running at once.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a step.")] = None,
@@ -53,13 +53,13 @@ def fit(
         models, errors = fit_points(points, overrides)
     else:
         models, errors = fit_models(runs or [], overrides), []
-    write(output, models)
+    write(out, models)
     from kvload.cli.predict_tables import print_models, print_stage_errors
 
     print_models(models)
     if errors:
         print_stage_errors(errors)
-    print(f"wrote {output}", file=sys.stderr)
+    print(f"wrote {out}", file=sys.stderr)
 
 
 @app.command()
@@ -80,7 +80,7 @@ def check(
 
     found = check_runs(runs, read(model), parse_limits(slo, where="--slo"))
     if as_json:
-        print(json.dumps([asdict(cell) for cell in found], indent=2))
+        print(json.dumps(asdict(found), indent=2))
     else:
         print_checks(found)
 

@@ -8,15 +8,21 @@ if TYPE_CHECKING:
 
     from kvload.analysis.prediction.errors import HeldOut
     from kvload.analysis.prediction.points import StageErrors
-    from kvload.experiment.prediction.check import Cell
+    from kvload.experiment.prediction.cells import Ratio
+    from kvload.experiment.prediction.check import Checked
     from kvload.experiment.prediction.forecast import Prediction
     from kvload.experiment.prediction.plan import Plan
     from kvload.step_model import StepModels
 
+LEFT = {"method", "run", "figure", "stage", "in the run", "method's figures from"}
+"""Columns of words."""
+
 
 def print_models(models: "StepModels") -> None:
     """One line a method: what a step costs, and how well that fits."""
-    table = _table("method", "steps", "a step", "with prompts", "a decode", "1k context", "1k prompt", "error", "drift")
+    table = _table(
+        "method", "steps", "a step", "with prompts", "a decode", "1k context", "1k prompt", "error", "other runs"
+    )
     for model in models.models:
         step, beside, decode, context, prompt, _ = model.coefficients
         table.add_row(
@@ -28,10 +34,13 @@ def print_models(models: "StepModels") -> None:
             f"{context * 1e9:.1f} us",
             f"{prompt * 1e6:.1f} ms",
             f"{model.error_p50:.1%}, p90 {model.error_p90:.1%}",
-            f"{model.drift:.1%}{'' if model.drift_runs else ' (assumed)'}, {model.misfit:.1%}",
+            f"{model.spread.decode:.1%}, {model.spread.prompt:.1%}{'' if model.spread.runs else ' (assumed)'}",
         )
     _print(table)
-    _say("error: of stretches of a few steps, in-sample; drift: spread of equal runs, and what the model leaves out")
+    _say(
+        "error: of stretches of a few steps, in-sample; other runs: how far a run that was left out lay from the others"
+    )
+    _say("(its steps without prompts, and what prompts add)")
 
 
 def print_stage_errors(errors: Sequence["StageErrors"]) -> None:
@@ -76,10 +85,10 @@ def print_predictions(found: Sequence["Prediction"], slo: Mapping[str, float], r
             _say(f"{each.rate_rps:.3g}/s {each.method}: {note}")
 
 
-def print_checks(cells: Sequence["Cell"]) -> None:
-    """Every cell, and the worst of each figure."""
+def print_checks(found: "Checked") -> None:
+    """Every cell, and the worst of each figure beside what equal runs differ by; then ratios to the baseline."""
     table = _table("run", "method", "figure", "measured", "predicted", "80 %", "error", "busy")
-    for cell in cells:
+    for cell in found.cells:
         share = cell.figure == "attainment"
         table.add_row(
             cell.run,
@@ -92,14 +101,53 @@ def print_checks(cells: Sequence["Cell"]) -> None:
             f"{cell.busy:.0%}",
         )
     _print(table)
-    held = sum(cell.held for cell in cells)
-    _say(f"{held} of {len(cells)} cells lie in their 80 % interval")
-    for figure in dict.fromkeys(cell.figure for cell in cells):
-        of = [cell for cell in cells if cell.figure == figure]
+    held = sum(cell.held for cell in found.cells)
+    _say(f"{held} of {len(found.cells)} cells lie in their 80 % interval")
+    table = _table("figure", "mean error", "worst", "in the run", "equal runs")
+    for figure in dict.fromkeys(cell.figure for cell in found.cells):
+        of = [cell for cell in found.cells if cell.figure == figure]
         worst = max(of, key=lambda cell: abs(cell.error))
         mean = sum(abs(cell.error) for cell in of) / len(of)
-        unit = " points" if figure == "attainment" else " %"
-        _say(f"{figure}: mean error {100 * mean:.1f}{unit}, worst {100 * worst.error:+.1f}{unit} ({worst.run})")
+        again = found.again.get(figure)
+        apart = "none" if again is None else f"{_error(figure, sum(again) / len(again))} apart ({len(again)})"
+        table.add_row(figure, _error(figure, mean), _error(figure, worst.error, sign=True), worst.run, apart)
+    _print(table)
+    if found.ratios:
+        _print_ratios(found.ratios)
+
+
+def _print_ratios(ratios: Sequence["Ratio"]) -> None:
+    from kvload.experiment.prediction.cells import guesses
+
+    table = _table("run", "method", "figure", "times baseline", "predicted", "80 %")
+    for each in ratios:
+        inside = "in" if each.held else "out"
+        cells = f"{each.true:.2f}", f"{each.predicted:.2f} ({each.low:.2f} to {each.high:.2f})"
+        table.add_row(each.run, each.method, each.figure, *cells, inside)
+    _print(table)
+    moving = [each for each in ratios if each.moves]
+    still = [each for each in ratios if not each.moves]
+    _say(f"{len(moving)} of {len(ratios)} ratios move by 5 % or more; of the others {_ones(still)} intervals hold 1")
+    found = guesses(ratios)
+    figures = list(dict.fromkeys(figure for each in found for figure in each.error))
+    table = _table("method's figures from", "skill", "sign right", *figures)
+    for guess in found:
+        skill, sign = guess.skill.skill, guess.skill.sign_right
+        errors = [_error(name, guess.error[name]) if name in guess.error else "-" for name in figures]
+        table.add_row(
+            guess.name, "-" if skill is None else f"{skill:.2f}", "-" if sign is None else f"{sign:.0%}", *errors
+        )
+    _print(table)
+    _say("skill: 1 less the squared log error of the moving ratios, relative to that of 'no change'; then mean errors")
+
+
+def _ones(still: Sequence["Ratio"]) -> str:
+    return f"{sum(each.low <= 1 <= each.high for each in still)} of {len(still)}"
+
+
+def _error(figure: str, value: float, *, sign: bool = False) -> str:
+    text = f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
+    return text + (" points" if figure == "attainment" else " %")
 
 
 def print_plans(found: Sequence["Plan"], gpu_hour: float | None, gpus: int) -> None:
@@ -159,7 +207,7 @@ def _table(*headings: str) -> "Table":
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in {"method", "run", "figure", "stage"} else "right")
+        table.add_column(heading, justify="left" if heading in LEFT else "right")
     return table
 
 

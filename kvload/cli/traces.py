@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 Trace = Annotated[str, typer.Argument(metavar="TRACE", help="A trace file, or sample:demo.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; standard output if absent.")]
+Output = Annotated[Path | None, typer.Option("--out", "-o", help="File to write; standard output if absent.")]
 
 
 @app.callback()

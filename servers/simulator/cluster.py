@@ -12,7 +12,7 @@ from kvload.servers.embedded.account.base import PageAccount
 from kvload.servers.embedded.account.scored import ScoredAccount
 from kvload.servers.embedded.account.tokens import TokenAccount
 from kvload.servers.simulator.cost import StepCost
-from kvload.servers.simulator.replica import Kept, Replica, SimulatedRequest, all_kept
+from kvload.servers.simulator.replica import Kept, Replica, SimulatedRequest
 from kvload.step_model import StepModel
 
 Floats = npt.NDArray[np.float64]
@@ -79,7 +79,7 @@ def make_replica(model: StepModel, coefficients: Sequence[float] | None = None) 
     """
     return Replica(
         _account(model),
-        StepCost(*(model.coefficients if coefficients is None else coefficients)),
+        StepCost.of(model.coefficients if coefficients is None else coefficients, model.free_prompt_tokens),
         max_sequences=model.max_sequences,
         chunk_tokens=model.chunk_tokens,
         kept=_kept(model),
@@ -130,7 +130,7 @@ def serve(
         requests.append(request)
     for replica in servers:
         replica.drain()
-    return _served(requests, servers, chosen, model.overhead_s)
+    return _served(requests, servers, chosen, model)
 
 
 def token_times_s(request: SimulatedRequest, replica: Replica) -> Floats:
@@ -142,7 +142,7 @@ def token_times_s(request: SimulatedRequest, replica: Replica) -> Floats:
     return np.asarray(times)
 
 
-def _served(requests: list[SimulatedRequest], servers: list[Replica], chosen: Ints, overhead_s: float) -> Served:
+def _served(requests: list[SimulatedRequest], servers: list[Replica], chosen: Ints, model: StepModel) -> Served:
     def column(values: list[float | None]) -> Floats:
         return np.array([np.nan if value is None else value for value in values])
 
@@ -150,14 +150,18 @@ def _served(requests: list[SimulatedRequest], servers: list[Replica], chosen: In
     first = column([request.first_s for request in requests])
     last = column([request.last_s for request in requests])
     later = np.array([request.output_tokens - 1 for request in requests], dtype=float)
+    # The newest request's token is handed out last of its step's, an old one's among the first.
+    behind_s = model.token_s * np.array([request.first_beside for request in requests], dtype=float)
+    ttft_s = first - arrival + model.overhead_s + behind_s
+    e2e_s = np.maximum(ttft_s, last - arrival + model.overhead_s)
     return Served(
         requests,
         servers,
         chosen,
         queue_s=column([request.scheduled_s for request in requests]) - arrival,
-        ttft_s=first - arrival + overhead_s,
-        e2e_s=last - arrival + overhead_s,
-        tpot_s=np.divide(last - first, later, out=np.full(len(requests), np.nan), where=later > 0),
+        ttft_s=ttft_s,
+        e2e_s=e2e_s,
+        tpot_s=np.divide(e2e_s - ttft_s, later, out=np.full(len(requests), np.nan), where=later > 0),
     )
 
 
@@ -179,10 +183,10 @@ def _account(model: StepModel) -> PageAccount:
     )
 
 
-def _kept(model: StepModel) -> Kept:
+def _kept(model: StepModel) -> Kept | None:
     kept_tokens = model.kept_tokens
     if kept_tokens is None:
-        return all_kept
+        return None
 
     def kept(length: int, prompt_tokens: int) -> int:
         if length <= kept_tokens:

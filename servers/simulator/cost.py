@@ -6,6 +6,7 @@ tokens), and reads the keys and values of the contexts that its queries look at.
 work grows with the square of the chunk.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -33,7 +34,11 @@ class StepWork:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds by feature; see :class:`StepWork`. All are 0 or more."""
+    """Seconds by feature; see :class:`StepWork`. All are 0 or more.
+
+    Attributes:
+        free_prompt_tokens: prompt tokens of a step that cost nothing beside ``prompt_steps``.
+    """
 
     steps: float
     prompt_steps: float = 0.0
@@ -41,15 +46,22 @@ class StepCost:
     context: float = 0.0
     prompt_tokens: float = 0.0
     prompt_work: float = 0.0
+    free_prompt_tokens: int = 0
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], free_prompt_tokens: int = 0) -> "StepCost":
+        """The costs of features in their order in :class:`StepWork`."""
+        steps, prompt_steps, decodes, context, prompt_tokens, prompt_work = seconds
+        return cls(steps, prompt_steps, decodes, context, prompt_tokens, prompt_work, free_prompt_tokens)
 
     def seconds(self, work: StepWork) -> float:
-        """How long that takes."""
+        """How long that takes; prompts are those of one step."""
         return (
             self.steps * work.steps
             + self.prompt_steps * work.prompt_steps
             + self.decodes * work.decodes
             + self.context * work.context
-            + self.prompt_tokens * work.prompt_tokens
+            + self.prompt_tokens * max(0.0, work.prompt_tokens - self.free_prompt_tokens)
             + self.prompt_work * work.prompt_work
         )
 

@@ -15,13 +15,7 @@ from kvload.servers.embedded.core.scheduler import Chunk, Scheduler
 from kvload.servers.simulator.cost import StepCost, StepWork, prompt_work
 
 Kept = Callable[[int, int], int]
-"""Tokens of a sequence that attention reads, by its length and its prompt's length: all, or what a method keeps."""
-
-
-def all_kept(length: int, prompt_tokens: int) -> int:
-    """Nothing is evicted."""
-    del prompt_tokens
-    return length
+"""Tokens of a sequence that attention reads, by its length and its prompt's length, where a method evicts."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,8 +27,10 @@ class SimulatedRequest:
         prompt_tokens, output_tokens: its lengths; at least 1 each.
         arrival_s: when it reaches the server.
         cached_tokens: tokens of the prompt that the prefix cache holds: they are not computed.
+        since: the entry of the log since which it receives a token in every step; None while it does not.
         scheduled_s, first_s, last_s: first scheduled, first token, last token; None before.
-        span: steps ``first .. last`` of the server's log in which it received a token, one pair for every stretch
+        first_beside: other requests that receive a token in the step of its first.
+        spans: entries ``first .. last`` of the server's log in which it received tokens, one pair for every stretch
             between preemptions.
         refused: the pool could never hold it.
     """
@@ -52,6 +48,8 @@ class SimulatedRequest:
     scheduled_s: float | None = None
     first_s: float | None = None
     last_s: float | None = None
+    first_beside: int = 0
+    since: int | None = None
     refused: bool = False
     spans: list[tuple[int, int]] = field(default_factory=list)
 
@@ -106,7 +104,7 @@ class Replica:
         account: the pool's books.
         cost: of a step.
         max_sequences, chunk_tokens: the scheduler's limits.
-        kept: tokens that a decode step reads of a sequence.
+        kept: tokens that a decode step reads of a sequence; None for all of them.
         ahead_steps: steps that are settled before a request that arrives can be part of one; none where nothing runs.
     """
 
@@ -117,7 +115,7 @@ class Replica:
         *,
         max_sequences: int,
         chunk_tokens: int,
-        kept: Kept = all_kept,
+        kept: Kept | None = None,
         ahead_steps: int = 0,
     ) -> None:
         self.account = account
@@ -166,21 +164,25 @@ class Replica:
         idle = not self._scheduler.running and not self._scheduler.waiting
         while self._arrived and (idle or self._arrived[0][1] <= self._steps):
             self._scheduler.add(self._arrived.popleft()[0])
+        preempted = self.preemptions
         chunks = self._scheduler.schedule()
         if not chunks:
             raise RuntimeError("the scheduler found nothing to do although requests wait")
+        if self.preemptions > preempted:
+            self._close_spans()
         now = self.now_s
         decodes, context, tokens, work = 0, 0, 0, 0.0
-        steady = True
+        steady, kept = True, self.kept
         for chunk in chunks:
             request = chunk.sequence
-            if request.scheduled_s is None:
-                request.scheduled_s = now
             if chunk.count == 1 and request.generated:
                 decodes += 1
-                context += self.kept(request.length, request.prefill_length)
+                length = request.prompt_tokens + request.generated
+                context += length if kept is None else kept(length, request.prefill_length)
                 continue
             steady = False
+            if request.scheduled_s is None:
+                request.scheduled_s = now
             skipped = max(0, min(chunk.count, request.cached_tokens - chunk.start)) if not request.preemptions else 0
             # The last token of a prompt is always computed: its logits make the first token of the answer.
             skipped = min(skipped, chunk.count - 1) if chunk.completes else skipped
@@ -197,6 +199,8 @@ class Replica:
         self._take_in(chunks, steps)
 
     def _growth(self, chunks: list[Chunk[SimulatedRequest]]) -> float:
+        if self.kept is None:
+            return self.cost.context * len(chunks)
         grown = 0
         for chunk in chunks:
             request = chunk.sequence
@@ -223,25 +227,41 @@ class Replica:
         return left
 
     def _take_in(self, chunks: list[Chunk[SimulatedRequest]], steps: int) -> None:
-        entries = [StepEntry(c.sequence.cache, c.count * steps, c.sequence.prefill_length) for c in chunks]  # type: ignore[arg-type]
-        self.account.advance(entries)
-        self._scheduler.advance(chunks)
+        self.account.advance(
+            [StepEntry(chunk.sequence.cache, chunk.count * steps, chunk.sequence.prefill_length) for chunk in chunks]  # type: ignore[arg-type]
+        )
         place = len(self.log) - 1
+        fresh: list[SimulatedRequest] = []
+        finished: list[SimulatedRequest] = []
+        receiving = 0
         for chunk in chunks:
             request = chunk.sequence
-            if not chunk.completes:
+            request.computed = chunk.start + chunk.count
+            if request.computed != request.prompt_tokens + request.generated:
                 continue
+            receiving += 1
             request.generated += steps
             request.computed += steps - 1
-            if request.first_s is None:
-                request.first_s = self.now_s
-            request.last_s = self.now_s
-            if request.spans and request.spans[-1][1] == place - 1:
-                request.spans[-1] = (request.spans[-1][0], place)
-            else:
-                request.spans.append((place, place))
+            if request.since is None:
+                request.since = place
+                fresh.append(request)
             if request.generated >= request.output_tokens:
-                self._scheduler.remove(request)
+                finished.append(request)
+        for request in fresh:
+            if request.first_s is None:
+                request.first_s, request.first_beside = self.now_s, receiving - 1
+        for request in finished:
+            request.last_s = self.now_s
+            self._scheduler.remove(request)
+            request.spans.append((request.since if request.since is not None else place, place))
+            request.since = None
+
+    def _close_spans(self) -> None:
+        """Requests that lost their pages received no token in the step that comes."""
+        for request in self._scheduler.waiting:
+            if request.since is not None:
+                request.spans.append((request.since, len(self.log) - 1))
+                request.since = None
 
 
 def steps_to_pass(time_s: float, first_s: float, growth_s: float) -> int:

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from kvload.cli.main import run
 from kvload.errors import UsageError
+from kvload.experiment.prediction.cells import guesses
 from kvload.experiment.prediction.check import check_runs
 from kvload.experiment.prediction.fitting import fit_models
 from kvload.experiment.prediction.forecast import Serving, predict
@@ -52,7 +54,7 @@ def make_run(folder: Path, model: StepModel, rate: float, seed: int, count: int 
 
 def test_rates_that_were_not_fitted_are_foretold(tmp_path: Path) -> None:
     models = fit_models([make_run(tmp_path / "fit", server(), 3.0, 1)])
-    cells = check_runs([make_run(tmp_path / f"at{rate}", server(), rate, 2) for rate in (1.0, 4.0)], models, {})
+    cells = check_runs([make_run(tmp_path / f"at{rate}", server(), rate, 2) for rate in (1.0, 4.0)], models, {}).cells
     assert {cell.figure for cell in cells} == {"ttft.p50", "ttft.p99", "tpot.mean", "e2e.mean", "attainment"}
     for cell in cells:
         assert abs(cell.error) < 0.06, cell
@@ -130,3 +132,39 @@ def test_a_damaged_file_of_models_is_named(tmp_path: Path, text: str) -> None:
         read(path)
     write(path, StepModels(kvload_version="1", models=[server()]))
     assert read(path).of("none") == server()
+
+
+def test_ratios_are_held_against_guesses_without_a_model(tmp_path: Path) -> None:
+    methods = {"none": 1.0, "int4": 0.3}
+    models = fit_models([make_run(tmp_path / f"fit-{name}", server(name, x), 3.0, 1) for name, x in methods.items()])
+    runs = [
+        make_run(tmp_path / f"{name}-{rate}-{turn}", server(name, x), rate, 2)
+        for name, x in methods.items()
+        for rate in (2.0, 9.0)
+        for turn in ((0, 1) if name == "none" else (0,))
+    ]
+    found = check_runs(runs, models, {})
+    # Loads of one rate are the same; those of the two are not: the records tell, not the names.
+    assert {ratio.run for ratio in found.ratios} == {str(tmp_path / f"int4-{rate}-0") for rate in (2.0, 9.0)}
+    assert len(found.again["e2e.mean"]) == 2
+    assert max(found.again["e2e.mean"]) == 0
+    ours, same, *_ = guesses(found.ratios)
+    assert ours.skill.moving >= 3
+    assert ours.skill.skill is not None
+    assert ours.skill.skill > 0.9
+    assert ours.skill.sign_right == 1
+    assert same.skill.skill == 0
+    assert ours.error["e2e.mean"] < same.error["e2e.mean"]
+
+
+def test_a_run_that_is_slower_than_the_others_widens_what_may_be(tmp_path: Path) -> None:
+    loads = [(3.0, 1), (4.0, 2), (2.0, 3)]
+    alike = [make_run(tmp_path / f"a{seed}", server(), rate, seed) for rate, seed in loads]
+    narrow = fit_models(alike).models[0].spread
+    slow = msgspec.structs.replace(server(), coefficients=tuple(1.3 * x for x in server().coefficients))
+    wide = fit_models([*alike[:2], make_run(tmp_path / "slow", slow, 2.0, 3)]).models[0].spread
+    assert narrow.runs == wide.runs == 3
+    assert narrow.decode < 0.02
+    assert wide.decode > 0.1
+    assert wide.prompt > 0.1
+    assert fit_models(alike[:1]).models[0].spread.runs == 0

@@ -1,7 +1,9 @@
-"""Predictions against runs that they were not fitted from."""
+"""Predictions against runs that they were not fitted from, beside what equal runs differ by and what guesses err by."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,45 +11,41 @@ import numpy as np
 from kvload.analysis.records.table import RecordTable, load
 from kvload.analysis.run.slo import meets_all
 from kvload.errors import UsageError
+from kvload.experiment.prediction.cells import Cell, Ratio, ratio_of
 from kvload.experiment.prediction.fitting import method_of
 from kvload.experiment.prediction.forecast import DRAWS, Serving, predict
 from kvload.experiment.prediction.loads import load_of_run
 from kvload.rundir import RunDir
 from kvload.step_model import StepModels
 
-FIGURES = ("ttft.p50", "ttft.p99", "tpot.mean", "e2e.mean", "attainment")
+
+@dataclass(frozen=True)
+class Checked:
+    """What came of a check.
+
+    Attributes:
+        cells: every figure of every run.
+        ratios: every figure of every run whose load a run of the baseline had as well.
+        again: for each figure, how far runs of the same method and load lay apart: relative, in points (a share) for
+            ``attainment``; one value for every two runs.
+    """
+
+    cells: list[Cell]
+    ratios: list[Ratio]
+    again: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One figure of one run.
+class _Checked:
+    """A run's cells by figure, with what tells its load and the bytes of a token in its cache."""
 
-    Attributes:
-        run: folder.
-        figure: a name of :data:`FIGURES`.
-        measured, predicted: seconds, or a share for ``attainment``.
-        low, high: the middle 80 % of the prediction.
-        error: relative; in points (a share) for ``attainment``.
-        busy: share of the time that the simulated server worked.
-    """
-
-    run: str
+    cells: dict[str, Cell]
+    load: str
     method: str
-    figure: str
-    measured: float
-    predicted: float
-    low: float
-    high: float
-    error: float
-    busy: float
-
-    @property
-    def held(self) -> bool:
-        """Whether the interval holds what was measured."""
-        return self.low <= self.measured <= self.high
+    bytes_per_token: float | None
 
 
-def check_runs(paths: Sequence[Path], models: StepModels, slo: Mapping[str, float]) -> list[Cell]:
+def check_runs(paths: Sequence[Path], models: StepModels, slo: Mapping[str, float]) -> Checked:
     """Predict each run's own load and compare.
 
     Args:
@@ -57,7 +55,7 @@ def check_runs(paths: Sequence[Path], models: StepModels, slo: Mapping[str, floa
         UsageError: a run was used for fitting, or its method was not fitted.
         RunDirError: a folder cannot be read.
     """
-    cells: list[Cell] = []
+    runs: list[_Checked] = []
     for path in paths:
         run = RunDir.open(path)
         manifest, table = run.manifest(), load(run)
@@ -67,8 +65,49 @@ def check_runs(paths: Sequence[Path], models: StepModels, slo: Mapping[str, floa
             raise UsageError(
                 "the model was fitted from this run", where=str(path), hint="check with runs that it has not seen"
             )
-        cells += _check(path, table, method, models, dict(slo) or dict(manifest.slo))
-    return cells
+        cells = _check(path, table, method, models, dict(slo) or dict(manifest.slo))
+        per_token = manifest.server.bytes_per_token
+        runs.append(_Checked({cell.figure: cell for cell in cells}, _planned(table), method, per_token))
+    baseline = models.models[0].method
+    ratios = []
+    for each in runs:
+        base = next((other for other in runs if other.method == baseline and other.load == each.load), None)
+        if each.method != baseline and base is not None:
+            ratios += _ratios(each, base)
+    return Checked([cell for each in runs for cell in each.cells.values()], ratios, _again(runs))
+
+
+def _planned(table: RecordTable) -> str:
+    """A digest of when a run's requests were due and of the lengths of their prompts."""
+    order = np.argsort(table.t_sched_s, kind="stable")
+    due_us = np.round(np.nan_to_num(table.t_sched_s[order]) * 1e6).astype(np.int64)
+    prompts = np.nan_to_num(table.input_tokens[order]).astype(np.int64)
+    return hashlib.sha256(due_us.tobytes() + prompts.tobytes()).hexdigest()
+
+
+def _ratios(each: _Checked, base: _Checked) -> list[Ratio]:
+    known = each.bytes_per_token is not None and base.bytes_per_token
+    scale = float(each.bytes_per_token or 0) / float(base.bytes_per_token or 1) if known else None
+    found = []
+    for name, cell in each.cells.items():
+        theirs = base.cells.get(name)
+        if theirs is not None and min(cell.measured, theirs.measured, cell.predicted, theirs.predicted) > 0:
+            guess = None if scale is None else (1.0 if name == "attainment" else scale)
+            found.append(ratio_of(cell, theirs, guess))
+    return found
+
+
+def _again(runs: Sequence[_Checked]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for one, other in combinations(runs, 2):
+        if (one.method, one.load) != (other.method, other.load):
+            continue
+        for name, cell in one.cells.items():
+            if name in other.cells:
+                values = cell.measured, other.cells[name].measured
+                apart = abs(values[0] - values[1]) / (1 if name == "attainment" else min(values))
+                found.setdefault(name, []).append(apart)
+    return found
 
 
 def _check(path: Path, table: RecordTable, method: str, models: StepModels, slo: dict[str, float]) -> list[Cell]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from kvload.analysis.prediction.fit import Fit, fit
 from kvload.analysis.prediction.points import StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.points import read as read_points
-from kvload.analysis.prediction.steps import Steps, join, lone_first_tokens, rebuild
+from kvload.analysis.prediction.steps import Steps, habits, join, lone_first_tokens, rebuild
 from kvload.analysis.records.table import Floats, RecordTable, load
 from kvload.errors import UsageError
+from kvload.experiment.prediction.spread import Beside, FittedRun, beside_steps, busy_front, leave_out_runs, spread_of
 from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.step_model import FEATURES, StepModel, StepModels
@@ -46,12 +47,27 @@ def fit_models(paths: Sequence[Path], overrides: Overrides | None = None) -> Ste
         RunDirError: a folder cannot be read.
     """
     overrides = overrides or Overrides()
-    by_method: dict[str, list[tuple[RunDir, RunManifest, RecordTable]]] = {}
+    by_method: dict[str, list[RunDir]] = {}
     for path in paths:
         run = RunDir.open(path)
-        manifest = run.manifest()
-        by_method.setdefault(method_of(manifest, path), []).append((run, manifest, load(run)))
-    models = [_fit_one(method, runs, overrides) for method, runs in by_method.items()]
+        by_method.setdefault(method_of(run.manifest(), path), []).append(run)
+    fitted = [_fit_method(method, folders, overrides) for method, folders in by_method.items()]
+    grows_s = busy_front([each.beside for each in fitted])
+    models, left = [], []
+    for each in fitted:
+        rests_s = [None if rest is None else rest.seconds - grows_s * rest.others for rest in each.beside]
+        told_s = [rest for rest in rests_s if rest is not None]
+        models.append(
+            msgspec.structs.replace(
+                each.model,
+                overhead_s=max(0.0, float(np.median(told_s))) if told_s else each.model.overhead_s,
+                token_s=each.model.token_s + grows_s,
+            )
+        )
+        left += leave_out_runs(each.runs, rests_s, each.again)
+    spread = spread_of(left)
+    if spread is not None:
+        models = [msgspec.structs.replace(model, spread=spread) for model in models]
     models.sort(key=lambda model: model.method not in {"none", "auto"})
     return StepModels(kvload_version=__version__, models=models)
 
@@ -79,22 +95,51 @@ def measured_steps(table: RecordTable, model: StepModel) -> Steps:
     return rebuild(table, chunk_tokens=model.chunk_tokens, kept_tokens=model.kept_tokens)
 
 
-def _fit_one(method: str, runs: list[tuple[RunDir, RunManifest, RecordTable]], overrides: Overrides) -> StepModel:
-    shape = _shape(method, runs[-1][1], overrides)
-    steps = join([measured_steps(table, shape) for _, _, table in runs])
+@dataclass(frozen=True)
+class _Fitted:
+    """A method's model, the runs behind it with what their first tokens took, and the way to fit some of them again."""
+
+    model: StepModel
+    runs: list[FittedRun]
+    beside: list[Beside | None]
+    again: Callable[[Sequence[FittedRun]], StepModel]
+
+
+def _fit_method(method: str, folders: list[RunDir], overrides: Overrides) -> _Fitted:
+    shape = _shape(method, folders[-1].manifest(), overrides)
+    runs = []
+    for folder in folders:
+        table = load(folder)
+        runs.append(FittedRun(table, measured_steps(table, shape), _server(folder.manifest())))
+    where = ", ".join(str(folder.path) for folder in folders)
+
+    def again(some: Sequence[FittedRun]) -> StepModel:
+        return _fit_one(method, list(some), shape, where)
+
+    model = msgspec.structs.replace(again(runs), runs=[str(folder.path) for folder in folders])
+    return _Fitted(model, runs, [beside_steps(run.table, model) for run in runs], again)
+
+
+def _fit_one(method: str, runs: list[FittedRun], shape: StepModel, where: str) -> StepModel:
+    """The model of a method; its spread, and what first tokens take in the simulation, are not in it yet."""
+    steps = join([run.steps for run in runs])
     try:
         found = fit(steps)
     except UsageError as error:
-        folders = ", ".join(str(run.path) for run, _, _ in runs)
-        raise UsageError(f"{method}: {error.message}", where=folders, hint=error.hint) from error
-    drift, drift_runs = _drift([(manifest, table) for _, manifest, table in runs])
+        raise UsageError(f"{method}: {error.message}", where=where, hint=error.hint) from error
+    return _with_habits(_with_fit(shape, steps, found), runs, found)
+
+
+def _with_habits(model: StepModel, runs: Sequence[FittedRun], found: Fit) -> StepModel:
+    """With how the server takes requests in and hands tokens out."""
+    shown = [habits(run.table, chunk_tokens=model.chunk_tokens) for run in runs]
+    ahead = [each.ahead_steps for each in shown if each.ahead_steps is not None]
+    token = [each.token_s for each in shown if each.token_s is not None]
     return msgspec.structs.replace(
-        _with_fit(shape, steps, found),
-        ahead_steps=min(1, steps.lag_steps),
-        overhead_s=_overhead_s([table for _, _, table in runs], found, shape),
-        drift=shape.drift if drift is None else drift,
-        drift_runs=drift_runs,
-        runs=[str(run.path) for run, _, _ in runs],
+        model,
+        ahead_steps=int(np.median(ahead)) if ahead else 0,
+        token_s=float(np.median(token)) if token else 0.0,
+        overhead_s=_lone_overhead_s([run.table for run in runs], found, model),
     )
 
 
@@ -105,10 +150,10 @@ def _with_fit(shape: StepModel, steps: Steps, found: Fit) -> StepModel:
         coefficients=tuple(found.coefficients.tolist()),
         covariance=found.covariance.tolist(),
         hull=found.hull,
+        free_prompt_tokens=found.free_prompt_tokens,
         steps=len(steps),
         error_p50=float(np.median(size)),
         error_p90=float(np.quantile(size, 0.9)),
-        misfit=found.misfit,
     )
 
 
@@ -180,36 +225,28 @@ def method_of(manifest: RunManifest, path: Path) -> str:
     return manifest.server.method
 
 
-def _overhead_s(tables: list[RecordTable], found: Fit, shape: StepModel) -> float:
-    """What first tokens of lone requests took beyond their steps: network, tokenising, the server's own loop."""
+def _server(manifest: RunManifest) -> str:
+    """A name for the server of a run; another start gives another one."""
+    return f"{manifest.client.get('host')} {manifest.server.url} {manifest.server.name} {manifest.server.device}"
+
+
+def _lone_overhead_s(tables: list[RecordTable], found: Fit, shape: StepModel) -> float:
+    """What first tokens of lone requests took beyond their steps, for servers that cannot be simulated."""
     rests = []
     for table in tables:
         prompts, ttft_s = lone_first_tokens(table)
-        rests.append(ttft_s - found.seconds(_prefill(prompts, shape.chunk_tokens)))
+        rests.append(ttft_s - _prefill_s(prompts, found, shape.chunk_tokens))
     rest = np.concatenate(rests) if rests else np.zeros(0)
     return max(0.0, float(np.median(rest))) if len(rest) else 0.0
 
 
-def _prefill(prompts: Floats, chunk_tokens: int) -> Floats:
-    """The work of reading prompts, each alone: ``(n, features)``."""
+def _prefill_s(prompts: Floats, found: Fit, chunk_tokens: int) -> Floats:
+    """How long reading prompts takes, each alone: ``(n,)``."""
     work = np.zeros((len(prompts), len(FEATURES)))
-    work[:, FEATURES.index("steps")] = work[:, FEATURES.index("prompt_steps")] = np.ceil(prompts / chunk_tokens)
-    work[:, FEATURES.index("prompt_tokens")] = prompts
+    chunks = np.ceil(prompts / chunk_tokens)
+    work[:, FEATURES.index("steps")] = work[:, FEATURES.index("prompt_steps")] = chunks
+    free = chunks * found.free_prompt_tokens
+    work[:, FEATURES.index("prompt_tokens")] = np.maximum(0.0, prompts - free)
     work[:, FEATURES.index("prompt_work")] = prompts * (prompts + 1) / 2
-    return work
-
-
-def _drift(runs: list[tuple[RunManifest, RecordTable]]) -> tuple[float | None, int]:
-    """Spread of the speed of equal runs: of their total time from first to last token over the same requests."""
-    groups: dict[tuple[str, str, int], list[RecordTable]] = {}
-    for manifest, table in runs:
-        key = (manifest.trace.sha256, msgspec.json.encode(manifest.arrivals).decode(), manifest.planned)
-        groups.setdefault(key, []).append(table)
-    squares, freedom = 0.0, 0
-    for tables in groups.values():
-        if len(tables) < 2:
-            continue
-        logs = np.array([np.log(np.nansum((table.t_last_s - table.t_first_s)[table.ok])) for table in tables])
-        squares += float(((logs - logs.mean()) ** 2).sum())
-        freedom += len(tables) - 1
-    return (float(np.sqrt(squares / freedom)), freedom + 1) if freedom else (None, 0)
+    seconds: Floats = work @ found.coefficients
+    return seconds

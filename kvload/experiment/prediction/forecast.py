@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import numpy as np
 
 from kvload.analysis.prediction.fit import draw
@@ -111,19 +112,18 @@ def predict(
             central = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             runs = [figures(central, stretched, slo)]
             for _ in range(serving.draws):
-                spread = float(np.hypot(model.drift, model.misfit))
-                coefficients = draw(np.array(model.coefficients), np.array(model.covariance), spread, rng).tolist()
-                served = serve(
-                    stretched,
-                    model,
-                    coefficients=coefficients,
-                    replicas=serving.replicas,
-                    policy=serving.policy,
-                )
+                served = serve(stretched, _drawn(model, rng), replicas=serving.replicas, policy=serving.policy)
                 runs.append(figures(served, stretched, slo))
             found.append(_prediction(method, rate, model, central, runs, baseline))
             baseline = baseline or runs
     return found
+
+
+def _drawn(model: StepModel, rng: np.random.Generator) -> StepModel:
+    """The model as another run may show it."""
+    coefficients = draw(np.array(model.coefficients), np.array(model.covariance), model.spread, rng).tolist()
+    overhead_s = max(0.0, model.overhead_s + rng.normal(0.0, model.spread.overhead_s))
+    return msgspec.structs.replace(model, coefficients=tuple(coefficients), overhead_s=overhead_s)
 
 
 def write_runs(

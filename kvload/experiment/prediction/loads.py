@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from kvload.analysis.records.table import Floats, RecordTable, load
+from kvload.analysis.records.table import Floats, Ints, RecordTable, load
 from kvload.errors import UsageError
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Load
@@ -127,13 +127,22 @@ def _cached(block_ids: list[int] | None, block_size: int | None, seen: set[int])
 
 def load_of_run(table: RecordTable) -> Load:
     """What a run sent: arrivals as sent, lengths as counted. Requests without an answer are left out."""
-    rows = np.flatnonzero(table.ok & ~np.isnan(table.t_send_s) & ~np.isnan(table.output_tokens))
-    rows = rows[np.argsort(table.t_send_s[rows], kind="stable")]
-    prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)[rows]
-    known = ~np.isnan(prompts)
-    rows, prompts = rows[known], prompts[known]
+    rows = rows_of_load(table)
     outputs = np.maximum(1, table.output_tokens[rows] - table.end_tokens[rows])
-    return Load(table.t_send_s[rows], prompts.astype(np.int64), outputs.astype(np.int64))
+    return Load(table.t_send_s[rows], _prompts(table)[rows].astype(np.int64), outputs.astype(np.int64))
+
+
+def rows_of_load(table: RecordTable) -> Ints:
+    """The rows of a run's table that :func:`load_of_run` takes, in its order."""
+    known = table.ok & ~np.isnan(table.t_send_s) & ~np.isnan(table.output_tokens) & ~np.isnan(_prompts(table))
+    rows = np.flatnonzero(known)
+    ordered: Ints = rows[np.argsort(table.t_send_s[rows], kind="stable")]
+    return ordered
+
+
+def _prompts(table: RecordTable) -> Floats:
+    found: Floats = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)
+    return found
 
 
 def _again(load_: Load, spec: ArrivalSpec, limit: int | None) -> Load:

@@ -99,7 +99,8 @@ def _record(place: int, served: Served, load: Load) -> tuple[RequestRecord, npt.
     if request.refused:
         return planned, empty
     times_s = token_times_s(request, served.replicas[int(served.server[place])])
-    times_s += start_s + served.ttft_s[place] - times_s[0]
+    times_s += start_s + served.e2e_s[place] - times_s[-1]
+    times_s = np.maximum(times_s, start_s + served.ttft_s[place])
     chunks = np.zeros(len(times_s), CHUNK_DTYPE)
     chunks["us"] = np.round((times_s - start_s) * 1e6)
     chunks["tokens"] = 1

@@ -35,7 +35,7 @@ class PagedSequence:
         return self.pages * self._page_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepEntry:
     """One sequence's part of a step: ``new_tokens`` more tokens, at positions ``length .. length + new_tokens``.
 

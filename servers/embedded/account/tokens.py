@@ -61,15 +61,16 @@ class TokenAccount(PageAccount):
 
     def reserve(self, sequence: PagedSequence, new_tokens: int) -> bool:
         """Take the pages that the tokens need beyond the room in the last page."""
-        row = sequence.row
-        room = int(self.tables.counts[row]) * self.page_tokens - (sequence.length - int(self.tables.dropped[row]))
-        missing = -(-(new_tokens - room) // self.page_tokens)
+        slots = sequence.length + new_tokens
+        if self.recent_tokens is not None:
+            slots -= int(self.tables.dropped[sequence.row])
+        missing = -(-slots // self.page_tokens) - sequence.pages
         if missing <= 0:
             return True
         pages = self.free_list.take(missing)
         if pages is None:
             return False
-        self.tables.append(row, pages)
+        self.tables.append(sequence.row, pages)
         sequence.pages += missing
         return True
 

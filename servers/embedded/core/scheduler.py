@@ -48,7 +48,8 @@ class Pages(Protocol):
 S = TypeVar("S", bound=Schedulable)
 
 
-@dataclass(frozen=True)
+# Not frozen, like StepEntry: one is made for every sequence and step, and freezing would double what that costs.
+@dataclass(slots=True)
 class Chunk(Generic[S]):
     """One sequence's part of a step: its tokens ``start .. start + count``."""
 
@@ -106,10 +107,14 @@ class Scheduler(Generic[S]):
         chunks: dict[S, Chunk[S]] = {}
         budget = self.chunk_tokens
         preempted = self.preemptions
-        for sequence in [running for running in self.running if running.remaining == 1]:
+        decoding: list[S] = []
+        reading: list[S] = []
+        for sequence in self.running:
+            (decoding if sequence.remaining == 1 else reading).append(sequence)
+        for sequence in decoding:
             if sequence.cache is not None and self._take(sequence, 1, chunks):
                 budget -= 1
-        for sequence in [running for running in self.running if running.remaining > 1]:
+        for sequence in reading:
             if sequence.cache is None or budget <= 0:
                 continue
             count = self._chunk_size(sequence, budget)
@@ -117,8 +122,7 @@ class Scheduler(Generic[S]):
                 budget -= count
         while budget > 0 and self.waiting and len(self.running) < self.max_sequences and self.preemptions == preempted:
             sequence = self.waiting[0]
-            begun = sum(running.remaining for running in self.running if running not in chunks)
-            begun += sum(chunk.sequence.length - chunk.start - chunk.count for chunk in chunks.values())
+            begun = self._begun(chunks)
             if self.running and not self.cache.admits(sequence.length + begun):
                 break
             sequence.cache = self.cache.open()
@@ -137,6 +141,13 @@ class Scheduler(Generic[S]):
         """Note that a step has been computed."""
         for chunk in chunks:
             chunk.sequence.computed = chunk.start + chunk.count
+
+    def _begun(self, chunks: dict[S, Chunk[S]]) -> int:
+        """Tokens of the running sequences that this step leaves for later."""
+        left = sum(chunk.sequence.length - chunk.start - chunk.count for chunk in chunks.values())
+        if len(chunks) < len(self.running):
+            left += sum(running.remaining for running in self.running if running not in chunks)
+        return left
 
     def _chunk_size(self, sequence: S, budget: int) -> int:
         limit = sequence.chunk_limit

@@ -1,0 +1,164 @@
+"""How far another run may lie from a model: every run held against a model of the others.
+
+A fit's own residuals say nothing of that. What is asked for is the error on a run that the model has not seen, so each
+run is left out in turn and the rest is fitted. Where a method was run on several servers, all runs of a server are left
+out together: another start, and another machine, differ by more than another run.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from kvload.analysis.prediction.fit import deviation
+from kvload.analysis.prediction.steps import Steps
+from kvload.analysis.records.table import Floats, RecordTable
+from kvload.experiment.prediction.loads import load_of_run, rows_of_load
+from kvload.servers.simulator.cluster import serve
+from kvload.step_model import Spread, StepModel
+
+LONGEST_QUEUE = 3.0
+"""First tokens of requests that waited longer than so many steps with prompts tell nothing of the time beside steps."""
+
+FEWEST_FIRST_TOKENS = 5
+
+FEWEST_FREEDOM, LEAST_CROWD = 3, 10.0
+"""Runs beyond the unknowns, and requests by which their crowds differ, from which on a growth is told from noise."""
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """A run that models are fitted from.
+
+    Attributes:
+        table: its records.
+        steps: those that can be told from them.
+        server: which server it was made against.
+    """
+
+    table: RecordTable
+    steps: Steps
+    server: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A run held against a model of the others, and how many other runs, or servers, there were.
+
+    Attributes:
+        decode, prompt: log ratios of measured to foretold time of the parts of a step; None where not told.
+        overhead_s: what first tokens take beside steps, less that of the others; None where not told.
+    """
+
+    decode: float | None
+    prompt: float | None
+    overhead_s: float | None
+    others: int
+
+
+def leave_out_runs(
+    runs: Sequence[FittedRun], rests_s: Sequence[float | None], modelled: Callable[[Sequence[FittedRun]], StepModel]
+) -> list[Left]:
+    """Hold each run of a method against the others; nothing where there is one run alone.
+
+    Args:
+        rests_s: what the first tokens of each run take beside steps, as :func:`beside_steps` finds it.
+        modelled: a model of some runs.
+    """
+    servers = {run.server for run in runs}
+    left = []
+    for place, run in enumerate(runs if len(runs) > 1 else []):
+        kept = [
+            number
+            for number, other in enumerate(runs)
+            if (other.server != run.server if len(servers) > 1 else number != place)
+        ]
+        model = modelled([runs[number] for number in kept])
+        told = deviation(np.array(model.coefficients), model.free_prompt_tokens, run.steps)
+        others_s = [rest for number in kept if (rest := rests_s[number]) is not None]
+        own_s = rests_s[place]
+        rest_s = own_s - float(np.median(others_s)) if own_s is not None and others_s else None
+        others = len(servers) - 1 if len(servers) > 1 else len(kept)
+        left.append(Left(told.decode, told.prompt, rest_s, others))
+    return left
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What first tokens of a run took beside their steps as simulated, in the middle.
+
+    Attributes:
+        seconds: median.
+        others: requests that receive a token in the same step, on average.
+    """
+
+    seconds: float
+    others: float
+
+
+def beside_steps(table: RecordTable, model: StepModel) -> Beside | None:
+    """The rest of first tokens beyond their steps and the time their tokens are handed out; None for too few."""
+    load_ = load_of_run(table)
+    if len(load_) < FEWEST_FIRST_TOKENS or model.pool_tokens is None:
+        return None
+    served = serve(load_, msgspec.structs.replace(model, overhead_s=0.0))
+    rests_s = (table.t_first_s - table.t_send_s)[rows_of_load(table)] - served.ttft_s
+    prompt_step_s = sum(model.coefficients[:2])
+    calm = (served.queue_s <= LONGEST_QUEUE * prompt_step_s) & ~np.isnan(rests_s)
+    if calm.sum() < FEWEST_FIRST_TOKENS:
+        return None
+    others = np.array([request.first_beside for request in served.requests])[calm]
+    return Beside(float(np.median(rests_s[calm])), float(others.mean()))
+
+
+def busy_front(found: Sequence[Sequence[Beside | None]]) -> float:
+    """Seconds that the rest of first tokens grows by for every other request; 0 where too few runs tell.
+
+    Args:
+        found: the runs of each method; methods may differ by a constant.
+    """
+    from scipy.optimize import nnls
+
+    rows, rests_s = [], []
+    for place, runs in enumerate(found):
+        for run in runs:
+            if run is not None:
+                rows.append([float(place == other) for other in range(len(found))] + [run.others])
+                rests_s.append(run.seconds)
+    design = np.array(rows)
+    if len(rows) < len(found) + FEWEST_FREEDOM or np.ptp(design[:, -1]) < LEAST_CROWD:
+        return 0.0
+    solution, _ = nnls(design, np.array(rests_s))
+    return float(solution[-1])
+
+
+def spread_of(left: Sequence[Left]) -> Spread | None:
+    """The spread of new runs around a model of all of them; None without any run left out."""
+    if not left:
+        return None
+    assumed = Spread()
+
+    def size(name: str, least: float) -> float:
+        # A run against a model of k others scatters by 1 + 1/k of its variance, a new one against k + 1 by less.
+        values = [
+            getattr(each, name) * np.sqrt((1 + 1 / (each.others + 1)) / (1 + 1 / each.others))
+            for each in left
+            if getattr(each, name) is not None
+        ]
+        return _wide(np.array(values)) if values else least
+
+    return Spread(
+        decode=size("decode", assumed.decode),
+        prompt=size("prompt", assumed.prompt),
+        overhead_s=size("overhead_s", assumed.overhead_s),
+        runs=len(left),
+    )
+
+
+def _wide(values: Floats) -> float:
+    """Standard deviation about 0, as wide as the middle 80 % of Student's t with so few values asks for."""
+    from scipy.stats import norm, t
+
+    root = float(np.sqrt(np.mean(values**2)))
+    return root * float(t.ppf(0.9, len(values)) / norm.ppf(0.9))
