@@ -14,6 +14,9 @@ import kvload
 ENTRY_POINTS = """\
 [vllm.general_plugins]
 kvload = kvload.servers.plugins.vllm:register
+
+[sglang.srt.plugins]
+kvload = kvload.servers.plugins.sglang:register
 """
 """As in ``pyproject.toml``, whose entry points count where kvload is installed beside the engine."""
 

@@ -1,13 +1,16 @@
 """SGLang as the launcher sees it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kvload.errors import UsageError
+from kvload.servers.catalogue.methods import MethodSpec, read_method
 from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting
+from kvload.servers.engines.sglang import plugin
 from kvload.servers.engines.sglang.metrics import METRICS
 from kvload.servers.engines.sglang.settings import SETTINGS
 from kvload.servers.host.installed import Installed
@@ -55,6 +58,28 @@ class SglangAdapter(InstalledEngine):
     )
     progress_lines = PROGRESS
 
+    def plan(self, request: LaunchRequest, port: int, build: Build, model: ModelFacts, machine: Machine) -> LaunchPlan:
+        """See the base class; a method of the plugin is refused in an SGLang that the plugin does not know.
+
+        Raises:
+            UsageError: the installed SGLang cannot do what is asked here.
+        """
+        chosen = request.chosen
+        if (
+            isinstance(chosen, MethodSpec)
+            and plugin.brings(chosen)
+            and (against := plugin.obstacle(chosen.name, build))
+        ):
+            raise UsageError(against, where=f"--method {request.method}")
+        return super().plan(request, port, build, model, machine)
+
+    def shared_arguments(self, methods: Sequence[str], arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """What the plugin's methods run without, the baseline does without as well: sharing of prefixes."""
+        chosen = [read_method(method) for method in methods]
+        names = [method.name for method in chosen if isinstance(method, MethodSpec) and plugin.brings(method)]
+        unshared = next(filter(plugin.shares_no_prefixes, names), None)
+        return () if unshared is None else plugin.sharing_arguments(unshared, arguments)
+
     def problem(self, found: Installed, machine: Machine) -> str | None:
         """No GPU."""
         del found
@@ -78,12 +103,15 @@ class SglangAdapter(InstalledEngine):
             command += ["--kv-cache-dtype", dtype]
         if request.max_model_len is not None:
             command += ["--context-length", str(request.max_model_len)]
-        if request.kv_memory is not None and not has_flag(request.engine_args, "--max-total-tokens"):
+        if row.plugin and isinstance(request.chosen, MethodSpec):
+            plan, added = plugin.planned(plan, request, request.chosen, model)
+            command += added
+        elif request.kv_memory is not None and not has_flag(request.engine_args, "--max-total-tokens"):
             command += ["--max-total-tokens", str(tokens(request, plan))]
         if row.arguments and not has_flag(request.engine_args, row.arguments[0]):
             command += row.arguments
         command += [*self.spread(request), *request.engine_args]
-        off = has_flag(request.engine_args, "--disable-radix-cache")
+        off = has_flag(tuple(command), "--disable-radix-cache")
         notes = plan.notes
         if has_flag(request.engine_args, "--api-key"):
             notes = (*notes, "SGLang takes its key on the command line alone: other users of this machine can read it")

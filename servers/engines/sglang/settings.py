@@ -1,9 +1,12 @@
 """KV-cache settings of SGLang (0.5.15 to 0.5.23): bytes as it allocates them, GPU generations as it checks them."""
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from kvload.servers.engines.settings import Setting
+from kvload.servers.engines.vllm.packed import token_bytes
+from kvload.servers.engines.vllm.settings import PACKED_LIMITS, PACKED_NOTES
 
 
 def _one_byte(head_size: int) -> float:
@@ -46,5 +49,34 @@ _ROWS = (
     ),
 )
 
-SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in _ROWS})
+_NOTES = {
+    "streamingllm": "the window moves on token by token; slots go back 16 at a time",
+    "snapkv": "exactly the budget stays of a longer prompt",
+    "h2o": "evicts 16 tokens with every 16 generated, where the paper evicts one with each",
+}
+_EVICTION = tuple(
+    Setting(
+        method,
+        "auto",
+        None,
+        plugin=True,
+        backend="kvload's plugin, over fa3",
+        note=f"by kvload's plugin: {note}",
+    )
+    for method, note in _NOTES.items()
+)
+_PACKED = tuple(
+    Setting(
+        method,
+        "auto",
+        partial(token_bytes, method),
+        plugin=True,
+        error_limit=PACKED_LIMITS[method],
+        backend="kvload's plugin, kernels of its own; fa3 for prompts",
+        note=f"by kvload's plugin: {note}",
+    )
+    for method, note in PACKED_NOTES.items()
+)
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in (*_ROWS, *_EVICTION, *_PACKED)})
 """Method to SGLang's setting."""

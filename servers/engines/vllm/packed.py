@@ -19,8 +19,11 @@ def token_bytes(method: str, head_size: int) -> float:
     return fmt.token_bytes + fmt.ring_bytes() / CLAIM_TOKENS
 
 
-def format_of(method: MethodSpec, model: ModelFacts) -> PageFormat | None:
+def format_of(method: MethodSpec, model: ModelFacts, engine: str = "vLLM") -> PageFormat | None:
     """The pages of a method for a model; None where the model's head size is not known.
+
+    Args:
+        engine: for what is said where there are none.
 
     Raises:
         UsageError: it has none at this head size, or its options are not those of the pages.
@@ -30,7 +33,8 @@ def format_of(method: MethodSpec, model: ModelFacts) -> PageFormat | None:
     published = {"group": 32, "residual": 128}
     if any(method.options[name] != published.get(name) for name in foreign):
         raise UsageError(
-            f"{method.name} in vLLM takes no option {', '.join(foreign)}: a page of {PAGE_TOKENS} tokens is a group",
+            f"{method.name} in {engine} takes no option {', '.join(foreign)}: "
+            f"a page of {PAGE_TOKENS} tokens is a group",
             where=f"--method {method}",
             hint=f"--method {method.name}",
         )
@@ -39,7 +43,7 @@ def format_of(method: MethodSpec, model: ModelFacts) -> PageFormat | None:
     try:
         return page_format(method.name, model.head_size)
     except ValueError as error:
-        raise UsageError(f"{method.name} in vLLM: {error}", where=f"--method {method}") from None
+        raise UsageError(f"{method.name} in {engine}: {error}", where=f"--method {method}") from None
 
 
 def claimed(

@@ -186,7 +186,7 @@ _EVICTION = (
 )
 
 KERNELS = "CUSTOM: kvload's plugin, kernels of its own"
-_NOTES = {
+PACKED_NOTES = {
     "int8": "rounds as int8-per-token-head does",
     "int4": "as the embedded engine's: a float16 step and minimum for each token and head, after a rotation",
     "kivi-4": "groups of 64 tokens and of 64 channels; exact are the newest 64 to 127 tokens, keys and values alike",
@@ -194,7 +194,7 @@ _NOTES = {
     "k8v4": "LeanKV's high precision for every token, nothing pruned",
     "k4v2": "LeanKV's low precision for every token, nothing pruned",
 }
-_LIMITS = {"int8": 0.3, "int4": 0.5, "kivi-4": 0.5, "kivi-2": 0.7, "k8v4": 0.5, "k4v2": 0.7}
+PACKED_LIMITS = {"int8": 0.3, "int4": 0.5, "kivi-4": 0.5, "kivi-2": 0.7, "k8v4": 0.5, "k4v2": 0.7}
 _PACKED = tuple(
     Setting(
         method,
@@ -202,11 +202,11 @@ _PACKED = tuple(
         partial(token_bytes, method),
         plugin=True,
         cpu=True,
-        error_limit=_LIMITS[method],
+        error_limit=PACKED_LIMITS[method],
         backend=KERNELS,
         note=f"by kvload's plugin: {note}",
     )
-    for method, note in _NOTES.items()
+    for method, note in PACKED_NOTES.items()
 )
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType({row.method: row for row in (*_ROWS, *_EVICTION, *_PACKED)})

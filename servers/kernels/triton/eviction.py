@@ -77,8 +77,9 @@ def shift(rows: Rows, block: int, table: torch.Tensor, held: torch.Tensor) -> No
         table: ``(R, blocks)`` int32, written.
         held: ``(R,)`` int32, written: tokens from the first kept block to the newest.
     """
+    tile = 128 if block > 1 else 2048
     _shift[(rows.after.shape[0],)](
-        rows.table, rows.table.stride(0), rows.after, rows.first_before, table, table.stride(0), held, block, 128
+        rows.table, rows.table.stride(0), rows.after, rows.first_before, table, table.stride(0), held, block, tile
     )
 
 

@@ -98,8 +98,8 @@ def check(row: "Row") -> tuple[int, int]:
     return release
 
 
-def check_function(expected: Expected, version: str) -> None:
-    """Hold one function against what is expected of it.
+def check_function(expected: Expected, version: str, engine: str = "vLLM") -> None:
+    """Hold one function of an engine against what is expected of it.
 
     Raises:
         ContractError: it is not there, or takes other parameters.
@@ -108,12 +108,12 @@ def check_function(expected: Expected, version: str) -> None:
         found = resolve(expected.place)
     except (ImportError, AttributeError) as error:
         raise ContractError(
-            f"vLLM {version} has no {expected.place} ({error}): kvload's plugin cannot run in it"
+            f"{engine} {version} has no {expected.place} ({error}): kvload's plugin cannot run in it"
         ) from None
     names = [name for name in inspect.signature(found).parameters if name != "cls"]
     if names[: len(expected.parameters)] != list(expected.parameters):
         raise ContractError(
-            f"vLLM {version}: {expected.place} takes ({', '.join(names)}), where kvload's plugin expects "
+            f"{engine} {version}: {expected.place} takes ({', '.join(names)}), where kvload's plugin expects "
             f"({', '.join(expected.parameters)}): it cannot run in it"
         )
 

@@ -35,25 +35,28 @@ def write(selection: Selection) -> str:
     return json.dumps({"method": selection.method, **selection.options})
 
 
-def read(environ: Mapping[str, str]) -> Selection | None:
+def read(environ: Mapping[str, str], variable: str = VARIABLE) -> Selection | None:
     """The method that an environment names; None where it names none.
+
+    Args:
+        variable: that names it; each engine has its own.
 
     Raises:
         SelectionError: the value is not what :func:`write` makes.
     """
-    text = environ.get(VARIABLE, "")
+    text = environ.get(variable, "")
     if not text.strip():
         return None
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise SelectionError(f"{VARIABLE} is not JSON: {error}") from None
+        raise SelectionError(f"{variable} is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("method"), str):
-        raise SelectionError(f'{VARIABLE} must be like {{"method": "snapkv", "budget": 1024}}, not {text[:200]}')
+        raise SelectionError(f'{variable} must be like {{"method": "snapkv", "budget": 1024}}, not {text[:200]}')
     options = {name: option for name, option in value.items() if name != "method"}
     for name, option in options.items():
         if isinstance(option, bool) or not isinstance(option, int | float):
-            raise SelectionError(f"{VARIABLE}: option {name} must be a number, not {option!r}")
+            raise SelectionError(f"{variable}: option {name} must be a number, not {option!r}")
     return Selection(value["method"], MappingProxyType(options))
 
 
