@@ -70,7 +70,7 @@ FLOORS = {
         {"bench"},
         {"report"},
         {"gates"},
-        {"comparison", "prediction", "sweep"},
+        {"comparison", "prediction", "routing", "sweep"},
         {"run"},
         {"quality", "words"},
         {"statistics"},

@@ -32,6 +32,8 @@ COMMANDS = {
     "import": "Make run folders of what vllm bench serve and AIPerf saved.",
     "slo": "List published limits that --slo takes by name.",
     "schema": "Print the JSON schemas of what kvload writes.",
+    "route": "Tell which requests suffer under compression, and send those to the full cache.",
+    "lengths": "Tell what each method does to the length of answers, for kvload predict.",
     "quality": "Compare per-sample score files of several arms.",
     "traces": "Describe, convert and sample traces.",
     "methods": "List the compression methods, or explain one.",

@@ -1,0 +1,1 @@
+"""Routers from comparisons: reading what was compared, fitting, judging."""
