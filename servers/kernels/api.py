@@ -5,7 +5,7 @@ keys and values there and attends over them. There is one set for each structure
 ``scored``, ``heads``), written in torch, in :mod:`kvload.servers.kernels.reference`: it defines what is right, on every
 device. Another set for the same structure takes its place where it may, and may lay out pages in its own way.
 
-In every layer of a step a cache calls, in this order::
+Once a step a cache calls ``kernels.begin(step)``, and in every layer, in this order::
 
     query, key, value = kernels.prepare(query, key, value)
     kernels.store(layer, step, key, value)                     where kernels.stores_first
@@ -62,11 +62,14 @@ class KernelSet(ABC, Generic[Decode, Prefill, Writes]):
         name: of the family it belongs to.
         stores_first: whether new tokens are stored before they are attended to, so that a generated token reads itself
             as it is stored.
+        unpacks: whether pages are unpacked into scratch memory, which bounds how much is read at once, and masks are
+            made of positions; a set that reads pages as they are gets all decoding sequences in one group without them.
         page_bytes: bytes of a page in one plane.
     """
 
     name: ClassVar[str] = "torch"
     stores_first: ClassVar[bool] = True
+    unpacks: ClassVar[bool] = True
     page_bytes: int
 
     def __init__(self, geometry: CacheGeometry) -> None:
@@ -96,6 +99,10 @@ class KernelSet(ABC, Generic[Decode, Prefill, Writes]):
     def limit_scratch(self, blocks: int) -> None:
         """Hold at most this many unpacked pages at once; a set without scratch memory need not care."""
         del blocks
+
+    def begin(self, step: Step[Decode, Prefill, Writes]) -> None:
+        """Do once what all layers of a step share."""
+        del step
 
     def prepare(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

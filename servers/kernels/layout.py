@@ -8,7 +8,12 @@ import torch
 
 @dataclass(frozen=True)
 class CacheGeometry:
-    """The shape of a model's keys and values."""
+    """The shape of a model's keys and values.
+
+    Attributes:
+        scaling: factor on the scores, where all layers share it and add nothing else to plain causal attention; None
+            where they do.
+    """
 
     layers: int
     query_heads: int
@@ -16,6 +21,7 @@ class CacheGeometry:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    scaling: float | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ STRUCTURES: dict[str, Any] = {"tokens": TokenCache, "blocks": BlockCache, "score
 
 KERNELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
+        "triton": {"tokens": "kvload.servers.kernels.triton.tokens:PackedTokenKernels"},
         "torch": {
             "tokens": "kvload.servers.kernels.reference.tokens:TokenKernels",
             "blocks": "kvload.servers.kernels.reference.blocks:BlockKernels",
@@ -28,7 +29,8 @@ KERNELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""Kernel sets by name and structure. ``auto`` takes the first without an obstacle; the reference stands last."""
+"""Kernel sets by name and structure. ``auto`` takes the first without an obstacle, on a CPU the reference, which stands
+last."""
 
 
 def build_cache(
@@ -74,8 +76,14 @@ def _kernels(geometry: CacheGeometry, method: Any, wanted: str) -> type[KernelSe
     for name, places in KERNELS.items():
         if wanted not in {"auto", name} or method.structure not in places:
             continue
+        if wanted == "auto" and name != "torch" and geometry.device.type == "cpu":
+            continue
         module, _, attribute = places[method.structure].partition(":")
-        found: type[KernelSet[Any, Any, Any]] = getattr(importlib.import_module(module), attribute)
+        try:
+            found: type[KernelSet[Any, Any, Any]] = getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            against = f"the {name} kernels cannot be used: {error}"
+            continue
         obstacle = found.obstacle(geometry, method)
         if obstacle is None:
             return found

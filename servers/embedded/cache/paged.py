@@ -125,6 +125,7 @@ class PagedCache(ABC, Generic[Books, Decode, Prefill, Writes]):
         lengths = np.array([entry.sequence.length for entry in entries], dtype=np.int64)
         new = np.array([entry.new_tokens for entry in entries], dtype=np.int64)
         step = self._plan(entries, rows, lengths, new, np.cumsum(new) - new)
+        self.kernels.begin(step)
         return Plan(step.decodes, step.prefills, step.writes, entries)
 
     @abstractmethod

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+import torch
 
 from kvload.servers.embedded.account.base import StepEntry
 from kvload.servers.embedded.account.tables import Ints
@@ -14,6 +15,8 @@ from kvload.servers.embedded.compression.base import TokenMethod
 from kvload.servers.kernels.api import Step
 from kvload.servers.kernels.layout import CacheGeometry
 from kvload.servers.kernels.reference.tokens import Chunk, Group, Slots, TokenKernels
+
+_NOTHING = torch.empty(0)
 
 
 class TokenCache(PagedCache[TokenAccount, Group, Chunk, Slots]):
@@ -62,7 +65,8 @@ class TokenCache(PagedCache[TokenAccount, Group, Chunk, Slots]):
         single = (new == 1) & (lengths > 0)
         members = np.flatnonzero(single)
         decodes = []
-        for part in batches(self._blocks_of(rows, lengths + 1)[members], self.scratch_blocks):
+        sizes = self._blocks_of(rows, lengths + 1)[members]
+        for part in batches(sizes, self.scratch_blocks) if self.kernels.unpacks else [slice(None)][: len(members)]:
             chosen = members[part]
             decodes.append(self._group(rows[chosen], lengths[chosen] + 1, first[chosen], lengths[chosen, None]))
         chunks = []
@@ -70,9 +74,11 @@ class TokenCache(PagedCache[TokenAccount, Group, Chunk, Slots]):
             one = slice(index, index + 1)
             tokens = first[index] + np.arange(new[index])
             queries = lengths[index] + np.arange(new[index])
-            context = self._group(rows[one], lengths[one], tokens, queries[None]) if lengths[index] else None
+            # Kernels that read pages as they are find the chunk's own tokens there as well.
+            stored = lengths[one] if self.kernels.unpacks else lengths[one] + new[one]
+            context = self._group(rows[one], stored, tokens, queries[None]) if lengths[index] else None
             rows_of = slice(int(first[index]), int(first[index] + new[index]))
-            chunks.append(Chunk(rows_of, self._tensor(queries), context))
+            chunks.append(Chunk(rows_of, self._tensor(queries), context, int(lengths[index])))
         return Step(decodes, chunks, Slots(self._tensor(pages), self._tensor(slot % self.page_tokens)))
 
     def _blocks_of(self, rows: Ints, lengths: Ints) -> Ints:
@@ -83,6 +89,9 @@ class TokenCache(PagedCache[TokenAccount, Group, Chunk, Slots]):
         """Sequences that read what they store below ``lengths``, with queries at ``(b, t)`` positions."""
         tables = self.account.tables
         blocks = int(self._blocks_of(rows, lengths).max())
+        if not self.kernels.unpacks:
+            pages, stored = tables.pages[rows, :blocks], lengths - tables.dropped[rows]
+            return Group(self._tensor(tokens), self._tensor(pages), self._tensor(stored), _NOTHING, _NOTHING, blocks)
         slots = np.arange(blocks * self.page_tokens)
         # Dropped pages lay between the sinks' and the window's: slots behind the sinks' pages are later positions.
         positions = slots + np.where(slots >= self.account.sink_slots, tables.dropped[rows, None], 0)

@@ -38,6 +38,11 @@ class TokenMethod(ABC):
         return None
 
     @property
+    def packed_format(self) -> str | None:
+        """The page format of :mod:`kvload.servers.kernels.formats` that holds the same numbers; None for none."""
+        return None
+
+    @property
     def rotation_seed(self) -> int | None:
         """Seed of the random Hadamard transform that queries, keys and values are turned by; None: they are not."""
         return None

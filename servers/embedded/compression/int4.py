@@ -29,6 +29,11 @@ class Int4(TokenMethod):
         """The seed, if it rotates."""
         return self.seed if self.rotate else None
 
+    @property
+    def packed_format(self) -> str | None:
+        """Its own."""
+        return "int4"
+
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
         """``data (tokens, heads, head_dim / 2)``, ``step`` and ``low (tokens, heads)``."""
         if shape.head_dim % 2:

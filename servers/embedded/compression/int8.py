@@ -16,6 +16,11 @@ class Int8(TokenMethod):
     for a value.
     """
 
+    @property
+    def packed_format(self) -> str | None:
+        """Its own."""
+        return "int8"
+
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
         """``data (tokens, heads, head_dim)`` int8 and ``scale (tokens, heads)`` float32."""
         data = Field("data", torch.int8, (shape.tokens, shape.heads, shape.head_dim))

@@ -24,6 +24,11 @@ class LeanTokens(TokenMethod):
         """The level."""
         return LeanKV.high_precision if self.high else LeanKV.low_precision
 
+    @property
+    def packed_format(self) -> str | None:
+        """Its own."""
+        return "k8v4" if self.high else "k4v2"
+
     def fields(self, shape: PageShape) -> tuple[Field, ...]:
         """``data (tokens, heads, head_dim * bits / 8)`` and ``scale (tokens, heads, groups, 2)``."""
         return _fields(shape, self.precision.key_bits, self.precision.key_groups)

@@ -92,8 +92,10 @@ class Probe:
         if len(shapes) != 1:
             raise ValueError("its layers differ in heads or head size")
         query_heads, kv_heads, head_dim = shapes.pop()
-        geometry = CacheGeometry(expected, query_heads, kv_heads, head_dim, dtype, device)
-        return geometry, [self.layers[layer][1] for layer in range(expected)]
+        extras = [self.layers[layer][1] for layer in range(expected)]
+        scalings = {one.scaling if one.plain and one.sliding_window is None else None for one in extras}
+        scaling = scalings.pop() if len(scalings) == 1 else None
+        return CacheGeometry(expected, query_heads, kv_heads, head_dim, dtype, device, scaling), extras
 
 
 KNOWN_TENSORS = frozenset({"position_ids", "cache_position", "s_aux"})

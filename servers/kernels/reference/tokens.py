@@ -17,6 +17,10 @@ class TokenCodec(Protocol):
     """How tokens become bytes; see :class:`kvload.servers.embedded.compression.base.TokenMethod`."""
 
     @property
+    def packed_format(self) -> str | None:
+        """The page format of :mod:`kvload.servers.kernels.formats` that holds the same numbers; None for none."""
+
+    @property
     def page_tokens(self) -> int:
         """Tokens of a page."""
 
@@ -60,7 +64,7 @@ class Group:
         pages: ``(b, blocks)``.
         lengths: ``(b,)`` tokens each sequence stores, the step's own included where they are stored first.
         key_position: ``(b, 1, 1, 1, slots)`` logical positions, -1 where there is no token.
-        query_position: ``(b, 1, 1, t, 1)``.
+        query_position: ``(b, 1, 1, t, 1)``; both empty for kernels that make no masks of them.
         step: blocks read at once.
         masks: masks of this step, by what the layer lets a query see and the first block they cover.
     """
@@ -82,12 +86,14 @@ class Chunk:
         tokens: its rows of the packed batch.
         position: ``(t,)`` logical positions.
         context: what was stored of the sequence before; None for nothing.
+        before: tokens stored before.
         masks: masks of the chunk over itself, by what the layer lets a query see.
     """
 
     tokens: slice
     position: torch.Tensor
     context: Group | None
+    before: int
     masks: dict[Sight, torch.Tensor] = field(default_factory=dict)
 
 
