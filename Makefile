@@ -97,7 +97,7 @@ test-real: real-model  ## a real instruct model against transformers' own genera
 faults: setup  ## every fault of server, processes, disk and user: is every request accounted for?
 	$(BIN)/python -m kvload.scripts.faults $(FAULTS)
 
-fuzz: setup  ## 30,000 answers that nobody would send, through the parser
+fuzz: setup  ## 30,000 answers that nobody would send, and run folders damaged in every way
 	$(BIN)/python -m kvload.scripts.fuzz $(FUZZ)
 
 clean:  ## caches and builds

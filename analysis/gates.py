@@ -5,17 +5,19 @@ second unless it says ``/min``, and anything else is a plain number. It fails th
 was not measured fails it as well, since a check that cannot be made must not pass.
 """
 
+import difflib
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from kvload.analysis.comparison import figures
 from kvload.analysis.comparison.model import ArmComparison, Comparison
 from kvload.analysis.records import latency
 from kvload.analysis.run import sections
-from kvload.analysis.run.model import Report
+from kvload.analysis.run.model import PERCENTILES, Report
 from kvload.errors import GateFailedError, UsageError
-from kvload.units import format_duration, parse_duration, parse_rate
+from kvload.units import LIMIT_METRICS, format_duration, parse_duration, parse_rate
 
 _CONDITION = re.compile(
     r"\s*(?:(?P<arm>[^\s<>=!]+):)?(?P<name>[A-Za-z][A-Za-z0-9_.]*)\s*(?P<sign><=|>=|==|!=|<|>)"
@@ -108,7 +110,7 @@ def evaluate(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float | No
         if gate.arm and gate.arm not in values:
             raise UsageError(f"there is no arm '{gate.arm}'", where="--fail-if", hint=f"known: {', '.join(values)}")
         if not arms or gate.name not in values[arms[0]]:
-            known = sorted({name for figures in values.values() for name in figures})
+            known = sorted({name for found in values.values() for name in found})
             raise UsageError(f"there is no figure '{gate.name}'", where="--fail-if", hint=f"known: {', '.join(known)}")
         for arm in arms:
             where = f" ({arm})" if len(values) > 1 else ""
@@ -119,6 +121,61 @@ def evaluate(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float | No
                 shown = format_duration(float(f"{figure:.6g}")) if is_time(gate.name) else f"{figure:.6g}"
                 reasons.append(f"{gate.text}: {gate.name} is {shown}{where}")
     return reasons
+
+
+def check_names(gates: Sequence[Gate], known: Collection[str], *, arms: Sequence[str], limited: bool | None) -> None:
+    """Refuse gates that no outcome could satisfy, before anything is run.
+
+    Args:
+        gates: the conditions.
+        known: names of the figures there will be, as :func:`run_figures` or :func:`comparison_figures` give them.
+        arms: names that a gate may put before its figure.
+        limited: whether limits are given, without which there is no attainment; None where that is not known yet.
+
+    Raises:
+        UsageError: a gate names an arm or a figure that there will not be.
+    """
+    for gate in gates:
+        where = f"--fail-if {gate.text}"
+        if gate.arm is not None and gate.arm not in arms:
+            raise UsageError(f"there is no arm '{gate.arm}'", where=where, hint=_meant(gate.arm, arms))
+        if gate.name not in known:
+            raise UsageError(f"there is no figure '{gate.name}'", where=where, hint=_meant(gate.name, known))
+        if limited is False and gate.name.startswith(("attainment", "goodput")):
+            raise UsageError(f"there is no {gate.name} without limits", where=where, hint="--slo ttft=500ms,tpot=50ms")
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def run_figures() -> frozenset[str]:
+    """Names of all figures of a single run."""
+    sectioned = (f"{key}.{figure}" for key, statistic in sections.table().items() for figure in statistic.figures)
+    plain = ("sent", "completed", "failed", "failed.share", "unsent", "throughput.requests", "throughput.output_tokens")
+    return frozenset(
+        (*plain, "client_bound", "preemptions", *_attainment_names(), *_latency_names(("max",)), *sectioned)
+    )
+
+
+def comparison_figures() -> frozenset[str]:
+    """Names of all figures of an arm in a comparison."""
+    inflation = ("inflation.mean", "inflation.median", "inflation.total", "inflation.beyond_floor")
+    lengths = ("length.grown", "length.shrunk", "length.capped")
+    quality = ("quality", "quality.change", "quality.beyond_floor", "negative.share")
+    changes = [f"{name}.change" for name in ("attainment", "goodput", "latency", *figures.LATENCIES)]
+    failed = ("failed", "failed.share", "client_bound")
+    return frozenset((*inflation, *lengths, *quality, *changes, *failed, *_attainment_names(), *_latency_names()))
+
+
+def _attainment_names() -> list[str]:
+    return ["attainment", "attainment.low", "goodput", *(f"attainment.{metric}" for metric in LIMIT_METRICS)]
+
+
+def _latency_names(more: Sequence[str] = ()) -> list[str]:
+    statistics = ("mean", *more, *(f"p{percent:g}" for percent in PERCENTILES))
+    return [f"{metric}.{statistic}" for metric in (*latency.METRICS, "itl") for statistic in statistics]
 
 
 def check(gates: Sequence[Gate], values: Mapping[str, Mapping[str, float | None]]) -> None:

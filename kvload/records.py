@@ -7,9 +7,12 @@ wall time). Missing values are ``None``, never 0. Chunk arrival times live besid
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 import msgspec
+
+from kvload.units import LIMIT_METRICS, percentile_of
 
 Status = Literal["ok", "failed", "timeout", "refused", "censored", "unsent"]
 """How a request ended.
@@ -31,6 +34,9 @@ GOOD_ENDS = frozenset({"stop", "length", "tool_calls", "function_call", "content
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A number of something, or a place in a file: what is read from a damaged folder must be one, too."""
+
+RunTime = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
+"""Seconds that a run can take, or since 1970: no run lasts for centuries."""
 
 Seed = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """A seed, as far as it is compared."""
@@ -307,7 +313,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     servers: list[ServerInfo]
     trace: TraceInfo
     mode: Literal["free", "forced"]
-    seed: int
+    seed: Count
     arrivals: dict[str, Any]
     planned: int
     slo: dict[str, float] = {}
@@ -316,8 +322,8 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     max_concurrency: int | None = None
     client: dict[str, Any] = {}
     calibration: dict[str, Any] | None = None
-    started_at: float | None = None
-    duration_s: float | None = None
+    started_at: RunTime | None = None
+    duration_s: RunTime | None = None
     sent: int | None = None
     unsent: int | None = None
     partial: bool = True
@@ -349,6 +355,9 @@ def decode_manifest(content: bytes) -> RunManifest:
     manifest = msgspec.convert(found, RunManifest)
     if not manifest.servers:
         raise msgspec.ValidationError("`servers` is empty")
+    for name, limit_s in manifest.slo.items():
+        if (name not in LIMIT_METRICS and percentile_of(name) is None) or not 0 < limit_s < math.inf:
+            raise msgspec.ValidationError(f"a limit in `slo` is none: {name!r} {limit_s}")
     return manifest
 
 

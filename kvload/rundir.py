@@ -102,6 +102,11 @@ class RecordWriter:
         self.close()
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise RunDirError("cannot be read: it is not a file", where=str(path))
+
+
 def _write_whole(file: IO[bytes], data: bytes) -> None:
     """Append all of it or nothing: a full disk takes a part before it refuses."""
     start = file.seek(0, os.SEEK_END)
@@ -218,8 +223,17 @@ class RunDir:
         return Shard(name, self.records_dir / f"{name}.jsonl", self.records_dir / f"{name}.chunks")
 
     def shards(self) -> list[Shard]:
-        """All shards on disk, by name."""
-        return [self.shard(path.stem) for path in sorted(self.records_dir.glob("*.jsonl"))]
+        """All shards on disk, by name.
+
+        Raises:
+            RunDirError: a name of theirs does not lead to a file.
+        """
+        found = [self.shard(path.stem) for path in sorted(self.records_dir.glob("*.jsonl"))]
+        for shard in found:
+            _check_file(shard.records_path)
+            if os.path.lexists(shard.chunks_path):
+                _check_file(shard.chunks_path)
+        return found
 
     def writer(self, shard_name: str) -> RecordWriter:
         """A writer that appends to the shard of that name."""
@@ -272,8 +286,9 @@ class RunDir:
         Raises:
             RunDirError: another line does not parse.
         """
-        if not self.scrapes_path.exists():
+        if not os.path.lexists(self.scrapes_path):
             return []
+        _check_file(self.scrapes_path)
         decoder = msgspec.json.Decoder(ServerSample)
         samples = []
         with self.scrapes_path.open("rb") as lines:

@@ -13,7 +13,7 @@ from kvload.analysis.comparison.counts import held_against
 from kvload.analysis.comparison.decision import MARGIN, attainment_margin, quality_margin
 from kvload.analysis.comparison.decompose import decompose
 from kvload.analysis.comparison.lengths import compare_lengths
-from kvload.analysis.comparison.model import ArmComparison, Comparison, LatencyChange, Resolution, SloChange
+from kvload.analysis.comparison.model import ArmComparison, Comparison, LatencyChange, Resolution, RunLimit, SloChange
 from kvload.analysis.comparison.room import cache_room
 from kvload.analysis.comparison.samples import worst_samples
 from kvload.analysis.comparison.verdict import judge
@@ -132,6 +132,12 @@ def compare_loaded(
         level=level,
         closed_loop=slo.is_closed_loop(base.first.manifest),
         limits_s=limits,
+        run_limits=[
+            limit
+            for arm in (base, *(arm.loaded for arm in others))
+            if not arm.floor
+            for limit in _run_limits(arm, given)
+        ],
         arms=summaries,
         comparisons=comparisons,
         verdicts={},
@@ -143,6 +149,24 @@ def compare_loaded(
     for arm in others:
         if not (arm.loaded.floor or arm.loaded.perturbed):
             found.verdicts[arm.loaded.name] = judge(found, arm.loaded.name)
+    return found
+
+
+def _run_limits(arm: LoadedArm, limits_s: Mapping[str, float]) -> list[RunLimit]:
+    by_run = [slo.percentile_limits(run.table, limits_s) for run in arm.runs.values()]
+    found = []
+    for same in zip(*by_run, strict=True):
+        measured = [limit.measured_s for limit in same if limit.measured_s is not None]
+        found.append(
+            RunLimit(
+                arm=arm.name,
+                name=same[0].name,
+                limit_s=same[0].limit_s,
+                runs=len(same),
+                met=sum(limit.met for limit in same),
+                worst_s=max(measured) if len(measured) == len(same) else None,
+            )
+        )
     return found
 
 

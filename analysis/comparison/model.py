@@ -168,6 +168,21 @@ class Resolution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunLimit:
+    """What became of a limit on a whole run's percentile (``p99_ttft``) in the runs of one arm.
+
+    ``worst_s`` is None where in one of them so many requests were not answered that it has no such percentile.
+    """
+
+    arm: str
+    name: str
+    limit_s: float
+    runs: int
+    met: int
+    worst_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Everything that is said about a set of arms.
 
@@ -175,6 +190,7 @@ class Comparison:
         trace, mode, repeats: what was replayed.
         closed_loop: the server sets the pace, not the schedule.
         limits_s: limits of every request, by metric.
+        run_limits: limits on percentiles of whole runs, arm by arm; they are no part of attainment.
         arms: every arm by itself, the baseline first.
         comparisons: every other arm against the baseline, the floor first where there is one.
         verdicts: by arm, without baseline and floor.
@@ -190,6 +206,7 @@ class Comparison:
     level: float
     closed_loop: bool
     limits_s: dict[str, float]
+    run_limits: list[RunLimit]
     arms: list[ArmSummary]
     comparisons: list[ArmComparison]
     verdicts: dict[str, Verdict]

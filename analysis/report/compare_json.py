@@ -25,7 +25,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         name: plain(getattr(comparison, name))
         for name in (
             *("trace", "mode", "repeats", "level", "closed_loop", "arms", "comparisons", "verdicts", "resolution"),
-            "notes",
+            *("notes", "run_limits"),
         )
     }
     answers = comparison.answers

@@ -4,6 +4,7 @@ from kvload.analysis import words
 from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.model import ArmComparison, Comparison
 from kvload.analysis.quality.negatives import NegativeCount
+from kvload.analysis.report import first_screen
 from kvload.analysis.report.tables import Row, TableData
 
 
@@ -18,10 +19,7 @@ def what_was_compared(comparison: Comparison) -> list[str]:
         f"baseline: {comparison.baseline.name}"
         + (f"; noise floor: {floor.name}" if floor else "; no noise floor was measured"),
     ]
-    if comparison.limits_s:
-        limits = ", ".join(f"{words.METRIC_NAMES[m]} ≤ {words.seconds(v)}" for m, v in comparison.limits_s.items())
-        lines.append(f"limits: {limits}")
-    return lines
+    return [*lines, *first_screen.limits(comparison)]
 
 
 def notes_of(comparison: Comparison) -> list[str]:

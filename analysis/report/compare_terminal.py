@@ -4,7 +4,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvload.analysis import words
 from kvload.analysis.comparison.model import Comparison
 from kvload.analysis.report import first_screen
 from kvload.analysis.report.compare_tables import notes_of, tables_of, what_was_compared
@@ -55,9 +54,8 @@ def _first_screen(comparison: Comparison, console: Console) -> None:
     console.print(foreign(first_screen.identity(comparison), "dim"))
     for line in first_screen.left_out(comparison):
         console.print(foreign(line, "bold red"))
-    if comparison.limits_s:
-        limits = ", ".join(f"{words.METRIC_NAMES[m]} ≤ {words.seconds(v)}" for m, v in comparison.limits_s.items())
-        console.print(Text(f"limits: {limits}", style="dim"))
+    for line in first_screen.limits(comparison):
+        console.print(foreign(line, "dim"))
     if comparison.resolution is not None and comparison.resolution.drifts:
         console.print()
         console.print(Text(f"This machine drifts: {comparison.resolution.sentence()}", style="bold yellow"))

@@ -9,6 +9,7 @@ from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.model import ArmComparison, Comparison, Outcome, Topic, Verdict
 from kvload.analysis.report.tables import Row, TableData
 from kvload.analysis.statistics.estimates import Estimate
+from kvload.units import percentile_of
 
 MARKS: dict[Outcome, str] = {
     "better": "▲",
@@ -215,6 +216,26 @@ def trust(comparison: Comparison) -> str:
     elif lags:
         parts.append(f"client lag p99 {words.seconds(max(lags))}")
     return "; ".join(parts)
+
+
+def limits(comparison: Comparison) -> list[str]:
+    """The limits of single requests, and what became of those on percentiles of whole runs."""
+    each = ", ".join(f"{words.METRIC_NAMES[name]} ≤ {words.seconds(v)}" for name, v in comparison.limits_s.items())
+    found = [f"limits: {each}"] if each else []
+    by_limit: dict[tuple[str, float], list[str]] = {}
+    for limit in comparison.run_limits:
+        worst = "not measured" if limit.worst_s is None else f"{words.seconds(limit.worst_s)} at most"
+        told = f"{limit.arm} in {limit.met} of {words.plural(limit.runs, 'run')} ({worst})"
+        by_limit.setdefault((limit.name, limit.limit_s), []).append(told)
+    for (name, limit_s), each_arm in by_limit.items():
+        limit_text = f"{_limit_name(name)} ≤ {words.seconds(limit_s)}"
+        found.append(f"limit of whole runs, no part of attainment: {limit_text}: met by {', '.join(each_arm)}")
+    return found
+
+
+def _limit_name(name: str) -> str:
+    percent, metric = percentile_of(name) or (100.0, name)
+    return f"p{percent:g} of {words.METRIC_NAMES[metric]}"
 
 
 def left_out(comparison: Comparison) -> list[str]:

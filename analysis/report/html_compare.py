@@ -46,6 +46,8 @@ def render(comparison: Comparison) -> str:
         title=f"{others} against {comparison.baseline.name}" if others else f"The noise of {comparison.baseline.name}",
         identity=first_screen.identity(comparison),
         left_out=first_screen.left_out(comparison),
+        limits=first_screen.limits(comparison),
+        targets=_targets(comparison),
         drift=resolution.sentence() if resolution is not None and resolution.drifts else "",
         sentences=first_screen.sentences(comparison),
         summary=first_screen.summary_table(comparison),
@@ -68,6 +70,18 @@ def render(comparison: Comparison) -> str:
         what=what_was_compared(comparison),
         notes=notes_of(comparison),
     )
+
+
+def _targets(comparison: Comparison) -> dict[str, str]:
+    """Where the page shows what a verdict on a topic rests on, by topic; none for what it does not show."""
+    charts = {"latency": "Latency", "lengths": "Answer lengths"}
+    titles = {table.title for table in tables_of(comparison)}
+    quality = next((title for title in titles if title.startswith("Quality")), None)
+    service = next((title for title in titles if title.startswith("Service levels")), None)
+    scored = "Scores by task" if forest.task_scores(comparison, plots.styles(comparison)) else quality
+    charts |= {"service": service or "", "quality": scored or "", "answers": quality or ""}
+    charts["cache room"] = next((title for title in titles if title.startswith("Every arm")), "")
+    return {topic: page.anchor(title) for topic, title in charts.items() if title}
 
 
 def _latency(comparison: Comparison, styles: Mapping[str, str], names: Mapping[str, str]) -> list[Figure]:

@@ -259,10 +259,12 @@ def _calibration(report: Report) -> str:
     if not found:
         return "not measured (kvload calibrate)"
     parts = [
-        f"{name} {words.seconds(found[key])}" for key, name in _CALIBRATION_S.items() if found.get(key) is not None
+        f"{name} {words.seconds(value)}"
+        for key, name in _CALIBRATION_S.items()
+        if isinstance(value := found.get(key), int | float)
     ]
-    if found.get("cpu_us_per_chunk") is not None:
-        parts.append(f"CPU {found['cpu_us_per_chunk']:.3g} µs a chunk")
+    if isinstance(cost := found.get("cpu_us_per_chunk"), int | float):
+        parts.append(f"CPU {cost:.3g} µs a chunk")
     limit = saturated(found)
     if limit is not None:
         parts.append(f"but {limit} was at its end: this is not the client's error alone")

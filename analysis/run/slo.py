@@ -19,7 +19,10 @@ from kvload.units import percentile_of, request_limits
 
 @dataclass(frozen=True, kw_only=True)
 class PercentileLimit:
-    """A limit on a percentile of a whole run: what was measured over the answered requests, and whether it held."""
+    """A limit on a percentile of a whole run: what was measured over the requests sent, and whether it held.
+
+    ``measured_s`` is None where more of them than the percentile leaves were not answered, and so have no such latency.
+    """
 
     name: str
     limit_s: float
@@ -110,17 +113,29 @@ def attainment(
         },
         goodput_rps=met / window_s if window_s else None,
         goodput_tokens_per_s=tokens / window_s if window_s else None,
-        percentiles=[_percentile_limit(table, name, limit) for name, limit in limits_s.items() if name not in each],
+        percentiles=percentile_limits(table, limits_s),
     )
 
 
+def percentile_limits(table: RecordTable, limits_s: Mapping[str, float]) -> list[PercentileLimit]:
+    """What became of the limits on percentiles of a whole run (``p99_ttft``); those on single requests are no part."""
+    each = request_limits(limits_s)
+    return [_percentile_limit(table, name, limit) for name, limit in limits_s.items() if name not in each]
+
+
 def _percentile_limit(table: RecordTable, name: str, limit_s: float) -> PercentileLimit:
+    """A request that was sent and not answered, or has no such latency, took longer than any limit."""
     found = percentile_of(name)
     if found is None:
         raise ValueError(f"'{name}' is no limit")
     percent, metric = found
-    values = finite(latency.METRICS[metric](table)[table.ok])
-    measured = float(np.quantile(values, percent / 100)) if len(values) else None
+    values = np.where(table.ok, latency.METRICS[metric](table), np.nan)[table.sent & ~_cannot_have(table, metric)]
+    ordered = np.sort(np.nan_to_num(values, nan=np.inf))
+    measured = None
+    if len(ordered):
+        place = (len(ordered) - 1) * percent / 100
+        known = np.isfinite(ordered[int(np.ceil(place))])
+        measured = float(np.interp(place, np.arange(len(ordered)), ordered)) if known else None
     return PercentileLimit(
         name=name, limit_s=limit_s, measured_s=measured, met=measured is not None and measured <= limit_s
     )

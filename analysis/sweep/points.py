@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kvload.analysis.records import latency
-from kvload.analysis.records.table import RecordTable, load
+from kvload.analysis.records.table import RecordTable, count_true, load
 from kvload.analysis.run import slo
 from kvload.analysis.run.model import Metric
 from kvload.analysis.run.summary import build_from
@@ -26,7 +26,13 @@ WARM_UP_S, WARM_UP_ANSWERS = 30.0, 5.0
 
 
 def point_of(
-    run: RunDir, level: float, *, slo_limits: Mapping[str, float] | None = None, warm_up_s: float | None = 0.0
+    run: RunDir,
+    level: float,
+    *,
+    slo_limits: Mapping[str, float] | None = None,
+    warm_up_s: float | None = 0.0,
+    first_left_out: int = 0,
+    at_least: int = 0,
 ) -> Point:
     """One run as a point of its arm's curve.
 
@@ -36,12 +42,19 @@ def point_of(
         slo_limits: limits in seconds that replace the run's own.
         warm_up_s: requests due before this time do not count, since they found an emptier server than it is in
             service; where None, the longer of 30 s and five median answers.
+        first_left_out: so many requests, the first that were due, do not count for the same reason.
+        at_least: so many do, in any case.
 
     Raises:
         UsageError: there are no limits on single requests.
     """
     whole = load(run)
-    table = whole.take(np.flatnonzero(whole.t_sched_s >= (_warm_up_s(whole) if warm_up_s is None else warm_up_s)))
+    filled_s = _warm_up_s(whole) if warm_up_s is None else warm_up_s
+    left_out = max(count_true(whole.t_sched_s < filled_s), first_left_out)
+    left_out = min(left_out, max(len(whole) - at_least, 0))
+    counted = np.ones(len(whole), np.bool_)
+    counted[np.argsort(whole.t_sched_s, kind="stable")[:left_out]] = False
+    table = whole.take(np.flatnonzero(counted))
     report = build_from(run.manifest(), table, run.scrapes(), slo_limits=slo_limits)
     met = report.attainment
     if met is None or not met.limits_s:

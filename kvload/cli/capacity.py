@@ -28,7 +28,7 @@ from kvload.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from kvload.analysis.sweep.model import Sweep
+    from kvload.analysis.sweep.model import Point, Sweep
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -63,6 +63,7 @@ def capacity(
     from kvload.cli.replay_display import Display
     from kvload.errors import UsageError
     from kvload.experiment.capacity import CapacityPlan, CapacityWatcher, find
+    from kvload.experiment.forecast import Forecast, left_text
     from kvload.experiment.options import ReplayOptions
     from kvload.experiment.replay import Listener, default_out
     from kvload.units import parse_duration
@@ -70,7 +71,7 @@ def capacity(
     from kvload.workloads.traces.samples import trace_path
 
     names, limits_s = trace_and_limits(words, limits)
-    conditions = read_gates(limits.fail_if)
+    conditions = read_gates(limits.fail_if, "capacity", arms=["run"])
     if not limits_s:
         raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
     path = trace_path(one_trace(names, "kvload capacity TRACE --slo ..."))
@@ -101,16 +102,33 @@ def capacity(
             display.notice(str(condition))
         if page.web:
             display.notice(f"the page of each attempt is at http://{page.web_host}:{page.web_port}/kvload/")
-        watcher = CapacityWatcher(
-            on_attempt=lambda rate, number, count: display.notice(
-                f"attempt {number + 1} of at most {most}: {rate:.3g} requests a second, {count} requests"
-            ),
-            on_point=lambda point: display.notice(
-                f"  {point.met} of {point.sent} met all limits ({point.warm_up} of the warm-up left out)"
-            ),
-            listener=Listener(display.progress, display.notice),
-        )
-        found = find(plan, watcher)
+        forecast = Forecast([])
+        made = 0
+
+        def on_attempt(rate: float, number: int, count: int) -> None:
+            forecast.expect([count / rate] * (most - number))
+            forecast.begin()
+            display.within(lambda: f"attempt {number + 1} of at most {most}, at most {left_text(forecast)}")
+            display.notice(
+                f"attempt {number + 1} of at most {most}, at most {left_text(forecast)}:"
+                f" {rate:.3g} requests/s, {count} requests"
+            )
+
+        def on_point(point: "Point") -> None:
+            nonlocal made
+            forecast.end()
+            made += 1
+            display.notice(f"  {point.met} of {point.sent} met all limits ({point.warm_up} of the warm-up left out)")
+
+        watcher = CapacityWatcher(on_attempt, on_point, Listener(display.progress, display.notice))
+        try:
+            found = find(plan, watcher)
+        except KeyboardInterrupt:
+            display.notice(
+                f"interrupted: {made} attempts are kept in {plan.out / 'runs'}, each as kvload report shows it;"
+                " a new search begins where it was with --start-rate"
+            )
+            raise
     _show(found, plan.out, as_json=json_output)
     carried = found.curves[0].capacity
     gates.check(conditions, {"run": {"capacity": carried.estimate, "capacity.low": carried.low}})

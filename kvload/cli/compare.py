@@ -107,7 +107,8 @@ def compare(
 
     paths, limits_s = trace_and_limits(what or [], limits)
     headers = read_headers(sending)
-    outcome = Outcome(conditions=read_gates(limits.fail_if), as_json=json_output, limits=limits_s, details=details)
+    conditions = read_gates(limits.fail_if, "comparison")
+    outcome = Outcome(conditions=conditions, as_json=json_output, limits=limits_s, details=details)
     swarm = read_page(page, autostart=True)
     if paths and all(Path(path).is_dir() for path in paths) and resume is None:
         if method or arm:
@@ -151,6 +152,8 @@ def compare(
             ),
         )
         folder = out or default_folder()
+    judged = [each.name for each in plan.arms if not (each.floor or each.perturbed or each.baseline)]
+    read_gates(limits.fail_if, "comparison", arms=judged, limited=bool(limits_s or plan.run.slo))
     make_runs(
         plan,
         folder,

@@ -82,7 +82,12 @@ def make_runs(
         try:
             failed = (_beside if slots else _serial)(plan, folder, found, sent, display, slots)
         except KeyboardInterrupt:
-            display.notice(f"interrupted: finished runs are kept; go on with kvload compare --resume {folder}")
+            left = comparison.outlook(plan, folder, is_new=False)
+            kept = len(plan.runs()) - len(left.runs)
+            display.notice(
+                f"interrupted: {kept} of {len(plan.runs())} runs are kept in {folder};"
+                f" go on with kvload compare --resume {folder}"
+            )
             raise
     if failed and not _baseline_ran(plan, folder):
         name, error = next(iter(failed.items()))
@@ -147,7 +152,7 @@ def _serial(
     display: "Display",
     _slots: "Sequence[Slot]",
 ) -> "dict[str, KvloadError]":
-    from kvload.experiment.forecast import Forecast, time_text
+    from kvload.experiment.forecast import Forecast, left_text
     from kvload.experiment.replay import Listener
     from kvload.experiment.run import Watcher, run_all
 
@@ -156,8 +161,8 @@ def _serial(
     def on_run(run: "PlannedRun", number: int, of: int) -> None:
         forecast.end()
         forecast.begin()
-        left = f"about {time_text(forecast.left_s)} left"
-        display.notice(f"run {number}/{of}: {run.arm}, repeat {run.repeat + 1}; {left}")
+        display.within(lambda: f"run {number}/{of}, {left_text(forecast)}")
+        display.notice(f"run {number}/{of}, {left_text(forecast)}: {run.arm}, repeat {run.repeat + 1}")
 
     def on_launch(event: "LaunchEvent") -> None:
         if event.kind in {"note", "ready"}:
@@ -197,8 +202,10 @@ def _beside(
             each_s = (time.monotonic() - began) * len(slots) / ended if ended > 0 else one_s
             left_s = each_s * math.ceil((len(found.runs) - max(ended, 0)) / len(slots))
             which = "alone" if run.folder.startswith("alone-") else f"repeat {run.repeat + 1}"
-            left = f"; about {time_text(left_s)} left" if which != "alone" else ""
-            display.notice(f"run {number}/{of} on {slot.name}: {run.arm}, {which}{left}")
+            total_s = time.monotonic() - began + left_s
+            left = f", {time_text(left_s)} left of about {time_text(total_s)}" if which != "alone" else ""
+            display.within(lambda: f"run {number}/{of}{left}")
+            display.notice(f"run {number}/{of}{left}: {run.arm}, {which}, on {slot.name}")
 
     def for_run(run: "PlannedRun", slot: "Slot") -> Watcher:
         name = f"{slot.name}, {run.arm}"

@@ -88,7 +88,11 @@ def launch_command(
                 said = event.text
                 console.print(f"  {event.elapsed_s:5.1f} s  {event.text}", soft_wrap=True)
 
-        entry = start(request, show)
+        try:
+            entry = start(request, show)
+        except KeyboardInterrupt:
+            console.print("stopped: the server that was starting has ended, and nothing of it is left", soft_wrap=True)
+            raise
     if entry.host not in {"127.0.0.1", "localhost", "::1"}:
         console.print(f"note: it listens on {entry.host}: others can reach it", soft_wrap=True)
     print(entry.name)

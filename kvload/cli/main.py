@@ -49,9 +49,12 @@ Each has a module ``kvload.cli.NAME`` with a typer application named ``app``: on
 
 
 _NO_ROOM = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    }
 )
-"""What this machine has no more of, rather than kvload a fault."""
+"""What this machine has no more of, or does not allow with its files, rather than kvload a fault."""
 
 KEY_FLAGS = frozenset({"--header", "-H", "--api-key", "--arm-key"})
 """Flags whose values go to the server as they are: the address must then come from the user, too."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -43,7 +43,7 @@ End = Annotated[str | None, typer.Option(help="Use the trace up to this time.")]
 Limit = Annotated[int | None, typer.Option("--limit", "--num-prompts", help="At most so many requests.", min=1)]
 Sample = Annotated[float, typer.Option(help="Share of whole sessions to keep, 0 to 1.")]
 ScaleInput = Annotated[float, typer.Option(help="Factor on the length of made-up prompts.")]
-Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.", min=0)]
 Burstiness = Annotated[
     float | None, typer.Option(help="Shape of gamma gaps: 1 is Poisson, below comes in bursts.", min=0.001)
 ]
@@ -149,7 +149,7 @@ class SendingFlags:
     heading: ClassVar[str] = "Sending"
 
     max_concurrency: Annotated[int | None, typer.Option(help="Most requests in flight; the others wait.")] = None
-    warmups: Warmups = 0
+    warmups: Warmups = 4
     workers: Annotated[int, typer.Option(help="Processes that send.", min=0)] = 1
     timeout: Annotated[str, typer.Option(help="A request's limit; none for no limit.")] = "10min"
     drain: Annotated[str, typer.Option(help="Wait so long for the last answers.")] = "2min"
@@ -172,9 +172,8 @@ class SendingFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatedSendingFlags(SendingFlags):
-    """The same for several runs that are compared: none of them may be the one that warms a server up."""
+    """The same for several runs that are compared."""
 
-    warmups: Warmups = 4
     drain: Annotated[
         str, typer.Option(help="Wait so long for the last answers; timeout: as long as a request may take.")
     ] = "timeout"
@@ -333,15 +332,33 @@ def read_limits(slo: str, goodput: str = "") -> dict[str, float]:
     return parse_limits(slo, where="--slo") or parse_limits(goodput, where="--goodput", bare_unit="ms")
 
 
-def read_gates(texts: Sequence[str] | None) -> "tuple[Gate, ...]":
+def read_gates(
+    texts: Sequence[str] | None,
+    of: Literal["run", "comparison", "capacity"],
+    *,
+    arms: Sequence[str] | None = None,
+    limited: bool | None = None,
+) -> "tuple[Gate, ...]":
     """The conditions of ``--fail-if``.
 
+    Args:
+        of: what they are about, which says what figures there will be.
+        arms: that a condition may name; not looked at where None.
+        limited: whether limits are given; None where that is not known yet.
+
     Raises:
-        UsageError: one is none.
+        UsageError: one is none, or names an arm or a figure that there will not be.
     """
     from kvload.analysis import gates
 
-    return tuple(gates.parse(text) for text in texts or ())
+    found = tuple(gates.parse(text) for text in texts or ())
+    if of == "capacity":
+        known = frozenset({"capacity", "capacity.low"})
+    else:
+        known = gates.run_figures() if of == "run" else gates.comparison_figures()
+    named = [gate.arm for gate in found if gate.arm is not None] if arms is None else arms
+    gates.check_names(found, known, arms=named, limited=limited)
+    return found
 
 
 def read_headers(sending: SendingFlags) -> dict[str, str]:

@@ -74,7 +74,7 @@ def replay(
         return run_worker(master_host, master_port, request_headers(headers), _run_token(token))
     allowed = read_share(limits.allow_failures, "--allow-failures")
     names, limits_s = trace_and_limits(words or [], limits)
-    conditions = read_gates(limits.fail_if)
+    conditions = read_gates(limits.fail_if, "run", arms=["run"], limited=bool(limits_s))
     if master and not expect_workers:
         raise UsageError("say how many workers elsewhere to wait for", where="--master", hint="--expect-workers N")
     swarm = read_page(page)

@@ -1,6 +1,7 @@
-"""What ``kvload replay`` shows while it runs: one line that is drawn anew, on stderr, where that is a terminal."""
+"""What runs show while they are made: lines that are drawn anew, on stderr, where that is a terminal."""
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +19,7 @@ class Display:
         self._quiet = quiet
         self._live: Any = None
         self._lanes: dict[str, Progress] = {}
+        self._whole: Callable[[], str] | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
@@ -37,6 +39,10 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def within(self, whole: Callable[[], str]) -> None:
+        """Put a line over the progress of each run, on how far an experiment of many runs is; asked for every time."""
+        self._whole = whole
 
     def notice(self, text: str) -> None:
         """Print a sentence that stays."""
@@ -58,24 +64,26 @@ class Display:
         if self._live is None:
             return
         if lane is None:
-            self._live.update(_draw(progress), refresh=True)
+            self._live.update(_draw(progress, None if self._whole is None else self._whole()), refresh=True)
             return
         self._lanes[lane] = progress
-        self._live.update(_draw_lanes(self._lanes), refresh=True)
+        self._live.update(_draw_lanes(self._lanes, None if self._whole is None else self._whole()), refresh=True)
 
 
-def _draw_lanes(lanes: "dict[str, Progress]") -> Any:
+def _draw_lanes(lanes: "dict[str, Progress]", whole: str | None = None) -> Any:
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     for name, progress in sorted(lanes.items()):
         left = "" if progress.left_s is None or progress.state == "ended" else f"{progress.left_s:.0f} s left"
         sent = f"sent {progress.sent}/{progress.planned}, failed {progress.failed}"
         table.add_row(name, progress.state, sent, f"TPOT {_ms(progress.tpot_p50_s)}", left)
-    return table
+    return table if whole is None else Group(Text(whole, style="bold"), table)
 
 
-def _draw(progress: "Progress") -> Any:
+def _draw(progress: "Progress", whole: str | None = None) -> Any:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -96,6 +104,8 @@ def _draw(progress: "Progress") -> Any:
     if progress.attainment is not None:
         words.append(f"SLO {progress.attainment:.1%}")
     table = Table.grid()
+    if whole is not None:
+        table.add_row(Text(f"{whole}, {ended}/{progress.planned} done", style="bold"))
     table.add_row(grid)
     table.add_row(Text("  ").join(word if isinstance(word, Text) else Text(word) for word in words))
     return table

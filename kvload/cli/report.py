@@ -30,11 +30,11 @@ def report(
     from kvload.analysis import gates
     from kvload.analysis.report import html_report, json_report, terminal
     from kvload.analysis.run.summary import summarise
-    from kvload.cli.options import read_limits
+    from kvload.cli.options import read_gates, read_limits
     from kvload.rundir import RunDir
     from kvload.terminal import console
 
-    conditions = [gates.parse(text) for text in fail_if or []]
+    conditions = read_gates(fail_if, "run", arms=["run"])
     if run is None:
         run = newest_run(Path("runs"))
         html = html or run / "report.html"

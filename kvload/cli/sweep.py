@@ -60,6 +60,12 @@ def sweep(
     target: Annotated[float, typer.Option(help="Share of requests that must meet all limits.", min=0.01, max=1)] = 0.9,
     repeats: Annotated[int, typer.Option(help="How often each method is walked, in rotated order.", min=1)] = 1,
     duration: Annotated[str, typer.Option(help="Keep each rate up for so long, where the trace allows.")] = "60s",
+    warm_up: Annotated[
+        str,
+        typer.Option(
+            help="Requests of each level's first time do not count; auto: a quarter of --duration, 30s at most."
+        ),
+    ] = "auto",
     start_rate: Annotated[float, typer.Option(help="Where auto begins.", min=0.001)] = 1.0,
     tolerance: Annotated[float, typer.Option(help="auto stops when the rate is known this well.", min=0.001)] = 0.1,
     most: Annotated[int, typer.Option(help="auto tries at most so many rates of a method.", min=1)] = 12,
@@ -113,6 +119,7 @@ def sweep(
         repeats=repeats,
         target=target,
         duration=duration,
+        warm_up=warm_up,
         burstiness=1.0 if burstiness is None else burstiness,
         launch=request,
         run=read_run(trace, requests, read_arrivals(trace, ArrivalFlags(), requests.seed), sending, limits),

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from kvload.workloads.run.live import Progress
 
 
+_LONGEST_WARM_UP_S = 30.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shown:
     """How a sweep is shown: as JSON, by other limits (seconds by metric) or another price than the plan's."""
@@ -69,6 +72,7 @@ def plan_of(
     levels: tuple[float, ...],
     search: Mapping[str, Any],
     duration: str,
+    warm_up: str,
     launch: "LaunchRequest",
     run: "RunOptions",
     spread: tuple[str, ...] = (),
@@ -96,6 +100,7 @@ def plan_of(
         )
     path = trace_path(trace)
     digest = trace_digest(path)
+    held_s = parse_duration(duration, where="--duration")
     made = make_arms(methods, arm_urls(arms), baseline=baseline, floor="none", least=1)
     return SweepPlan(
         trace=str(path),
@@ -104,7 +109,10 @@ def plan_of(
         arms=made,
         axis=axis,
         levels=levels,
-        duration_s=parse_duration(duration, where="--duration"),
+        duration_s=held_s,
+        warm_up_s=min(held_s / 4, _LONGEST_WARM_UP_S)
+        if warm_up == "auto"
+        else parse_duration(warm_up, where="--warm-up"),
         launch=launch,
         run=run,
         spread=spread,
@@ -132,7 +140,7 @@ def make(
     """
     from kvload.cli.replay_display import Display
     from kvload.experiment import sweep as sweeps
-    from kvload.experiment.forecast import time_text
+    from kvload.experiment.forecast import left_text
     from kvload.experiment.replay import Listener
 
     sweeps.check(plan)
@@ -155,8 +163,9 @@ def make(
             def on_level(arm: "Arm", level: float, repeat: int, forecast: "Forecast") -> None:
                 unit = "/s" if plan.axis == "rate" else " in flight"
                 again = f", repeat {repeat + 1} of {plan.repeats}" if plan.repeats > 1 else ""
-                left = f"about {time_text(forecast.left_s)} left{' there' if slot else ''}"
-                notice(f"{where}{arm.name} at {level:g}{unit}{again}; {left}")
+                if slot is None:
+                    display.within(lambda: f"{arm.name} at {level:g}{unit}, {left_text(forecast)}")
+                notice(f"{where}{arm.name} at {level:g}{unit}{again}, {left_text(forecast)}{' there' if slot else ''}")
 
             def on_launch(event: "LaunchEvent") -> None:
                 if event.kind in {"note", "ready"}:
@@ -182,7 +191,11 @@ def make(
         try:
             failed = runner.run()
         except KeyboardInterrupt:
-            display.notice(f"interrupted: finished runs are kept; go on with kvload sweep --resume {folder}")
+            kept = len(sweeps.points_of(plan, folder))
+            display.notice(
+                f"interrupted: the {kept} levels that were finished are kept in {folder};"
+                f" go on with kvload sweep --resume {folder}, look at them with kvload sweep {folder}"
+            )
             raise
     status = show(plan, folder, shown, failed=failed)
     return ExitStatus.SERVER if failed else status

@@ -50,9 +50,20 @@ class Forecast:
         return current + pace * sum(self._left)
 
     @property
+    def total_s(self) -> float:
+        """Seconds that all steps take, the finished ones and the current one among them."""
+        current = 0.0 if self._current is None else self._clock() - self._since
+        return self._taken_s + current + self.left_s
+
+    @property
     def taken_s(self) -> float:
         """Seconds that finished steps took."""
         return self._taken_s
+
+
+def left_text(forecast: Forecast) -> str:
+    """``1 min 10 s left of about 4 min``."""
+    return f"{time_text(forecast.left_s)} left of about {time_text(forecast.total_s)}"
 
 
 def time_text(seconds: float) -> str:

@@ -60,6 +60,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             to ``tolerance``, or after ``most`` levels.
         target: share of sent requests that must meet the limits.
         duration_s: a rate is kept up for at least so long, where the trace has the requests for it.
+        warm_up_s: requests of a rate's first seconds do not count, since they find an emptier server than it is in
+            service; of a closed loop the first of every place in flight do not. 0 for none.
         burstiness: shape of the gamma gaps between arrivals; 1 is Poisson.
         launch, run: what all arms share, as in a comparison's plan.
         gpus, price_per_gpu_hour: GPUs of one server and their price, for the cost; None where nothing is to be said
@@ -79,6 +81,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     repeats: int = 1
     target: float = 0.9
     duration_s: float = 60.0
+    warm_up_s: float = 0.0
     burstiness: float = 1.0
     launch: LaunchRequest = msgspec.field(default_factory=LaunchRequest)
     run: RunOptions = msgspec.field(default_factory=RunOptions)
@@ -98,7 +101,14 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def requests_at(self, level: float) -> int:
         """How many requests are sent at a level of load: enough to prove the target, and to keep the load up."""
         held = level * (self.duration_s if self.axis == "rate" else REQUESTS_IN_FLIGHT)
-        return min(max(needed(self.target), math.ceil(held)), self.run.schedule.limit or self.rows, self.rows)
+        wanted = max(needed(self.target), math.ceil(held)) + self.warm_up_at(level)
+        return min(wanted, self.run.schedule.limit or self.rows, self.rows)
+
+    def warm_up_at(self, level: float) -> int:
+        """How many of the requests at a level do not count, about."""
+        if not self.warm_up_s:
+            return 0
+        return math.ceil(level * self.warm_up_s) if self.axis == "rate" else math.ceil(level)
 
     def span_s(self, level: float) -> float:
         """About how long sending takes at a level."""
@@ -230,7 +240,7 @@ class SweepRunner:
         self.verify = verify
         self.slots = slots
         self.failed: dict[str, str] = {}
-        self._points = points_of(out)
+        self._points = points_of(plan, out)
         self.forecast = Forecast(self._expected(plan.walks()))
 
     def run(self) -> dict[str, str]:
@@ -321,8 +331,7 @@ class SweepRunner:
                 watcher.on_point(point)
 
     def _measure(self, arm: Arm, level: float, repeat: int, server: str | None, lane: _Lane) -> "Point":
-        from kvload.analysis.sweep.points import point_of
-
+        plan = self.plan
         folder = run_path(self.out, arm, level, repeat)
         set_aside(folder)
         make_folder(folder.parent)
@@ -333,7 +342,7 @@ class SweepRunner:
             raise KeyboardInterrupt
         if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
             raise error
-        return point_of(run, level)
+        return measured(plan, run, level)
 
     def _options(self, arm: Arm, level: float, repeat: int, server: str | None, folder: Path) -> ReplayOptions:
         plan = self.plan
@@ -422,15 +431,27 @@ def load(out: Path) -> SweepPlan:
         raise RunDirError(f"the plan does not parse: {error}", where=str(path)) from error
 
 
-def points_of(out: Path, slo_limits: Mapping[str, float] | None = None) -> "list[Point]":
-    """The points of all complete runs, judged by the plan's limits or others (seconds by metric)."""
+def measured(plan: SweepPlan, run: RunDir, level: float, slo_limits: Mapping[str, float] | None = None) -> "Point":
+    """One run as a point, without its warm-up."""
     from kvload.analysis.sweep.points import point_of
 
+    return point_of(
+        run,
+        level,
+        slo_limits=slo_limits,
+        warm_up_s=plan.warm_up_s if plan.axis == "rate" else 0.0,
+        first_left_out=plan.warm_up_at(level) if plan.axis == "concurrency" else 0,
+        at_least=needed(plan.target) if plan.warm_up_s else 0,
+    )
+
+
+def points_of(plan: SweepPlan, out: Path, slo_limits: Mapping[str, float] | None = None) -> "list[Point]":
+    """The points of all complete runs, judged by the plan's limits or others (seconds by metric)."""
     found = []
     for folder in sorted((out / "runs").glob("*-at-*-r*")) if out.exists() else []:
         level = re.search(r"-at-([0-9.e+-]+)-r[0-9]+$", folder.name)
         if level and is_complete(folder):
-            found.append(point_of(RunDir.open(folder), float(level[1]), slo_limits=slo_limits))
+            found.append(measured(plan, RunDir.open(folder), float(level[1]), slo_limits))
     return found
 
 
@@ -456,7 +477,7 @@ def results(
     from kvload.analysis.sweep.curve import curves_of
     from kvload.analysis.sweep.model import Sweep
 
-    points = points_of(out, slo_limits)
+    points = points_of(plan, out, slo_limits)
     if not points:
         raise RunDirError("no run is complete", where=str(out), hint=f"kvload sweep --resume {out}")
     manifests = {point.arm: RunDir.open(out / "runs" / point.run).manifest() for point in reversed(points)}

@@ -255,6 +255,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="Only faults whose part or name holds this.")
     parser.add_argument("--workers", default="1,3", help="Numbers of workers to try.")
     options = parser.parse_args()
+    # under nohup the replays would ignore it as they should, and the fault would not happen
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     chosen = [case for case in cases() if options.only in f"{case.part} {case.name}"]
     can_mount = _can_mount()
     print(f"{'part':<8} {'fault':<30} {'workers':>7} {'exit':>4} {'planned':>7}  accounted as", flush=True)

@@ -1,14 +1,17 @@
-"""``make fuzz``: answers that nobody would send, by the ten thousand, through the parser; none may raise.
+"""``make fuzz``: answers that nobody would send, by the ten thousand, through the parser, and damaged run folders
+through the commands that read them; none may raise.
 
-Each is made from the pieces of real answers by a seed, cut and damaged, under every framing, and every outcome must be
-a status, with texts that can be written down. Prints how many ended how, and exits with 70 if one raised.
+Each answer is made from the pieces of real answers by a seed, cut and damaged, under every framing, and every outcome
+must be a status, with texts that can be written down. Prints how many ended how, and exits with 70 if one raised.
 """
 
 import argparse
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 
@@ -148,6 +151,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=30_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-folders", action="store_true", help="answers alone")
     options = parser.parse_args()
     started = time.monotonic()
     outcomes, raised = run(options.count, options.seed)
@@ -155,7 +159,25 @@ def main() -> int:
         print(f"{number:8,}  {name}")
     print(f"{options.count:8,}  answers in {time.monotonic() - started:.0f} s, {len(raised)} raised")
     print("\n".join(raised[:20]), end="\n" if raised else "")
-    return ExitStatus.FAULT if raised else ExitStatus.OK
+    wrong = [] if options.no_folders else _folders()
+    return ExitStatus.FAULT if raised or wrong else ExitStatus.OK
+
+
+def _folders() -> list[str]:
+    """Try every damage to a run folder, and print how many commands ended how; those that raised."""
+    from kvload.scripts import damage
+
+    statuses: Counter[int] = Counter()
+    wrong = []
+    with tempfile.TemporaryDirectory(prefix="kvload-damage-") as folder:
+        for name, command, status, said in damage.outcomes(Path(folder)):
+            statuses[status] += 1
+            if damage.wrong(status, said):
+                wrong.append(f"{name}: kvload {command} ended with {status}: {said.strip()[-300:]}")
+    told = ", ".join(f"{number:,} with {status}" for status, number in sorted(statuses.items()))
+    print(f"{len(damage.kinds()):8,}  kinds of damage to a run folder; commands ended {told}; {len(wrong)} raised")
+    print("\n".join(wrong), end="\n" if wrong else "")
+    return wrong
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """Conditions for continuous integration."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvload.analysis import gates
+from kvload.analysis.comparison.compare import compare
+from kvload.analysis.records.pairs import ArmRuns
+from kvload.analysis.run.summary import summarise
 from kvload.errors import GateFailedError, UsageError
+from tests.analysis.synthetic import mixed
 
 VALUES: dict[str, dict[str, float | None]] = {
     "kivi-4": {"attainment": 0.98, "inflation.mean": 1.2, "goodput": None},
@@ -53,3 +58,28 @@ def test_check_raises_with_all_reasons() -> None:
 def test_any_text_is_a_gate_or_a_usage_error(text: str) -> None:
     with contextlib.suppress(UsageError):
         assert gates.parse(text).sign in text
+
+
+def test_every_figure_is_known_before_it_is_measured(tmp_path: Path) -> None:
+    report = summarise(mixed(tmp_path / "run", count=40))
+    assert set(gates.run_values(report)) <= gates.run_figures()
+    runs = [ArmRuns(name, (mixed(tmp_path / name, count=40),), baseline=name == "a") for name in ("a", "b")]
+    (values,) = gates.comparison_values(compare(runs)).values()
+    assert set(values) <= gates.comparison_figures()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("atainment<0.99", "did you mean attainment"),
+        ("ttft.p98>1s", "did you mean ttft.p9"),
+        ("x:ttft.p99>1s", "no arm 'x'"),
+        ("attainment<0.99", "no attainment without limits"),
+        ("goodput<1", "without limits"),
+    ],
+)
+def test_a_gate_that_cannot_be_met_is_refused_before_anything_runs(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        gates.check_names([gates.parse(text)], gates.run_figures(), arms=["run"], limited=False)
+    assert words in f"{caught.value} {caught.value.hint}"
+    gates.check_names([gates.parse("run:ttft.p99>1s")], gates.run_figures(), arms=["run"], limited=False)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kvload.analysis.sweep.model import Point
@@ -71,6 +72,28 @@ def test_a_rate_is_kept_up_for_the_duration_where_the_trace_allows() -> None:
     assert swept.requests_at(0.5) == 35  # what the target needs
     assert swept.requests_at(100.0) == 1000  # all there are
     assert plan(duration_s=30.0, run=RunOptions(schedule=ScheduleOptions(limit=60))).requests_at(4.0) == 60
+
+
+def test_what_finds_an_empty_server_is_sent_beside_what_counts() -> None:
+    swept = plan(duration_s=30.0, warm_up_s=10.0)
+    assert swept.requests_at(4.0) == 160
+    assert swept.requests_at(0.5) == 40
+    closed = plan(axis="concurrency", warm_up_s=10.0)
+    assert closed.requests_at(8.0) == 8 * 16 + 8
+
+
+def test_the_warm_up_is_in_no_point(tmp_path: Path) -> None:
+    from kvload.analysis.sweep.points import point_of
+    from tests.analysis.synthetic import answer, write
+
+    rng = np.random.default_rng(1)
+    slow = [answer(rng, n, tokens=5, ttft_s=3.0 if n < 20 else 0.1) for n in range(60)]  # 20 requests a second
+    run = write(tmp_path / "run", slow, slo={"ttft": 0.5})
+    assert (point_of(run, 20.0).met, point_of(run, 20.0).sent) == (40, 60)
+    warm = point_of(run, 20.0, warm_up_s=1.0)
+    assert (warm.met, warm.sent, warm.warm_up) == (40, 40, 20)
+    assert point_of(run, 20.0, first_left_out=20).met == point_of(run, 20.0, first_left_out=20).sent == 40
+    assert point_of(run, 20.0, warm_up_s=60.0, at_least=35).sent == 35
 
 
 def test_a_walk_over_given_rates_stops_where_attainment_is_gone() -> None:
@@ -188,4 +211,4 @@ def test_a_sweep_without_limits_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_points_are_read_from_complete_runs_alone(tmp_path: Path) -> None:
-    assert sweeps.points_of(tmp_path / "nothing") == []
+    assert sweeps.points_of(plan(), tmp_path / "nothing") == []

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from kvload.analysis.records.table import load
 from kvload.analysis.run import slo
@@ -57,3 +58,13 @@ def test_attainment_grows_with_the_scale_of_its_limits(tmp_path: Path) -> None:
     shares = [share for _, share in curve if share is not None]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_requests_without_an_answer_are_slower_than_any_limit_on_a_percentile(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    quick = [answer(rng, n, tokens=5, ttft_s=0.1) for n in range(95)]
+    run = write(tmp_path / "run", [*quick, *(failure(rng, n, "failed", "reset") for n in range(95, 100))])
+    p90, p99 = slo.percentile_limits(load(run), {"p90_ttft": 0.2, "p99_ttft": 0.2, "ttft": 0.2})
+    assert (p90.name, p90.met) == ("p90_ttft", True)
+    assert p90.measured_s == pytest.approx(0.1)
+    assert (p99.name, p99.met, p99.measured_s) == ("p99_ttft", False, None)
