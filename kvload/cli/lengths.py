@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False)
 def lengths(
     comparisons: Comparisons,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the ratios for kvload predict --lengths (JSON).")
+        Path | None, typer.Option("--out", "-o", help="Write the ratios for kvload predict --lengths (JSON).")
     ] = None,
     arm: Arms = None,
     baseline: Baseline = None,

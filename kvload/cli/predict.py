@@ -34,21 +34,39 @@ def fit(
     points: Annotated[
         Path | None, typer.Option(help="A table of step times instead (CSV): method,stage,batch,length,seconds.")
     ] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(help="Put a designed load on this server instead: a launched one's name, or its URL.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the models.")] = Path("model.json"),
+    method: Annotated[str | None, typer.Option(help="Method of a server that does not say its own.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask for, with --calibrate.")] = None,
+    seconds: Annotated[float, typer.Option(help="About how long --calibrate may take.", min=5)] = 60.0,
+    runs_out: Annotated[
+        Path | None, typer.Option("--runs-out", help="Folder for --calibrate's runs; runs/TIME-calibrate if left out.")
+    ] = None,
     pool_tokens: Annotated[int | None, typer.Option(help="Tokens the cache holds.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests running at once.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a step.")] = None,
 ) -> None:
-    """Fit step times of every method among some runs, or of a published table."""
+    """Fit step times of every method among some runs, of a running server, or of a published table."""
     import sys
 
     from kvload.errors import UsageError
     from kvload.experiment.prediction.fitting import Overrides, fit_models, fit_points
     from kvload.step_model import write
 
-    overrides = Overrides(pool_tokens, max_num_seqs, chunk_tokens)
-    if (points is None) == (not runs):
-        raise UsageError("give run folders, or a table with --points", where="RUN, --points")
+    overrides = Overrides(pool_tokens, max_num_seqs, chunk_tokens, method)
+    if sum([points is not None, bool(runs), calibrate is not None]) != 1:
+        raise UsageError(
+            "give run folders, a table with --points, or a server with --calibrate", where="RUN, --points, --calibrate"
+        )
+    if calibrate is not None:
+        from kvload.experiment.prediction.calibrate import Target, run_calibration, target_of
+        from kvload.experiment.replay import default_out
+
+        target = target_of(calibrate, Target(model=model, pool_tokens=pool_tokens, method=method))
+        folder = runs_out or default_out(Path("calibrate"))
+        runs = run_calibration(target, folder, seconds=seconds, say=lambda text: print(text, file=sys.stderr))
     if points is not None:
         models, errors = fit_points(points, overrides)
     else:
@@ -67,6 +85,7 @@ def check(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs that the models were not fitted from.")],
     model: ModelFile = Path("model.json"),
     slo: Annotated[str, typer.Option(help="Limits: ttft=500ms,tpot=50ms; those of the runs where left out.")] = "",
+    method: Annotated[str | None, typer.Option(help="Method of runs that do not say theirs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Hold predictions against runs: every figure with its error, the worst one named."""
@@ -78,11 +97,42 @@ def check(
     from kvload.step_model import read
     from kvload.units import parse_limits
 
-    found = check_runs(runs, read(model), parse_limits(slo, where="--slo"))
+    found = check_runs(runs, read(model), parse_limits(slo, where="--slo"), method=method)
     if as_json:
         print(json.dumps(asdict(found), indent=2))
     else:
         print_checks(found)
+
+
+@app.command()
+def steps(
+    logs: Annotated[list[str], typer.Argument(metavar="METHOD=LOG...", help="What an engine's --step-log wrote.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Step models that were fitted from chunk times; none if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Hold step times against an engine's own log of them: one batch size and one length out, and a model's error."""
+    import json
+    from dataclasses import asdict
+
+    from kvload.cli.predict_tables import print_truth
+    from kvload.errors import UsageError
+    from kvload.experiment.prediction.truth import truth_errors
+    from kvload.step_model import read
+
+    models = read(model) if model is not None else None
+    found = []
+    for text in logs:
+        method, separator, log = text.partition("=")
+        if not separator or not log:
+            raise UsageError(f"'{text}' is not METHOD=LOG", where="METHOD=LOG", hint="none=steps.jsonl")
+        fitted = models.of(method) if models is not None else None
+        found += truth_errors(Path(log), method, fitted, fitted.kept_tokens if fitted is not None else None)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        print_truth(found)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What ``kvload predict`` and ``kvload plan`` print."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from kvload.experiment.prediction.check import Checked
     from kvload.experiment.prediction.forecast import Prediction
     from kvload.experiment.prediction.plan import Plan
+    from kvload.experiment.prediction.truth import TruthErrors
     from kvload.step_model import StepModels
 
 LEFT = {"method", "run", "figure", "stage", "in the run", "method's figures from"}
@@ -51,6 +53,20 @@ def print_stage_errors(errors: Sequence["StageErrors"]) -> None:
         table.add_row(each.method, each.stage, str(each.points), *cells)
     _print(table)
     _say("1 less the mean relative error; in brackets the 90th percentile of errors; the corner from near points")
+
+
+def print_truth(found: Sequence["TruthErrors"]) -> None:
+    """How the steps of a log are foretold, by stage."""
+    table = _table(
+        "method", "stage", "steps", "model from chunks", "all steps", "one batch out", "one length out", "far corner"
+    )
+    for each in found:
+        out = each.held_out
+        total = "-" if each.total is None else f"{100 * (math.exp(each.total) - 1):+.1f} %"
+        cells = [_accuracy(error) for error in (out.by_batch, out.by_length, out.corner)]
+        table.add_row(out.method, out.stage, f"{out.points:,}", _accuracy(each.model), total, *cells)
+    _print(table)
+    _say("1 less the mean relative error; in brackets the 90th percentile of errors; all steps: their total time")
 
 
 def _accuracy(found: "HeldOut | None") -> str:

@@ -45,11 +45,14 @@ class _Checked:
     bytes_per_token: float | None
 
 
-def check_runs(paths: Sequence[Path], models: StepModels, slo: Mapping[str, float]) -> Checked:
+def check_runs(
+    paths: Sequence[Path], models: StepModels, slo: Mapping[str, float], *, method: str | None = None
+) -> Checked:
     """Predict each run's own load and compare.
 
     Args:
         slo: limits in seconds; those of each run where empty.
+        method: of runs that do not say theirs.
 
     Raises:
         UsageError: a run was used for fitting, or its method was not fitted.
@@ -59,15 +62,15 @@ def check_runs(paths: Sequence[Path], models: StepModels, slo: Mapping[str, floa
     for path in paths:
         run = RunDir.open(path)
         manifest, table = run.manifest(), load(run)
-        method = method_of(manifest, path)
-        model = models.of(method)
+        name = method_of(manifest, path, method)
+        model = models.of(name)
         if str(path) in model.runs or str(path.resolve()) in {str(Path(used).resolve()) for used in model.runs}:
             raise UsageError(
                 "the model was fitted from this run", where=str(path), hint="check with runs that it has not seen"
             )
-        cells = _check(path, table, method, models, dict(slo) or dict(manifest.slo))
+        cells = _check(path, table, name, models, dict(slo) or dict(manifest.slo))
         per_token = manifest.server.bytes_per_token
-        runs.append(_Checked({cell.figure: cell for cell in cells}, _planned(table), method, per_token))
+        runs.append(_Checked({cell.figure: cell for cell in cells}, _planned(table), name, per_token))
     baseline = models.models[0].method
     ratios = []
     for each in runs:

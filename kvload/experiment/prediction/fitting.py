@@ -29,11 +29,13 @@ class Overrides:
 
     Attributes:
         pool_tokens, max_sequences, chunk_tokens: in place of the server's own; None keeps those.
+        method: of runs that do not say theirs.
     """
 
     pool_tokens: int | None = None
     max_sequences: int | None = None
     chunk_tokens: int | None = None
+    method: str | None = None
 
 
 def fit_models(paths: Sequence[Path], overrides: Overrides | None = None) -> StepModels:
@@ -50,7 +52,7 @@ def fit_models(paths: Sequence[Path], overrides: Overrides | None = None) -> Ste
     by_method: dict[str, list[RunDir]] = {}
     for path in paths:
         run = RunDir.open(path)
-        by_method.setdefault(method_of(run.manifest(), path), []).append(run)
+        by_method.setdefault(method_of(run.manifest(), path, overrides.method), []).append(run)
     fitted = [_fit_method(method, folders, overrides) for method, folders in by_method.items()]
     grows_s = busy_front([each.beside for each in fitted])
     models, left = [], []
@@ -210,19 +212,20 @@ def _shape(method: str, manifest: RunManifest, overrides: Overrides) -> StepMode
     )
 
 
-def method_of(manifest: RunManifest, path: Path) -> str:
-    """The method of a run's server.
+def method_of(manifest: RunManifest, path: Path, given: str | None = None) -> str:
+    """The method of a run's server, or the one that is given where the run does not say.
 
     Raises:
-        UsageError: the run does not say.
+        UsageError: neither does.
     """
-    if manifest.server.method is None:
+    method = manifest.server.method or given
+    if method is None:
         raise UsageError(
             "the run does not say which method its server had",
             where=str(path),
-            hint="runs against servers that kvload launched, or whose metrics name their cache's dtype, do",
+            hint="--method NAME says it; runs against servers that kvload launched need none",
         )
-    return manifest.server.method
+    return method
 
 
 def _server(manifest: RunManifest) -> str:
