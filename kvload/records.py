@@ -218,7 +218,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
     ``gpus`` are those it was given, by number or UUID, ``tensor_parallel`` over how many of them every layer is spread.
     ``dtype``, ``threads`` and ``kernels`` are what the server says it computes in and with: all bear on speed, and the
-    first on answers.
+    first on answers. ``graph_streams`` is how many requests at once its CUDA graphs cover, 0 where it uses none.
     """
 
     url: str
@@ -240,6 +240,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dtype: str | None = None
     threads: int | None = None
     kernels: str | None = None
+    graph_streams: int | None = None
     gpus: list[str] = []
     tensor_parallel: int = 1
 

@@ -13,6 +13,7 @@ from kvload.analysis.run import server_side, slo, trust
 from kvload.analysis.run.model import PERCENTILES, Metric, Throughput, Timeline
 from kvload.analysis.run.series import Series, series_of
 from kvload.analysis.run.server_side import ServerSide
+from kvload.analysis.run.streams import Streams, streams_of
 from kvload.analysis.run.summary import SLO_SCALES, ecdf_of, gap_metric, throughput_of, timeline_of
 from kvload.analysis.run.trust import Trust
 from kvload.analysis.statistics import estimates
@@ -50,7 +51,7 @@ class ArmSummary:
         attainment, attainment_by_metric: shares of sent requests; None without limits.
         goodput_rps: requests per second that meet the limits, over the summed arrival windows.
         attainment_over_scale: for plots.
-        timeline, series: of the first repeat.
+        timeline, series, streams: of the first repeat.
         failures: of all repeats, with the server's words.
     """
 
@@ -73,6 +74,7 @@ class ArmSummary:
     goodput_rps: float | None
     attainment_over_scale: list[tuple[float, float | None]] = field(repr=False)
     timeline: Timeline = field(repr=False)
+    streams: Streams = field(repr=False)
     series: Series = field(repr=False)
     failures: list[FailureKind]
 
@@ -154,6 +156,7 @@ def summarise(
         attainment_over_scale=slo.attainment_over_scale(table, limits_s, SLO_SCALES) if limits_s else [],
         timeline=timeline_of(arm.first.table, arm.first.samples),
         series=series_of(arm.first.table),
+        streams=streams_of(arm.first.table, arm.first.samples, arm.first.manifest),
         failures=[kind for run in arm.runs.values() for kind in (*run.manifest.failures, *_no_answers(run))],
     )
 

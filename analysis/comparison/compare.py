@@ -21,7 +21,7 @@ from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate
 from kvload.analysis.records import latency
 from kvload.analysis.records.pairs import ArmRuns, LoadedArm, Pairs, check_arms, load_arm, pair
 from kvload.analysis.records.table import count_true
-from kvload.analysis.run import slo
+from kvload.analysis.run import slo, streams
 from kvload.analysis.statistics import estimates, layout, significance
 from kvload.analysis.statistics.estimates import Estimate
 from kvload.analysis.statistics.layout import Effect, RunFigures
@@ -357,6 +357,9 @@ def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:
             if run.trust.client_bound:
                 notes.append(f"{summary.name}: repeat {run.repeat} is client-bound: {run.trust.reasons[0]}")
         notes += _evictions(summary)
+        beyond = streams.note(summary.streams, summary.info.engine)
+        if beyond is not None:
+            notes.append(f"{summary.name}: {beyond}")
     prefix = {summary.name: summary.info.prefix_cache for summary in summaries}
     if "on" in prefix.values():
         shared = [name for name, state in prefix.items() if state == "on"]

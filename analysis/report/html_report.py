@@ -125,8 +125,22 @@ def _over_time(report: Report) -> list[Figure]:
                 f"in flight, as the client saw it{waiting}",
             ),
             ("Cache usage", plots.lines_over_time("cache usage", [("s0", timeline.cache_usage)], "share"), ""),
+            ("Gap between tokens by running requests", _by_running(report), _by_running_caption(report)),
         ]
     )
+
+
+def _by_running(report: Report) -> str:
+    found = report.streams
+    return plots.gaps_by_running(
+        [(round((b.low * b.high) ** 0.5), b.p50_s, b.p90_s) for b in found.bands], found.covered
+    )
+
+
+def _by_running_caption(report: Report) -> str:
+    covered = report.streams.covered
+    graphs = "" if covered is None else f"; CUDA graphs cover up to {covered}"
+    return f"solid p50, dashed p90; running as the server's gauge said last{graphs}"
 
 
 def _by_prompt(report: Report) -> list[Figure]:

@@ -53,6 +53,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     for name, metric in report.metrics.items():
         values |= _metric_keys(_PREFIX.get(name, name), metric)
     values["intervals"] = _intervals(report)
+    values["itl_by_running"] = plain(report.streams)
     values["output_length"] = {
         "mean": report.lengths.mean.estimate,
         "median": report.lengths.median.estimate,

@@ -127,6 +127,27 @@ def prompt_scatter(points: Points, style: str, limit_s: float | None) -> str:
     return chart.render()
 
 
+def gaps_by_running(bands: Sequence[tuple[int, float, float]], covered: int | None) -> str:
+    """Gaps between tokens against how many requests ran, median and 90th percentile.
+
+    Args:
+        bands: running requests in the middle of each band, p50 and p90 in seconds.
+        covered: most requests that CUDA graphs cover, drawn as a rule.
+    """
+    if len(bands) < 2:
+        return ""
+    x = axis_for([float(middle) for middle, _, _ in bands], "running requests", log=True, text=words.number)
+    y = axis_for([value for _, *values in bands for value in values], "", text=_short_seconds, zero=True)
+    chart = Chart("Gap between tokens by running requests", x, y)
+    if covered is not None and x.low <= covered <= x.high:
+        chart.rule(x=covered, text="CUDA graphs end")
+    for style, place, name in (("s0", 1, "p50"), ("thin s0", 2, "p90")):
+        points = [(float(band[0]), float(band[place])) for band in bands]
+        chart.line(points, style)
+        chart.hover(points, [f"{name} at {words.number(at)}: {_short_seconds(value)}" for at, value in points])
+    return chart.render()
+
+
 def _thin(points: Points) -> Points:
     step = -(-len(points) // _LINE_POINTS) or 1
     return [*points[::step], points[-1]] if points else []

@@ -7,6 +7,7 @@ from kvload.analysis import words
 from kvload.analysis.run.model import PERCENTILES, Metric, Report
 from kvload.analysis.run.section import Section, Unit
 from kvload.analysis.run.server_side import Agreement, Gauge
+from kvload.analysis.run.streams import span
 from kvload.analysis.run.trust import saturated
 from kvload.analysis.statistics.estimates import Estimate
 from kvload.records import FailureKind
@@ -294,6 +295,32 @@ def server_facts(report: Report) -> Facts:
     if server.failed_scrapes:
         facts.append(("scrapes", f"{server.failed_scrapes} of {server.samples} failed"))
     return facts
+
+
+def streams_table(report: Report) -> TableData | None:
+    """Gaps between tokens by running requests; None where fewer than two bands are known."""
+    found = report.streams
+    if len(found.bands) < 2:
+        return None
+    rows = [
+        Row(
+            cells=[
+                span(band),
+                f"{band.gaps:,}",
+                words.seconds(band.p50_s),
+                words.seconds(band.p90_s),
+                *([] if found.covered is None else ["yes" if band.covered else "no"]),
+            ]
+        )
+        for band in found.bands
+    ]
+    graphs = [] if found.covered is None else ["in a CUDA graph"]
+    return TableData(
+        title="Gap between tokens by running requests",
+        columns=["running at once", "gaps", "p50", "p90", *graphs],
+        rows=rows,
+        caption=None if found.covered is None else f"CUDA graphs cover up to {found.covered} requests",
+    )
 
 
 def _gauge(value: Gauge) -> str:

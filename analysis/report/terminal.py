@@ -36,6 +36,10 @@ def render(report: Report, console: Console) -> None:
     heading(console, "Server")
     if report.server.samples:
         facts(console, tables.server_facts(report))
+        streams = tables.streams_table(report)
+        if streams is not None:
+            heading(console, streams.title)
+            table(console, streams)
     else:
         lines(console, ["its metrics were not scraped"])
     if report.notes:

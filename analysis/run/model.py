@@ -9,6 +9,7 @@ from kvload.analysis.run.section import Section
 from kvload.analysis.run.series import Series
 from kvload.analysis.run.server_side import ServerSide
 from kvload.analysis.run.slo import Attainment
+from kvload.analysis.run.streams import Streams
 from kvload.analysis.run.trust import Trust
 from kvload.analysis.statistics.estimates import Estimate
 from kvload.records import RunManifest
@@ -115,5 +116,6 @@ class Report:
     server: ServerSide
     timeline: Timeline
     series: Series
+    streams: Streams
     notes: list[str]
     sections: list[Section] = field(default_factory=list)

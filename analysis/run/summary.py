@@ -8,7 +8,7 @@ from kvload.analysis import words
 from kvload.analysis.records import latency
 from kvload.analysis.records.outcome import cap_hit
 from kvload.analysis.records.table import STATUSES, Floats, RecordTable, count_true, load
-from kvload.analysis.run import server_side, slo, trust
+from kvload.analysis.run import server_side, slo, streams, trust
 from kvload.analysis.run.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
 from kvload.analysis.run.section import Measured
 from kvload.analysis.run.sections import measure_all
@@ -57,6 +57,7 @@ def build_from(
     gaps = latency.token_gaps(table, np.flatnonzero(table.ok))
     throughput = throughput_of(table, manifest)
     window_s = slo.goodput_window_s(table, manifest)
+    found_streams = streams.streams_of(table, samples, manifest)
     metrics = {
         name: _metric(name, slo.finite(values(table)[table.sent if name == "lag" else table.ok]), rng, level)
         for name, values in latency.METRICS.items()
@@ -74,7 +75,8 @@ def build_from(
         server=server_side.summarise(samples, table),
         timeline=timeline_of(table, samples),
         series=series_of(table),
-        notes=_notes(table, manifest, gaps),
+        streams=found_streams,
+        notes=[*_notes(table, manifest, gaps), *filter(None, [streams.note(found_streams, manifest.server.engine)])],
         sections=measure_all(Measured(table=table, manifest=manifest, level=level, rng=rng)),
     )
 

@@ -292,6 +292,15 @@ class Adapter(ABC):
         del said
         return Reported()
 
+    def graph_streams(self, command: Sequence[str], log: str) -> int | None:  # noqa: ARG002
+        """How many requests at once CUDA graphs cover in a running server, 0 for none; None where that is not known.
+
+        Args:
+            command: it was started with.
+            log: the beginning of its log, up to its first answer.
+        """
+        return None
+
     def ranks(self, request: LaunchRequest) -> int:
         """GPUs that hold a part of every layer each: as asked of kvload, or of the engine in its own words.
 

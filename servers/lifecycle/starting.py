@@ -29,6 +29,7 @@ from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.watch import discover
 
 POLL_S = 0.1
+LOG_START = 4 * 2**20
 ENDING_S = 1.0
 KEEPER_TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 2.0
@@ -226,12 +227,22 @@ def wait_until_ready(
         dtype=said.dtype,
         threads=said.threads,
         kernels=said.kernels,
+        graph_streams=adapter.graph_streams(entry.info.command or [], _log_start(entry)),
     )
     if info.prefix_cache != "reset" and said.prefix_cache is not None:
         info = msgspec.structs.replace(info, prefix_cache=said.prefix_cache)
     return msgspec.structs.replace(
         entry, state="ready", info=info, vocab_size=vocabulary if isinstance(vocabulary, int) else None
     )
+
+
+def _log_start(entry: ServerEntry) -> str:
+    """What a server's log held when it first answered, a few megabytes at most."""
+    try:
+        with entry.log.open("rb") as file:
+            return file.read(LOG_START).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def first_token(entry: ServerEntry, vocabulary: int | None, headers: Mapping[str, str], *, timeout_s: float) -> None:

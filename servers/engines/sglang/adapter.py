@@ -28,6 +28,9 @@ PROGRESS = (
     (re.compile(r"The server is fired up"), "ready"),
 )
 
+CAPTURED = re.compile(r"Capture [\w ]*decode [\w ]*begin\..{0,120}?\bbs=\[([\d, ]{1,4000})\]")
+"""The batch sizes of the graphs of generated tokens."""
+
 
 class SglangAdapter(InstalledEngine):
     """Starts ``python -m sglang.launch_server`` with its metrics on."""
@@ -116,6 +119,13 @@ class SglangAdapter(InstalledEngine):
         if has_flag(request.engine_args, "--api-key"):
             notes = (*notes, "SGLang takes its key on the command line alone: other users of this machine can read it")
         return replace(plan, command=tuple(command), prefix_cache="off" if off else "reset", notes=notes)
+
+    def graph_streams(self, command: Sequence[str], log: str) -> int | None:
+        """The largest batch it says it captures for generated tokens."""
+        if has_flag(tuple(command), "--disable-cuda-graph", "--disable-decode-cuda-graph"):
+            return 0
+        sizes = [int(size) for match in CAPTURED.finditer(log) for size in re.findall(r"\d+", match[1])]
+        return max(sizes, default=None)
 
     def reported(self, said: Said) -> Reported:
         """From its server information."""

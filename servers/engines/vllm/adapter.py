@@ -10,7 +10,7 @@ from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Report
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting
-from kvload.servers.engines.vllm import packed, plugin
+from kvload.servers.engines.vllm import graphs, packed, plugin
 from kvload.servers.engines.vllm.metrics import METRICS
 from kvload.servers.engines.vllm.settings import SETTINGS
 from kvload.servers.host.installed import Installed
@@ -158,6 +158,11 @@ class VllmAdapter(InstalledEngine):
             unset=("VLLM_CPU_KVCACHE_SPACE",) if build.device == "cpu" else (),
             prefix_cache=prefix_cache,
         )
+
+    def graph_streams(self, command: Sequence[str], log: str) -> int | None:
+        """By its command line."""
+        del log
+        return graphs.covered(tuple(command))
 
     def reported(self, said: Said) -> Reported:
         """From the labels of its cache's metric."""

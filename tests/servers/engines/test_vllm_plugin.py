@@ -124,3 +124,21 @@ def test_every_method_of_the_plugin_is_in_the_catalogue_with_the_same_options_an
         for option, default in parse_method(name).options.items():
             assert getattr(policy, option) == default
         assert build(Selection(name, parse_method(name).options), 16) == policy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "covered"),
+    [
+        (("--enforce-eager",), 0),
+        (("--max-num-seqs", "64"), 128),
+        (("--max-num-seqs", "1024"), 512),
+        (("--max-num-seqs", "64", "--max-cudagraph-capture-size", "48"), 48),
+        (("-cc", '{"mode":0,"cudagraph_capture_sizes":[1,2,16]}'), 16),
+        (("-cc", '{"cudagraph_mode":"NONE"}'), 0),
+        (("-cc", '{"mode":0,"cudagraph_mode":"FULL_DECODE_ONLY"}', "--max-num-seqs=8"), 16),
+        (("-cc", "3", "--max-num-seqs", "8"), None),
+        ((), None),
+    ],
+)
+def test_what_its_graphs_cover_follows_from_its_command(arguments: tuple[str, ...], covered: int | None) -> None:
+    assert VllmAdapter().graph_streams(["python", *arguments], "") == covered
