@@ -15,6 +15,10 @@ from typing import Any
 READ_LIMIT = 2 * 2**20
 """Bytes of a log that are searched: from its end."""
 
+LONGEST_LINE = 4096
+_LONGEST_SHOWN = 400
+"""Characters of a line that are searched, and that are shown."""
+
 
 @dataclass(frozen=True)
 class RootCause:
@@ -194,7 +198,7 @@ PREFIX = re.compile(r"^(?:\x1b\[[\d;]*m)*(?:\([\w ]+pid=\d+\)(?:\x1b\[[\d;]*m)* 
 
 
 def read_tail(path: Path, limit: int = READ_LIMIT) -> str:
-    """The end of a log, with escape sequences taken out; empty where there is none."""
+    """The end of a log, with escape sequences taken out and endless lines cut; empty where there is none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -202,12 +206,19 @@ def read_tail(path: Path, limit: int = READ_LIMIT) -> str:
             data = file.read(limit)
     except OSError:
         return ""
-    return re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", data.decode("utf-8", "replace")).replace("\r", "\n")
+    text = re.sub(r"\x1b\[[\d;]{0,40}[A-Za-z]", "", data.decode("utf-8", "replace")).replace("\r", "\n")
+    return "\n".join(map(_shortened, text.split("\n")))
+
+
+def _shortened(line: str, most: int = LONGEST_LINE) -> str:
+    """A line's beginning and end, which say what it is about."""
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
 def last_lines(text: str, count: int = 15) -> str:
     """The last lines that are not blank."""
-    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+    last = [line for line in text.splitlines() if line.strip()][-count:]
+    return "\n".join(_shortened(line, _LONGEST_SHOWN) for line in last)
 
 
 def recognise(log: str, exit_state: Mapping[str, Any] | None = None) -> RootCause:

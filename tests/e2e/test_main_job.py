@@ -66,7 +66,8 @@ def test_replay_reports_what_the_records_say_and_report_says_it_again(
 ) -> None:
     before = server_totals(server)
     out = tmp_path / "run"
-    replayed = kvload("replay", "sample:demo", "--limit", "12", "--speed", "4", "--slo", "ttft=30s", "--out", out)
+    options = ["--limit", "12", "--speed", "4", "--warmups", "0", "--slo", "ttft=30s"]
+    replayed = kvload("replay", "sample:demo", *options, "--out", out)
     assert replayed.returncode == 0, replayed.stderr
     check_every_request_is_accounted_for(out, server, before)
     assert "12 sent, all answered" in replayed.stdout
@@ -94,7 +95,7 @@ def test_a_minute_of_a_real_trace_is_accounted_for(
         pytest.skip("the real traces are not here")
     before = server_totals(server)
     out = tmp_path / "run"
-    replayed = kvload("replay", trace, *options, "--limit", "60", "--out", out, timeout_s=280)
+    replayed = kvload("replay", trace, *options, "--limit", "60", "--warmups", "0", "--out", out, timeout_s=280)
     assert replayed.returncode == 0, replayed.stderr
     check_every_request_is_accounted_for(out, server, before)
 

@@ -1,5 +1,6 @@
 """Requests sent before the clock starts: they warm the server up and are not part of the run."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,9 @@ def warm_up(
     timeout_s: float | None = None,
     at_once: int = 8,
 ) -> list[str]:
-    """Send ``count`` copies of the schedule's first complete requests, ``at_once`` at a time.
+    """Send ``count`` likenesses of the schedule's first complete requests, ``at_once`` at a time.
+
+    Each begins otherwise than the request it is made from, so that it leaves nothing in a prefix cache for it.
 
     Returns:
         what went wrong, one line for each request that failed.
@@ -41,8 +44,25 @@ def warm_up(
             while left and loop.in_flight < at_once:
                 request = ready[(count - left) % len(ready)]
                 left -= 1
-                loop.start(None, request.path, request.body, f"kvload-warm-up-{time.monotonic_ns()}")
+                loop.start(None, request.path, likeness(request.body), f"kvload-warm-up-{time.monotonic_ns()}")
             loop.turn(wait=True)
     finally:
         loop.close()
     return problems
+
+
+def likeness(body: bytes) -> bytes:
+    """A request as long as this one, whose prompt begins with something else."""
+    request = json.loads(body)
+    prompt, messages = request.get("prompt"), request.get("messages")
+    if isinstance(prompt, str) and prompt:
+        request["prompt"] = _otherwise(prompt)
+    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+        request["prompt"] = [next((token for token in prompt if token != prompt[0]), prompt[0]), *prompt[1:]]
+    elif isinstance(messages, list) and messages and isinstance(messages[0].get("content"), str):
+        request["messages"] = [{**messages[0], "content": _otherwise(messages[0]["content"])}, *messages[1:]]
+    return json.dumps(request).encode()
+
+
+def _otherwise(text: str) -> str:
+    return ("+" if text[:1] == "~" else "~") + text[1:]

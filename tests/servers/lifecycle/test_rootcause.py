@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvload.servers.lifecycle.rootcause import last_lines, read_exit_state, read_tail, recognise
+from kvload.servers.lifecycle.rootcause import LONGEST_LINE, last_lines, read_exit_state, read_tail, recognise
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "logs"
 
@@ -103,3 +103,24 @@ def test_logs_are_read_from_their_end_and_without_colours(tmp_path: Path) -> Non
     assert last_lines(text, 3).splitlines() == ["red", "\ufffd", "last"]
     assert read_tail(tmp_path / "absent") == ""
     assert read_exit_state(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("piece", "kind"),
+    [
+        (b"x", "exit"),
+        (b"\x1b[1", "exit"),
+        (b"A", "exit"),
+        (b"ValueError: ", "exception"),
+        (b"RuntimeError: CUDA out of memory. ", "gpu_memory"),
+    ],
+)
+def test_a_line_of_100_megabytes_takes_no_time_and_is_not_shown_whole(tmp_path: Path, piece: bytes, kind: str) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        for _ in range(100):
+            file.write(piece * (1_000_000 // len(piece)))
+    text = read_tail(log)
+    assert len(text) < 3 * LONGEST_LINE
+    assert recognise(text, {"exit_code": 1}).kind == kind
+    assert len(last_lines(text)) < 1000

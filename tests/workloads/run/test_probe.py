@@ -12,6 +12,7 @@ from kvload.errors import ServerError
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.server import MockServer
 from kvload.workloads.run.probe import probe
+from kvload.workloads.run.warmup import likeness
 from tests.workloads.run.test_dispatch import plan
 
 
@@ -75,3 +76,20 @@ def test_it_is_short_and_of_the_runs_kind(body: dict[str, object], prompt: objec
     assert small.get("prompt") == prompt
     if prompt is None:
         assert small["messages"] == [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"prompt": "abc", "max_tokens": 3}, {"prompt": "~bc", "max_tokens": 3}),
+        ({"prompt": "~bc"}, {"prompt": "+bc"}),
+        ({"prompt": [5, 5, 7]}, {"prompt": [7, 5, 7]}),
+        ({"prompt": [5]}, {"prompt": [5]}),
+        ({"messages": [{"role": "user", "content": "hi"}]}, {"messages": [{"role": "user", "content": "~i"}]}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, None),
+    ],
+)
+def test_a_warm_up_is_like_its_request_and_shares_no_prefix_with_it(
+    asked: dict[str, object], sent: dict[str, object] | None
+) -> None:
+    assert json.loads(likeness(json.dumps(asked).encode())) == (sent or asked)

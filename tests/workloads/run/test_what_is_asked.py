@@ -96,7 +96,7 @@ def test_fields_models_and_tool_calls_arrive(stub: Stub, tmp_path: Path, capsys:
     status = run(
         [
             *("replay", str(trace), "--url", f"http://127.0.0.1:{stub.server_port}", "--rate", "inf"),
-            *("--no-calibrate", "--out", str(tmp_path / "run"), "-q"),
+            *("--no-calibrate", "--warmups", "0", "--out", str(tmp_path / "run"), "-q"),
         ]
     )
     told = capsys.readouterr().err
