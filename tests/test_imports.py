@@ -52,6 +52,7 @@ FLOORS = {
         {"launcher", "checkup"},
         {"verification"},
         {"lifecycle"},
+        {"router"},
         {"watch"},
         {"engines", "simulator"},
         {"embedded", "plugins"},

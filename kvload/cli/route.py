@@ -30,7 +30,9 @@ Comparisons = Annotated[
 RouterFile = Annotated[Path, typer.Option("--router", help="Routers, as 'kvload route fit' makes them.")]
 Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this compressed arm; may be repeated.")]
 Baseline = Annotated[str | None, typer.Option(help="The arm with the full cache, where it is not plain.")]
-TraceFile = Annotated[Path | None, typer.Option(help="The trace that was replayed, if it is not where the runs say.")]
+TraceFile = Annotated[
+    Path | None, typer.Option(help="The trace that was replayed, or its folder, if it is not where the runs say.")
+]
 Pattern = Annotated[str | None, typer.Option(help="How score files are named: '{arm}_{dataset}_eval.json'.")]
 Part = Annotated[str | None, typer.Option(help="Only a part of the conversations: 1/2, and 2/2 for the others.")]
 GateText = Annotated[str, typer.Option("--gate", help="What the baseline must reach: median, mean, or a score.")]
@@ -114,3 +116,56 @@ def evaluate(
         print(json.dumps({"evaluations": [asdict(each) for each in found], "notes": notes}, indent=2))
     else:
         print_evaluation(found, share, notes)
+
+
+class PolicyName(StrEnum):
+    """How a server is chosen."""
+
+    FRAGILE = "fragile"
+    SHARE = "share"
+    TASK = "task"
+    RANDOM = "random"
+    LEAST_LOADED = "least-loaded"
+    ROUND_ROBIN = "round-robin"
+
+
+@app.command()
+def serve(
+    to: Annotated[list[str], typer.Option("--to", help="NAME=http://HOST:PORT; the one with the full cache first.")],
+    router: Annotated[Path | None, typer.Option("--router", help="Routers, as 'kvload route fit' makes them.")] = None,
+    policy: Annotated[
+        PolicyName | None, typer.Option(help="How a server is chosen; fragile with a router, else least-loaded.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of the requests, to the full cache.", min=0, max=1)] = 0.2,
+    arm: Annotated[str | None, typer.Option("--arm", help="Whose router; by the second --to if left out.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 0,
+    sticky: Annotated[bool, typer.Option("--sticky/--no-sticky", help="Later turns go where the first went.")] = True,
+    max_body: Annotated[str, typer.Option(help="Largest request.")] = "16MiB",
+    max_in_flight: Annotated[int, typer.Option(help="Requests at a time; others get 503.", min=1)] = 4096,
+    quiet_for: Annotated[
+        str | None, typer.Option(help="Give an answer up when nothing came for so long: 10min.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Serve a router: one OpenAI-compatible address that sends each request to the server that suits it."""
+    import sys
+
+    from kvload.experiment.routing.serving import Wanted, run
+
+    name = policy.value if policy is not None else "least-loaded" if router is None else "fragile"
+    wanted = Wanted(
+        to=to,
+        policy=name,
+        share=share,
+        router=router,
+        arm=arm,
+        sticky=sticky,
+        host=host,
+        port=port,
+        max_body=max_body,
+        max_in_flight=max_in_flight,
+        quiet_for=quiet_for,
+        seed=seed,
+    )
+    run(wanted, lambda text: print(text, file=sys.stderr, flush=True))

@@ -73,7 +73,7 @@ def load_comparisons(
     Args:
         paths: folders, or score files.
         baseline: the arm to compare with, where it is not plain.
-        trace: the trace that was replayed, where it is not where the runs say.
+        trace: the trace that was replayed, or the folder it is in, where it is not where the runs say.
         pattern: how score files are named, see :mod:`kvload.analysis.quality.score_files`.
         arms: only these.
 
@@ -114,8 +114,8 @@ def load_comparisons(
 def _read(path: Path, baseline: str | None, trace: Path | None, pattern: str | None, arms: Sequence[str]) -> Learnt:
     if (path / plans.PLAN_NAME).is_file():
         plan = plans.load(path)
-        prompts = Prompts(trace or trace_copy(plan, path), plan.run.schedule.format)
-        return _of_arms(experiment_arms(plan, path), prompts, trace, arms, dataset=Path(plan.trace).stem)
+        prompts = Prompts(trace_copy(plan, path), plan.run.schedule.format)
+        return _of_arms(experiment_arms(plan, path), prompts, None, arms, dataset=Path(plan.trace).stem)
     inner = sorted(child for child in path.glob("*") if (child / "manifest.json").is_file()) if path.is_dir() else []
     if inner:
         return _of_arms(_named_arms(inner, baseline), None, trace, arms, dataset=path.name)
@@ -166,7 +166,10 @@ def _of_arms(
     scorers = {repeat: ArmScorer(list(of.values()), base.name) for repeat, of in records.items()}
     info = base.first.manifest.trace
     name = dataset or Path(info.path).stem
-    known = _prompts(prompts or Prompts(trace or Path(info.path), info.format), trace is not None, notes)
+    if prompts is None:
+        named = trace / Path(info.path).name if trace is not None and trace.is_dir() else trace
+        prompts = Prompts(named or Path(info.path), info.format)
+    known = _prompts(prompts, info.sha256, trace is not None, notes)
     clusters = _clusters(records)
     floor = next((arm for arm in loaded if arm.floor), None)
     samples = {}
@@ -268,8 +271,16 @@ def _clusters(records: Mapping[int, Mapping[int, RequestRecord]]) -> dict[int, i
     return found
 
 
-def _prompts(prompts: Prompts, is_named: bool, notes: list[str]) -> dict[str, Asked] | None:
-    """What every request of a trace asks, by its id; None where the trace is not there."""
+def _prompts(prompts: Prompts, sha256: str, is_named: bool, notes: list[str]) -> dict[str, Asked] | None:
+    """What every request of a trace asks, by its id; None where the trace is not there.
+
+    Args:
+        sha256: of the trace that was replayed.
+        is_named: the user named it.
+
+    Raises:
+        UsageError: a trace that was named is not there, or another one is.
+    """
     from kvload.workloads.traces.formats import read_trace
 
     if not prompts.path.is_file():
@@ -277,6 +288,8 @@ def _prompts(prompts: Prompts, is_named: bool, notes: list[str]) -> dict[str, As
             raise UsageError("there is no such trace", where=str(prompts.path))
         notes.append(f"the trace {prompts.path} is not there: only tasks are learnt; name it with --trace")
         return None
+    if plans.trace_digest(prompts.path) != sha256:
+        raise UsageError("this is not the trace that was replayed: its content differs", where=str(prompts.path))
     found: dict[str, Asked] = {}
     before: dict[str, list[str]] = {}
     for request in read_trace(prompts.path, prompts.format):
