@@ -66,6 +66,9 @@ bench-kernels:
 bench-client: setup  ## what the client costs a chunk
 	$(BIN)/python -m kvload.workloads.bench.client
 
+bench-predict: setup  ## what predictions cost: 10,000 requests, a million, a day's plan
+	$(BIN)/python -m kvload.scripts.bench_predict $(BENCH)
+
 bench-analysis: setup  ## how fast reports are made
 	$(BIN)/python -m kvload.analysis.bench
 

@@ -16,6 +16,8 @@ def plan(
     method: Annotated[list[str] | None, typer.Option(help="Methods, the baseline first; all if left out.")] = None,
     target: Annotated[float, typer.Option(help="Share of requests that must meet all limits.", min=0.01, max=1)] = 0.99,
     rate: Annotated[str | None, typer.Option(help="Requests a second; as recorded if left out.")] = None,
+    ramp: Annotated[str | None, typer.Option(help="A rate over time instead: 1-8/6h,8/2h.")] = None,
+    repeat: Annotated[int, typer.Option(help="Take the trace so often.", min=1)] = 1,
     speed: Annotated[float, typer.Option(help="Times as fast as recorded.", min=0.001)] = 1.0,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many requests.", min=1)] = None,
     output_tokens: Annotated[int | None, typer.Option("--output", help="Answer length where there is none.")] = None,
@@ -50,6 +52,8 @@ def plan(
         format=format_name,
         limit=limit,
         default_output=output_tokens,
+        ramps=ramp,
+        repeat=repeat,
     )
     wanted = Wanted(parse_limits(slo, where="--slo"), target, most, forecast.policy_of(policy))
     found = [plan_servers(load, models.of(name), wanted) for load in loads.values() for name in methods]

@@ -1,10 +1,13 @@
 """``kvload predict``: what a method would do to a trace, from step times of runs that were made anyway."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from kvload.servers.simulator.cluster import Load
 
 
 class PredictGroup(TyperGroup):
@@ -142,6 +145,8 @@ def trace(
     method: Annotated[list[str] | None, typer.Option(help="Methods, the baseline first; all if left out.")] = None,
     slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")] = "",
     rate: Annotated[str | None, typer.Option(help="Requests a second: 1,2,4; as recorded if left out.")] = None,
+    ramp: Annotated[str | None, typer.Option(help="A rate over time instead: 1-8/6h,8/2h.")] = None,
+    repeat: Annotated[int, typer.Option(help="Take the trace so often.", min=1)] = 1,
     burstiness: Annotated[float, typer.Option(help="Shape of gamma gaps: 1 is Poisson.", min=0.001)] = 1.0,
     speed: Annotated[float, typer.Option(help="Times as fast as recorded.", min=0.001)] = 1.0,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many requests.", min=1)] = None,
@@ -178,10 +183,18 @@ def trace(
         format=format_name,
         limit=limit,
         default_output=output_tokens,
+        ramps=ramp,
+        repeat=repeat,
     )
     ratios = trace_loads.read_ratios(lengths) if lengths is not None else None
     options = forecast.Serving(replicas, forecast.policy_of(policy), draws, seed)
-    found = forecast.predict(loads, models, methods, limits, options, length_ratios=ratios)
+
+    def arriving(load: "Load", at: float, number: int) -> "Load":
+        return trace_loads.other_arrivals(load, at, burstiness, seed + 1 + number)
+
+    # Arrivals that are made up may come otherwise; recorded ones have come as they did.
+    other = arriving if rate is not None else None
+    found = forecast.predict(loads, models, methods, limits, options, length_ratios=ratios, arriving=other)
     if out is not None:
         forecast.write_runs(out, loads, models, methods, limits, options)
     if as_json:

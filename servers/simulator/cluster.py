@@ -1,6 +1,6 @@
 """A load of requests served by simulated servers: one, or several behind a router."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,13 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Policy = Literal["round-robin", "least-loaded", "sticky"]
 """``sticky``: all turns of a session go to the server of its first one, sessions in turn."""
+
+
+GiveUp = Callable[[Sequence[SimulatedRequest], float], bool]
+"""Told the requests so far and the time (s); says whether to stop."""
+
+ASK_EVERY = 500
+"""Arrivals after which it is asked whether to give up."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def serve(
     coefficients: Sequence[float] | None = None,
     replicas: int = 1,
     policy: Policy = "round-robin",
+    give_up: GiveUp | None = None,
 ) -> Served:
     """Serve a load.
 
@@ -102,6 +110,8 @@ def serve(
         coefficients: step times in place of the model's.
         replicas: servers.
         policy: which server takes a request.
+        give_up: asked after every :data:`ASK_EVERY` arrivals whether the rest is worth serving; what is not served by
+            then stays so.
 
     Raises:
         UsageError: the model does not know the size of the cache.
@@ -112,10 +122,16 @@ def serve(
     requests: list[SimulatedRequest] = []
     arrivals, prompts, outputs = load.arrival_s.tolist(), load.prompt_tokens.tolist(), load.output_tokens.tolist()
     cached = load.cached_tokens.tolist() if load.cached_tokens is not None else None
+    given_up = False
     for number in range(len(load)):
         request = SimulatedRequest(number, prompts[number], outputs[number], arrivals[number])
         if cached is not None:
             request.cached_tokens = cached[number]
+        if give_up is not None and not given_up and number % ASK_EVERY == ASK_EVERY - 1:
+            given_up = give_up(requests, request.arrival_s)
+        if given_up:
+            requests.append(request)
+            continue
         if policy == "least-loaded":
             for replica in servers:
                 replica.run_until(request.arrival_s)
@@ -128,7 +144,7 @@ def serve(
         servers[place].add(request)
         chosen[number] = place
         requests.append(request)
-    for replica in servers:
+    for replica in servers if not given_up else ():
         replica.drain()
     return _served(requests, servers, chosen, model)
 

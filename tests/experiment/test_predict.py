@@ -13,10 +13,11 @@ from kvload.experiment.prediction.cells import guesses
 from kvload.experiment.prediction.check import check_runs
 from kvload.experiment.prediction.fitting import fit_models
 from kvload.experiment.prediction.forecast import Serving, predict
+from kvload.experiment.prediction.loads import other_arrivals, read_loads
 from kvload.experiment.prediction.plan import Wanted, plan_servers
 from kvload.experiment.prediction.run_folder import write_run
 from kvload.servers.simulator.cluster import Load, serve
-from kvload.step_model import StepModel, StepModels, read, write
+from kvload.step_model import Spread, StepModel, StepModels, read, write
 
 SLO = {"ttft": 0.5, "tpot": 0.03}
 
@@ -168,3 +169,44 @@ def test_a_run_that_is_slower_than_the_others_widens_what_may_be(tmp_path: Path)
     assert wide.decode > 0.1
     assert wide.prompt > 0.1
     assert fit_models(alike[:1]).models[0].spread.runs == 0
+
+
+def test_a_search_that_gives_up_early_finds_the_same_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = load_at(20.0, 3000, 5)
+    wanted = Wanted(SLO, 0.95, 64, "least-loaded")
+    early = plan_servers(load, server(), wanted)
+    monkeypatch.setattr("kvload.servers.simulator.cluster.ASK_EVERY", 10**9)
+    whole = plan_servers(load, server(), wanted)
+    assert early == whole
+    assert early.servers is not None
+    assert early.servers > 2
+
+
+def test_a_trace_is_taken_several_times_over_a_day_s_ramps(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [f'{{"id": "{i}", "arrival": {i * 2.0}, "input_length": {100 + i}, "output_length": 40}}' for i in range(50)]
+    trace.write_text("\n".join(rows), encoding="utf-8")
+    ((_, recorded),) = read_loads(trace, rates=None, repeat=3).items()
+    assert recorded.arrival_s.tolist() == [2.0 * i for i in range(150)]
+    assert recorded.prompt_tokens.tolist() == [100 + i for i in range(50)] * 3
+    ((rate, ramped),) = read_loads(trace, rates=None, ramps="1-3/1m,3-1/1m", repeat=4).items()
+    # 2 a second on average for the first two minutes, and half of the 200 requests by the peak.
+    assert rate == pytest.approx(200 / ramped.arrival_s[-1], rel=0.01)
+    assert np.searchsorted(ramped.arrival_s, 60) == pytest.approx(120, abs=25)
+    with pytest.raises(UsageError, match="one of them"):
+        read_loads(trace, rates="2", ramps="1/1m")
+
+
+def test_other_arrivals_widen_what_may_be() -> None:
+    models = StepModels(
+        kvload_version="0", models=[msgspec.structs.replace(server(), spread=Spread(decode=0.001, prompt=0.001))]
+    )
+    load = {9.0: load_at(9.0, 200, 1)}
+    (same,) = predict(load, models, ["none"], SLO, Serving(draws=8))
+
+    def again(each: Load, rate: float, number: int) -> Load:
+        return other_arrivals(each, rate, 1.0, number)
+
+    (other,) = predict(load, models, ["none"], SLO, Serving(draws=8), arriving=again)
+    wide = [each.high["ttft.p99"] / each.low["ttft.p99"] for each in (same, other)]
+    assert wide[1] > 1.5 * wide[0]

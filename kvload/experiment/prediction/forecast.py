@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -91,6 +91,7 @@ def predict(
     serving: Serving | None = None,
     *,
     length_ratios: Mapping[str, Floats] | None = None,
+    arriving: Callable[[Load, float, int], Load] | None = None,
 ) -> list[Prediction]:
     """Serve loads under each method, many times over with step times as they may be.
 
@@ -100,20 +101,23 @@ def predict(
         slo: limits in seconds on ``ttft``, ``tpot`` and ``e2e``.
         serving: servers, draws and seed.
         length_ratios: by method, ratios of answer lengths to the baseline's, drawn from for every request.
+        arriving: given a load, its rate and a number, the load with other arrivals; the same ones in all simulations
+            where None.
     """
     serving = serving or Serving()
     found: list[Prediction] = []
     for rate, load_ in load_of_rate.items():
         baseline: Sequence[Mapping[str, float]] | None = None
-        for method in methods:
+        for place, method in enumerate(methods):
             model = models.of(method)
-            rng = np.random.default_rng([serving.seed, 17])
+            rng = np.random.default_rng([serving.seed, 17, place])
             stretched = _stretched(load_, (length_ratios or {}).get(method), np.random.default_rng([serving.seed, 3]))
             central = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             runs = [figures(central, stretched, slo)]
-            for _ in range(serving.draws):
-                served = serve(stretched, _drawn(model, rng), replicas=serving.replicas, policy=serving.policy)
-                runs.append(figures(served, stretched, slo))
+            for number in range(serving.draws):
+                came = stretched if arriving is None else arriving(stretched, rate, number)
+                served = serve(came, _drawn(model, rng), replicas=serving.replicas, policy=serving.policy)
+                runs.append(figures(served, came, slo))
             found.append(_prediction(method, rate, model, central, runs, baseline))
             baseline = baseline or runs
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,27 +23,35 @@ def read_loads(
     path: Path,
     *,
     rates: str | None,
-    burstiness: float,
-    speed: float,
-    seed: int,
+    burstiness: float = 1.0,
+    speed: float = 1.0,
+    seed: int = 0,
     format: str | None = None,  # noqa: A002
     limit: int | None = None,
     default_output: int | None = None,
+    ramps: str | None = None,
+    repeat: int = 1,
 ) -> dict[float, Load]:
     """The load of a trace at several rates, by the mean rate (requests a second) that each has.
 
     Args:
-        rates: as in ``1,2,4``; the recorded arrivals, ``speed`` times as fast, where None.
+        rates: as in ``1,2,4``; the recorded arrivals, ``speed`` times as fast, where this and ``ramps`` are None.
         burstiness: shape of gamma gaps where a rate is given.
+        ramps: a rate over time, as in ``1-8/6h,8/2h``.
+        repeat: how often the trace is taken, one time after the other.
 
     Raises:
         TraceError: the trace cannot be read.
         UsageError: a rate does not parse, or the trace has no lengths.
     """
     from kvload.units import parse_rate
-    from kvload.workloads.schedule.arrivals import ArrivalSpec
+    from kvload.workloads.schedule.arrivals import ArrivalSpec, parse_ramps
 
-    if rates is None:
+    if ramps is not None:
+        if rates is not None:
+            raise UsageError("give one of them", where="--rate, --ramp")
+        specs = [ArrivalSpec(kind="gamma", ramps=parse_ramps(ramps), burstiness=burstiness, seed=seed)]
+    elif rates is None:
         specs = [ArrivalSpec(kind="trace", speed=speed, seed=seed)]
     else:
         wanted = [parse_rate(text, where="--rate") for text in rates.split(",")]
@@ -50,26 +59,25 @@ def read_loads(
     loads = {}
     for spec in specs:
         if path.is_dir():
-            found = _again(load_of_run(load(RunDir.open(path))), spec, limit)
+            found = load_of_run(load(RunDir.open(path)))
         else:
-            found = read_load(path, spec, format=format, limit=limit, default_output=default_output)
+            found = read_trace_load(path, format=format, limit=limit, default_output=default_output)
+        found = _again(found, spec, limit, repeat)
         span_s = float(found.arrival_s[-1] - found.arrival_s[0])
         loads[spec.rate or (len(found) / span_s if span_s else float(len(found)))] = found
     return loads
 
 
-def read_load(
+def read_trace_load(
     path: Path,
-    spec: ArrivalSpec,
     *,
     format: str | None = None,  # noqa: A002
     limit: int | None = None,
     default_output: int | None = None,
 ) -> Load:
-    """The load of a trace: arrivals and lengths.
+    """The load of a trace: arrivals as recorded (NaN where they are not) and lengths.
 
     Args:
-        spec: when requests are due.
         format: the trace's, told by its content where None.
         limit: at most so many requests.
         default_output: tokens of an answer for which the trace records none.
@@ -80,7 +88,6 @@ def read_load(
     """
     from itertools import islice
 
-    from kvload.workloads.schedule.arrivals import offsets
     from kvload.workloads.traces.formats import find_format, read_trace
 
     requests = list(islice(read_trace(path, find_format(path, format).name), limit))
@@ -106,7 +113,7 @@ def read_load(
     recorded = np.array([np.nan if request.arrival is None else request.arrival for request in requests])
     sessions = {name: place for place, name in enumerate(dict.fromkeys(request.session for request in requests))}
     return Load(
-        offsets(recorded, spec),
+        recorded,
         np.array(prompts),
         np.array(outputs),
         np.array(cached) if any(cached) else None,
@@ -145,12 +152,31 @@ def _prompts(table: RecordTable) -> Floats:
     return found
 
 
-def _again(load_: Load, spec: ArrivalSpec, limit: int | None) -> Load:
-    """A run's requests with other arrivals."""
+def _again(load_: Load, spec: ArrivalSpec, limit: int | None, repeat: int) -> Load:
+    """A load's first requests, several times over, arriving as is wanted."""
     from kvload.workloads.schedule.arrivals import offsets
 
-    rows = slice(None, limit)
-    return Load(offsets(load_.arrival_s[rows], spec), load_.prompt_tokens[rows], load_.output_tokens[rows])
+    rows = np.arange(len(load_))[:limit]
+    recorded = load_.arrival_s[rows]
+    # One round begins a mean gap after the one before has ended.
+    round_s = float(recorded[-1] - recorded[0]) * len(rows) / max(1, len(rows) - 1) if len(rows) else 0.0
+    recorded = (recorded + round_s * np.arange(repeat)[:, None]).ravel()
+    rows = np.tile(rows, repeat)
+    return Load(
+        offsets(recorded, spec),
+        load_.prompt_tokens[rows],
+        load_.output_tokens[rows],
+        None if load_.cached_tokens is None else load_.cached_tokens[rows],
+        None if load_.session is None else load_.session[rows],
+    )
+
+
+def other_arrivals(load_: Load, rate: float, burstiness: float, seed: int) -> Load:
+    """The same requests arriving at other times of the same process."""
+    from kvload.workloads.schedule.arrivals import ArrivalSpec, offsets
+
+    spec = ArrivalSpec(kind="gamma", rate=rate, burstiness=burstiness, seed=seed)
+    return replace(load_, arrival_s=offsets(load_.arrival_s, spec))
 
 
 def read_ratios(path: Path) -> dict[str, Floats]:

@@ -1,6 +1,7 @@
 """The fewest servers that carry a load within its limits, and what one server fewer fails at."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from kvload.errors import UsageError
 from kvload.experiment.prediction.forecast import figures
 from kvload.servers.simulator.cluster import Load, Policy, Served, serve
+from kvload.servers.simulator.replica import SimulatedRequest
 from kvload.step_model import StepModel
 
 
@@ -61,7 +63,9 @@ def plan_servers(load: Load, model: StepModel, wanted: Wanted) -> Plan:
 
     def attain(servers: int) -> float:
         if servers not in tried:
-            served = serve(load, model, replicas=servers, policy=wanted.policy)
+            # Too few servers are found out long before the load is over; only the last try must be served whole.
+            hopeless = _Hopeless(wanted, len(load)) if servers < wanted.most else None
+            served = serve(load, model, replicas=servers, policy=wanted.policy, give_up=hopeless)
             tried[servers] = (served, figures(served, load, wanted.slo)["attainment"])
         return tried[servers][1]
 
@@ -82,6 +86,40 @@ def plan_servers(load: Load, model: StepModel, wanted: Wanted) -> Plan:
             low = middle
     reason = "one server" if high == 1 else _reason(tried[high - 1][0], model)
     return Plan(model.method, high, attain(high), reason, high * span_h, tokens)
+
+
+class _Hopeless:
+    """Whether more requests have missed the limits already than may."""
+
+    def __init__(self, wanted: Wanted, requests: int) -> None:
+        self._slo = wanted.slo
+        self._left = (1 - wanted.target) * requests
+        self._seen = 0
+        self._open: list[SimulatedRequest] = []
+
+    def __call__(self, requests: Sequence[SimulatedRequest], now_s: float) -> bool:
+        self._open += requests[self._seen :]
+        self._seen = len(requests)
+        still = []
+        for request in self._open:
+            missed = self._missed(request, now_s)
+            if missed:
+                self._left -= 1
+            elif request.last_s is None and not request.refused:
+                still.append(request)
+        self._open = still
+        return self._left < 0
+
+    def _missed(self, request: SimulatedRequest, now_s: float) -> bool:
+        """Whether it misses a limit for certain; what first tokens take beside steps is not counted."""
+        first_s = now_s if request.first_s is None else request.first_s
+        last_s = now_s if request.last_s is None else request.last_s
+        if first_s - request.arrival_s > self._slo.get("ttft", math.inf):
+            return True
+        if last_s - request.arrival_s > self._slo.get("e2e", math.inf):
+            return True
+        later = request.output_tokens - 1
+        return request.last_s is not None and later > 0 and (last_s - first_s) / later > self._slo.get("tpot", math.inf)
 
 
 def _reason(served: Served, model: StepModel) -> str:
