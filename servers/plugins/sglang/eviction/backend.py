@@ -137,7 +137,7 @@ class EvictionBackend(FlashAttentionBackend):
         first = policy.first_kept(before, prompt) * policy.block
         last = policy.first_kept(after, prompt) * policy.block
         if buffers is None:
-            table = torch.empty_like(metadata.page_table)
+            table = torch.zeros_like(metadata.page_table)
             held = torch.empty_like(after)
             scratch = self._new_scratch(count)
         else:
@@ -280,6 +280,10 @@ def refused(runner: Any, policy: Policy) -> list[str]:
     found = [
         (not args.disable_radix_cache, "with prefixes shared (--disable-radix-cache): compaction rewrites slots"),
         (args.radix_cache_backend != BACKEND, f"without --radix-cache-backend {BACKEND}, which frees slots"),
+        (
+            policy.scores and args.tp_size > runner.model_config.get_total_num_kv_heads(),
+            "over more GPUs than KV heads: those with the same head would choose by different queries",
+        ),
         (runner.page_size != 1, f"with pages of {runner.page_size} tokens (--page-size 1)"),
         (
             policy.scores and not hasattr(runner.token_to_kv_pool, "kvload_scores"),
