@@ -8,7 +8,8 @@ from typing import Any
 from kvload.analysis.report.plain import plain
 from kvload.analysis.run.model import Metric, Report
 
-_PREFIX = {"e2e": "e2el", "e2e_sched": "e2el_sched"}
+PREFIX = {"e2e": "e2el", "e2e_sched": "e2el_sched"}
+"""Names of metrics in the keys, where vllm bench serve calls them otherwise."""
 
 
 def as_dict(report: Report) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "token_goodput": met.goodput_tokens_per_s if met else None,
     }
     for name, metric in report.metrics.items():
-        values |= _metric_keys(_PREFIX.get(name, name), metric)
+        values |= _metric_keys(PREFIX.get(name, name), metric)
     values["intervals"] = _intervals(report)
     values["itl_by_running"] = plain(report.streams)
     values["output_length"] = {
@@ -91,7 +92,7 @@ def _ms(seconds: float | None) -> float | None:
 def _intervals(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, metric in report.metrics.items():
-        prefix = _PREFIX.get(name, name)
+        prefix = PREFIX.get(name, name)
         found[f"mean_{prefix}_ms"] = plain(metric.mean.scaled(1e3))
         for percent, value in metric.percentiles.items():
             found[f"p{percent:g}_{prefix}_ms"] = plain(value.scaled(1e3))

@@ -7,7 +7,7 @@ are started with a setting of their own, which their adapters look up by the sam
 import difflib
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -148,6 +148,12 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
+def nearest(name: str, known: Collection[str]) -> str:
+    """``did you mean kivi-4? `` where one of the known names is near; else nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
 def parse_method(text: str) -> MethodSpec:
     """Read ``NAME`` or ``NAME:option=value,...`` and fill in the defaults.
 
@@ -162,9 +168,8 @@ def parse_method(text: str) -> MethodSpec:
     where = f"--method {text}"
     method = METHODS.get(name)
     if method is None:
-        close = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"no compression method '{name}'", where=where, hint=f"{hint}known: {', '.join(METHODS)}")
+        hint = f"{nearest(name, METHODS)}known: {', '.join(METHODS)}"
+        raise UsageError(f"no compression method '{name}'", where=where, hint=hint)
     known = {option.name: option for option in method.options}
     for key in given:
         if key not in known:

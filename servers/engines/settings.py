@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvload.errors import UsageError
 from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
-from kvload.servers.catalogue.methods import METHODS, MethodSpec, RawDtype
+from kvload.servers.catalogue.methods import METHODS, MethodSpec, RawDtype, nearest
 from kvload.servers.engines.base import Build, Claim
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
@@ -75,7 +75,8 @@ def pick(settings: Mapping[str, Setting], chosen: MethodSpec | RawDtype, engine:
         raise UsageError(
             f"{engine} has no method '{chosen.name}'",
             where="--method",
-            hint=f"its methods: {', '.join(settings)}; raw:NAME passes one of its own KV-cache dtypes through",
+            hint=f"{nearest(chosen.name, settings)}its methods: {', '.join(settings)};"
+            " raw:NAME passes one of its own KV-cache dtypes through",
         )
     return row, row.dtype, True
 

@@ -46,7 +46,9 @@ def test_the_textfile_is_in_prometheus_format(tmp_path: Path) -> None:
     assert len(types) == len(set(types))
 
 
-@pytest.mark.parametrize("kind", ["manifest", "record", "sample", "trace", "experiment", "sweep-plan"])
+@pytest.mark.parametrize(
+    "kind", ["manifest", "record", "sample", "trace", "experiment", "sweep-plan", "report", "comparison", "sweep"]
+)
 def test_everything_written_has_a_schema(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["schema", kind]) == 0
     assert "$defs" in json.loads(capsys.readouterr().out)

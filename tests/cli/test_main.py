@@ -39,3 +39,19 @@ def test_a_users_mistake_gets_a_message_and_no_traceback() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: no/such/run: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["traces", "describe", "sample:demo", "--format", "share-gpt"], "did you mean sharegpt?"),
+        (["traces", "sample", "--probe", "--tasks", "recal,list"], "did you mean recall?"),
+        (["schema", "reprot"], "did you mean report?"),
+        (["launch", "--method", "kivi4"], "did you mean kivi-4?"),
+    ],
+)
+def test_what_is_nearly_right_gets_a_suggestion(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert meant in capsys.readouterr().err

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kvload import __version__
 from kvload.errors import UsageError
 from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
-from kvload.servers.catalogue.methods import METHODS, Method, MethodSpec, RawDtype
+from kvload.servers.catalogue.methods import METHODS, Method, MethodSpec, RawDtype, nearest
 from kvload.servers.engines.base import (
     Adapter,
     Build,
@@ -85,7 +85,7 @@ class EmbeddedAdapter(Adapter):
             raise UsageError(
                 f"the embedded engine has no method '{method}'",
                 where=f"--method {request.method}",
-                hint=f"its methods: {', '.join(METHODS)}",
+                hint=f"{nearest(str(method), METHODS)}its methods: {', '.join(METHODS)}",
             )
         row = METHODS[method.name]
         name = served_name(model)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from kvload.errors import KvloadError
+from kvload.errors import KvloadError, UsageError
 from kvload.servers.probe.tasks.lookups import CodesDocument, PathsDocument, PeopleDocument, PlacesDocument
 from kvload.servers.probe.tasks.sequences import (
     BoxesDocument,
@@ -91,7 +92,12 @@ def generate(tasks: Sequence[str], context_tokens: int, count: int, seed: int) -
     """
     unknown = [task for task in tasks if task not in _DOCUMENTS]
     if unknown or not tasks:
-        raise KvloadError(f"unknown probe task {', '.join(unknown) or '(none)'}: choose from {', '.join(TASKS)}")
+        close = difflib.get_close_matches(unknown[0], TASKS, n=1) if unknown else []
+        raise UsageError(
+            f"unknown probe task {', '.join(unknown) or '(none)'}",
+            where="--tasks",
+            hint=(f"did you mean {close[0]}? " if close else "") + f"choose from {', '.join(TASKS)}",
+        )
     if not SHORTEST_CONTEXT <= context_tokens <= LONGEST_CONTEXT:
         raise KvloadError(
             f"probe context of {context_tokens} tokens: choose between {SHORTEST_CONTEXT} and {LONGEST_CONTEXT}"

@@ -4,6 +4,7 @@ A trace is read as a stream: memory does not grow with the file, unless it has t
 format is told from the content, never from the file's name: it is the one that knows most fields of the first row.
 """
 
+import difflib
 import functools
 import importlib
 import itertools
@@ -46,7 +47,10 @@ def find_format(path: Path, name: str | None = None) -> Format:
     formats = table()
     if name is not None:
         if name not in formats:
-            raise UsageError(f"no such trace format: '{name}'", where="--format", hint=f"known: {', '.join(formats)}")
+            close = difflib.get_close_matches(name, formats, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            told = f"{hint}known: {', '.join(formats)}"
+            raise UsageError(f"no such trace format: '{name}'", where="--format", hint=told)
         return formats[name]
     head = _read_head(path)
     known = {each.name: each.matches(head) for each in formats.values()}
