@@ -64,12 +64,14 @@ class KernelSet(ABC, Generic[Decode, Prefill, Writes]):
             as it is stored.
         unpacks: whether pages are unpacked into scratch memory, which bounds how much is read at once, and masks are
             made of positions; a set that reads pages as they are gets all decoding sequences in one group without them.
+        capturable: whether decoding steps can be captured in a graph, see :meth:`settle`.
         page_bytes: bytes of a page in one plane.
     """
 
     name: ClassVar[str] = "torch"
     stores_first: ClassVar[bool] = True
     unpacks: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
     page_bytes: int
 
     def __init__(self, geometry: CacheGeometry) -> None:
@@ -103,6 +105,19 @@ class KernelSet(ABC, Generic[Decode, Prefill, Writes]):
     def begin(self, step: Step[Decode, Prefill, Writes]) -> None:
         """Do once what all layers of a step share."""
         del step
+
+    def settle(self, step: Step[Decode, Prefill, Writes], rows: int) -> tuple[Step[Decode, Prefill, Writes], int]:
+        """Write a decoding step to memory that stays in place from step to step, where captured graphs read it.
+
+        Args:
+            step: nothing but sequences with one new token, in the batch's order.
+            rows: sequences of the graph; what the step has fewer is padding, which reads and writes nothing.
+
+        Returns:
+            the step with ``rows`` sequences in that memory, to begin and attend with; and a number that changes when
+            the memory does, so that what was captured before must not be replayed.
+        """
+        raise NotImplementedError(f"the {self.name} kernels are not captured")
 
     def prepare(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

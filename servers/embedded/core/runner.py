@@ -9,6 +9,7 @@ from kvload.servers.embedded.cache.api import KVCache, StepEntry
 from kvload.servers.embedded.core.sampler import Sampled, Sampler, describe
 from kvload.servers.embedded.core.scheduler import Chunk
 from kvload.servers.embedded.core.sequence import Sequence, TokenLogprob
+from kvload.servers.embedded.model.decode_graphs import DecodeGraphs
 from kvload.servers.embedded.model.model import Model
 
 LOGPROB_ROWS = 64
@@ -24,12 +25,19 @@ class StepResult:
 
 
 class Runner:
-    """Runs steps of a model over a cache."""
+    """Runs steps of a model over a cache.
 
-    def __init__(self, model: Model, cache: KVCache, sampler: Sampler) -> None:
+    Args:
+        model, cache: what is run over what.
+        sampler: chooses tokens.
+        graphs: the captured steps; None where steps are not captured.
+    """
+
+    def __init__(self, model: Model, cache: KVCache, sampler: Sampler, graphs: DecodeGraphs | None = None) -> None:
         self.model = model
         self.cache = cache
         self.sampler = sampler
+        self.graphs = graphs
         self._device = model.geometry.device
 
     @torch.inference_mode()
@@ -59,8 +67,11 @@ class Runner:
             spans.append((row, len(keep)))
         packed = torch.tensor((ids, positions), device=self._device)
         plan = self.cache.plan(entries)
-        rows = torch.tensor(keep, dtype=torch.long, device=self._device)
-        logits = self.model.forward(packed[0], packed[1], rows, self.cache, plan)
+        # Every row of a step that can be captured is a whole one, whose logits are wanted.
+        logits = self.graphs.run(packed[0], packed[1], plan) if self.graphs and len(keep) == len(ids) else None
+        if logits is None:
+            rows = torch.tensor(keep, dtype=torch.long, device=self._device)
+            logits = self.model.forward(packed[0], packed[1], rows, self.cache, plan)
         self.cache.commit(plan)
         return self._results(chunks, spans, logits)
 

@@ -45,6 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kernels", default="auto", help="what stores and attends: torch, or the name of another set (default: auto)"
     )
+    parser.add_argument(
+        "--no-graphs", action="store_true", help="run every step as it is, where decoding steps could be CUDA graphs"
+    )
     parser.add_argument("--step-log", type=Path, help="file to note every step in: what it computed, and its seconds")
     parser.add_argument("--seed", type=int, default=0, help="of sampling and of random weights (default: %(default)s)")
     return parser

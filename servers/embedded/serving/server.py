@@ -29,6 +29,7 @@ from kvload.servers.embedded.core.scheduler import Scheduler
 from kvload.servers.embedded.core.sequence import Sequence
 from kvload.servers.embedded.core.steps import StepLog
 from kvload.servers.embedded.core.tokenizer import load_tokenizer
+from kvload.servers.embedded.model.decode_graphs import graphs_for
 from kvload.servers.embedded.model.model import Model, load_model
 from kvload.servers.embedded.model.threads import Threads, choose_threads, idle_cores, usable_cores
 from kvload.servers.embedded.serving.api import Service, build_app
@@ -84,8 +85,9 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     metrics = build_metrics(name, method, cache, scheduler)
     loop = _event_loop()
     steps = None if options.step_log is None else StepLog(options.step_log)
+    graphs = None if options.no_graphs else graphs_for(model, cache, options.max_num_seqs)
     engine = Engine(
-        Runner(model, cache, sampler),
+        Runner(model, cache, sampler, graphs),
         scheduler,
         tokenizer,
         metrics,
@@ -101,7 +103,7 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         model_path=options.model,
         vocab_size=model.vocab_size,
         max_model_len=max_model_len,
-        info=_info(options, method, model, cache, threads, chunk_tokens),
+        info={**_info(options, method, model, cache, threads, chunk_tokens), "graphs": graphs is not None},
         created=int(time.time()),
         most_characters=max_model_len * tokenizer.longest_token,
     )

@@ -35,6 +35,41 @@ class Context:
     mask: torch.Tensor
 
 
+class Settled:
+    """A decoding step in memory that stays in place.
+
+    Args:
+        rows: most sequences.
+        blocks: most pages of a sequence.
+        device: where it is.
+    """
+
+    def __init__(self, rows: int, blocks: int, device: torch.device) -> None:
+        self.tokens = torch.arange(rows, device=device)
+        self.table = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.slots = torch.full((2, rows), -1, device=device)
+
+    def holds(self, rows: int, blocks: int) -> bool:
+        """Whether so large a step fits."""
+        return rows <= self.table.shape[0] and blocks <= self.table.shape[1]
+
+    def write(self, step: Step[Group, Chunk, Slots], rows: int) -> Step[Group, Chunk, Slots]:
+        """Take a step in; the sequences that it has fewer than ``rows`` are of length 0, and are not stored."""
+        group = step.decodes[0]
+        count, blocks = group.pages.shape
+        self.table[:count, :blocks] = group.pages
+        self.lengths[:count] = group.lengths
+        self.lengths[count:rows] = 0
+        self.slots[0, :count], self.slots[1, :count] = step.writes.pages, step.writes.slots
+        # Page -1, slot 0: a negative place, which the kernels skip.
+        self.slots[0, count:rows], self.slots[1, count:rows] = -1, 0
+        settled = Group(
+            self.tokens[:rows], self.table[:rows], self.lengths[:rows], group.key_position, group.query_position, 0
+        )
+        return Step([settled], [], Slots(self.slots[0, :rows], self.slots[1, :rows]))
+
+
 class PackedTokenKernels(KernelSet[Group, Chunk, Slots]):
     """Stores into packed pages and reads them as they are.
 
@@ -46,6 +81,7 @@ class PackedTokenKernels(KernelSet[Group, Chunk, Slots]):
     name = "triton"
     stores_first = True
     unpacks: ClassVar[bool] = False
+    capturable: ClassVar[bool] = True
     page_tokens = PAGE_TOKENS
 
     def __init__(self, geometry: CacheGeometry, codec: TokenCodec) -> None:
@@ -55,6 +91,8 @@ class PackedTokenKernels(KernelSet[Group, Chunk, Slots]):
         self.page_bytes = geometry.kv_heads * fmt.run_bytes
         self._plan: DecodePlan | None = None
         self._query = torch.empty(0)
+        self._settled: Settled | None = None
+        self._settlements = 0
 
     @classmethod
     def obstacle(cls, geometry: CacheGeometry, method: Any) -> str | None:
@@ -89,7 +127,22 @@ class PackedTokenKernels(KernelSet[Group, Chunk, Slots]):
             self._table, self._lengths = self._group.pages.int(), self._group.lengths.int()
             if self._plan is None or len(self._plan.packed) < len(self._lengths):
                 self._plan = self.kernels.new_plan(max(16, 2 * len(self._lengths)))
+                self._settlements += 1
             self.kernels.plan(self._plan, self._lengths)
+
+    def settle(self, step: Step[Group, Chunk, Slots], rows: int) -> tuple[Step[Group, Chunk, Slots], int]:
+        """See the base class; the memory grows by doubling."""
+        blocks = step.decodes[0].pages.shape[1]
+        if self._settled is None or not self._settled.holds(rows, blocks):
+            most = (0, 0) if self._settled is None else tuple(self._settled.table.shape)
+            self._settled = Settled(
+                max(rows, most[0]), max(64, most[1], 1 << (blocks - 1).bit_length()), self.geometry.device
+            )
+            self._settlements += 1
+        if self._plan is None or len(self._plan.packed) < rows:
+            self._plan = self.kernels.new_plan(max(16, rows))
+            self._settlements += 1
+        return self._settled.write(step, rows), self._settlements
 
     def _context(self, chunk: Chunk) -> Context:
         assert chunk.context is not None  # noqa: S101  begin asks for no others
