@@ -19,7 +19,7 @@ LOG_EVERY_S = 0.5
 
 
 class SchedulerCounts:
-    """What the scheduler freed of running requests.
+    """What the scheduler freed of running requests since its start, told from the first.
 
     Args:
         method: with its options.
@@ -30,7 +30,8 @@ class SchedulerCounts:
         self._method, self._log = method, log
         self._seen: set[Hashable] = set()
         self._requests = self._blocks = self._kept = 0
-        self._told = (0, 0.0)
+        self._told = (-1, 0.0)
+        self.tell()
 
     def add(self, request: Hashable, blocks: int, kept_tokens: int) -> None:
         """Blocks of a request were freed while it runs.
@@ -59,7 +60,7 @@ class SchedulerCounts:
             "method": self._method,
             "requests": self._requests,
             "freed_blocks": self._blocks,
-            "kept_tokens": round(self._kept / self._requests, 1),
+            "kept_tokens": round(self._kept / max(1, self._requests), 1),
         }
         self._log(f"kvload eviction: {json.dumps(figures)}")
 

@@ -5,7 +5,6 @@ that the layers' kernels read lies in tensors that the builder owns and fills be
 score and compact are launched in every captured step and decide on the device whether there is anything to do.
 """
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from kvload.servers.kernels.triton import eviction as kernels
+from kvload.servers.plugins.counting import WorkerCounts
 from kvload.servers.plugins.vllm import layout
 from kvload.servers.plugins.vllm.eviction import limits, steps
 from kvload.servers.plugins.vllm.eviction.manager import eviction_spec
@@ -32,7 +32,6 @@ from kvload.servers.plugins.vllm.eviction.policy import Policy, chosen
 from kvload.servers.plugins.vllm.eviction.steps import StepRows
 from kvload.servers.plugins.vllm.selection import current
 
-LOG_EVERY_S = 0.5
 logger = init_logger("vllm.kvload")
 
 
@@ -141,7 +140,8 @@ class EvictionBuilder(FlashAttentionMetadataBuilder):
         if self._policy.scores:
             room = self._policy.most_kept
             self._scratch = torch.zeros(most, kv_cache_spec.num_kv_heads, 2 * room, dtype=torch.int32, device=device)
-            self._counts = WorkerCounts(str(current()), len(layer_names) * kv_cache_spec.num_kv_heads, device)
+            programs = len(layer_names) * kv_cache_spec.num_kv_heads
+            self._counts = WorkerCounts(str(current()), programs, device, logger.info)
         # Every rank compacts its own heads, at the same steps: one of them tells.
         self._tells = get_tensor_model_parallel_rank() == 0
         if self._tells:
@@ -301,34 +301,3 @@ class EvictionImpl(FlashAttentionImpl):
         heads, block = self.num_kv_heads, policy.block
         offset = 2 * heads * block * self.head_size * kv_cache.element_size()
         return kernels.Pages(keys, values, layout.padding(kv_cache, offset, heads, block))
-
-
-class WorkerCounts:
-    """What the compaction kernels did, counted by themselves on the device and told in the log.
-
-    Args:
-        method: with its options.
-        times: programs that count each compaction of a request: layers times heads.
-    """
-
-    def __init__(self, method: str, times: int, device: torch.device) -> None:
-        self._method, self._times = method, times
-        self.on_device = torch.zeros(3, dtype=torch.int64, device=device)
-        self._host = torch.zeros(3, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self._asked = self._told = 0.0
-        self._last = 0
-
-    def tell(self) -> None:
-        """Log what had been counted when this was last called, no more than twice a second; waits for nothing."""
-        now = time.monotonic()
-        if now - self._asked < LOG_EVERY_S:
-            return
-        compactions, kept, moved = (count / self._times for count in self._host.tolist())
-        if compactions > self._last:
-            self._last = compactions
-            logger.info(
-                'kvload eviction: {"method": "%s", "compactions": %d, "kept_slots": %.1f, "moved_slots": %.1f}',
-                self._method, compactions, kept / compactions, moved / compactions,
-            )  # fmt: skip
-        self._asked = now
-        self._host.copy_(self.on_device, non_blocking=True)

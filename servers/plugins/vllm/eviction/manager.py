@@ -1,7 +1,5 @@
 """The scheduler's side: a manager that frees what the policy says is gone, and the specification that names it."""
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +9,10 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
+from kvload.servers.plugins.counting import SchedulerCounts
 from kvload.servers.plugins.vllm import contract, layout
 from kvload.servers.plugins.vllm.eviction.policy import PAGE_ALIGNMENT, chosen
 from kvload.servers.plugins.vllm.selection import current
-
-LOG_EVERY_S = 0.5
 
 logger = init_logger("vllm.kvload")
 
@@ -35,7 +32,7 @@ class EvictionManager(FullAttentionManager):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._policy = chosen(self.block_size)
-        self._counts = SchedulerCounts(str(current()))
+        self._counts = SchedulerCounts(str(current()), logger.info)
 
     def remove_skipped_blocks(
         self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
@@ -82,52 +79,6 @@ class EvictionManager(FullAttentionManager):
     ) -> tuple[tuple[list[Any], ...], int]:
         """Never one."""
         return tuple([] for _ in kv_cache_group_ids), 0
-
-
-class SchedulerCounts:
-    """What was freed since the start, told in the log from the first: the proof that a method does something.
-
-    Args:
-        method: with its options.
-    """
-
-    def __init__(self, method: str) -> None:
-        self._method = method
-        self._seen: set[str] = set()
-        self._requests = self._blocks = self._kept = 0
-        self._told = (-1, 0.0)
-        self.tell()
-
-    def add(self, request_id: str, blocks: int, kept_tokens: int) -> None:
-        """Blocks of a request were freed while it runs.
-
-        Args:
-            kept_tokens: room of the blocks it still holds.
-        """
-        self._blocks += blocks
-        if request_id not in self._seen:
-            self._seen.add(request_id)
-            self._requests += 1
-            self._kept += kept_tokens
-
-    def forget(self, request_id: str) -> None:
-        """A request holds nothing any more."""
-        self._seen.discard(request_id)
-
-    def tell(self) -> None:
-        """Log what is new, no more than twice a second."""
-        blocks, when = self._told
-        now = time.monotonic()
-        if self._blocks == blocks or now - when < LOG_EVERY_S:
-            return
-        self._told = self._blocks, now
-        figures = {
-            "method": self._method,
-            "requests": self._requests,
-            "freed_blocks": self._blocks,
-            "kept_tokens": round(self._kept / max(1, self._requests), 1),
-        }
-        logger.info("kvload eviction: %s", json.dumps(figures))
 
 
 def eviction_spec(spec: Any) -> Any:

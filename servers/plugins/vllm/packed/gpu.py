@@ -23,7 +23,9 @@ from vllm.v1.attention.backends import fa_utils
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
 from kvload.servers.kernels.formats import PAGE_TOKENS, PageFormat
-from kvload.servers.kernels.triton.launch import Chunks, DecodePlan, Heads, PackedKernels, Work
+from kvload.servers.kernels.triton.launch import DecodePlan, Heads, PackedKernels
+from kvload.servers.plugins import prompts
+from kvload.servers.plugins.prompts import Flash, Prompts
 from kvload.servers.plugins.vllm import contract
 from kvload.servers.plugins.vllm.eviction.limits import check_layer
 from kvload.servers.plugins.vllm.packed import limits
@@ -95,47 +97,6 @@ class PackedBackend(AttentionBackend):
     def supports_kv_connector(cls) -> bool:
         """Nobody else reads these pages."""
         return False
-
-
-@dataclass
-class Prompts:
-    """The rows of a step that bring several tokens, behind those that bring one.
-
-    Attributes:
-        chunks: for the kernels.
-        filled: pages that the rows fill; for methods with a window.
-        starts: places of their first queries, counted from the first prompt's, and behind the last row's; device.
-        most_new: most tokens of a row.
-        groups: rows that are dequantised and attended together; empty where no row has context.
-    """
-
-    chunks: Chunks
-    filled: Work | None
-    starts: torch.Tensor
-    most_new: int
-    groups: "list[Group]"
-
-
-@dataclass
-class Group:
-    """Rows of :class:`Prompts` whose context fits into the scratch.
-
-    Attributes:
-        rows, tokens: which rows, and which of the step's tokens.
-        held: pages of the sequences.
-        queries, keys: running sums of new tokens and of lengths, int32 on the device.
-        most_new, most_held: most new tokens, and most tokens, of a row.
-        total: tokens of all rows.
-    """
-
-    rows: slice
-    tokens: slice
-    held: Work
-    queries: torch.Tensor
-    keys: torch.Tensor
-    most_new: int
-    most_held: int
-    total: int
 
 
 @dataclass
@@ -227,7 +188,7 @@ class PackedBuilder(AttentionMetadataBuilder):
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Step:
         """One step; see the base class. Runs on the host before every step, a graph's replay included."""
         batch = common_attn_metadata
-        decodes, prefills, decode_tokens, _ = split_decodes_and_prefills(batch, decode_threshold=1)
+        decodes, prefills, _, _ = split_decodes_and_prefills(batch, decode_threshold=1)
         window = self._shared.kernels.fmt.window
         if window:
             slots = batch.rswa_prefix_lens
@@ -249,60 +210,21 @@ class PackedBuilder(AttentionMetadataBuilder):
             slots=self._slots[: batch.num_reqs] if window else None,
             plan=self._plan,
             ring_from=self._ring_from,
-            prompts=self._prompts(batch, decodes, decode_tokens) if prefills else None,
+            prompts=self._prompts(batch, decodes) if prefills else None,
         )
 
-    def _prompts(self, batch: Any, decodes: int, decode_tokens: int) -> Prompts:
+    def _prompts(self, batch: Any, decodes: int) -> Prompts:
         """The rows behind the decoding ones. Such a step is never a graph's."""
         first = batch.query_start_loc_cpu.numpy()[decodes : batch.num_reqs + 1].astype(np.int64)
         stops = batch.seq_lens_cpu_upper_bound.numpy()[decodes : batch.num_reqs].astype(np.int64)
-        new = np.diff(first)
-        starts = stops - new
-        ints = torch.from_numpy(np.stack([starts, stops, first[:-1] - decode_tokens]).astype(np.int32))
-        on_device = ints.pin_memory().to(self.device, non_blocking=True)
-        window = self._shared.kernels.fmt.window
-        chunks = Chunks(
-            batch.block_table_tensor[decodes:],
-            on_device[0],
-            on_device[1],
-            on_device[2],
-            self._slots[decodes : batch.num_reqs] if window else None,
-        )
-        spans = list(zip(starts.tolist(), stops.tolist(), strict=True))
-        filled = self._shared.kernels.filled(spans) if window else None
-        groups = self._groups(new, stops) if starts.any() else []
-        queries = batch.query_start_loc[decodes : batch.num_reqs + 1] - decode_tokens
-        return Prompts(chunks, filled, queries, int(new.max()), groups)
-
-    def _groups(self, new: Any, lengths: Any) -> list[Group]:
-        """Consecutive rows, as many at a time as the scratch holds."""
-        found = []
-        row = token = 0
-        while row < len(new):
-            stop, total = row, 0
-            while stop < len(new) and total + lengths[stop] <= self._shared.scratch_tokens:
-                total += lengths[stop]
-                stop += 1
-            if stop == row:
-                raise contract.ContractError(f"a sequence of {lengths[row]} tokens is longer than --max-model-len")
-            sums = np.zeros((2, stop - row + 1), dtype=np.int32)
-            sums[0, 1:], sums[1, 1:] = np.cumsum(new[row:stop]), np.cumsum(lengths[row:stop])
-            on_device = torch.from_numpy(sums).pin_memory().to(self.device, non_blocking=True)
-            tokens = int(sums[0, -1])
-            found.append(
-                Group(
-                    slice(row, stop),
-                    slice(token, token + tokens),
-                    self._shared.kernels.held(lengths[row:stop].tolist()),
-                    on_device[0],
-                    on_device[1],
-                    int(new[row:stop].max()),
-                    int(lengths[row:stop].max()),
-                    int(sums[1, -1]),
-                )
+        slots = self._slots[decodes : batch.num_reqs] if self._shared.kernels.fmt.window else None
+        table = batch.block_table_tensor[decodes:]
+        try:
+            return prompts.plan(
+                self._shared.kernels, table, stops - np.diff(first), stops, slots, self._shared.scratch_tokens
             )
-            row, token = stop, token + tokens
-        return found
+        except ValueError as error:
+            raise contract.ContractError(f"{error} (--max-model-len)") from None
 
 
 class PackedImpl(AttentionImpl):
@@ -350,7 +272,19 @@ class PackedImpl(AttentionImpl):
         one = slice(0, step.decodes)
         several = slice(step.decodes, None)
         if step.prompts is not None:
-            self._prompts(step, query[several], key[several], value[several], pages, out[several])
+            prompts.attend(
+                kernels,
+                step.prompts,
+                query[several],
+                key[several],
+                value[several],
+                pages,
+                out[several],
+                self._shared.scratch,
+                self.ring,
+                step.ring_from,
+                Flash(self._flash),
+            )
         rotated = query[one]
         slots = None if step.slots is None else step.slots[one]
         if self.ring is None:
@@ -360,53 +294,14 @@ class PackedImpl(AttentionImpl):
             else:
                 kernels.store(key, value, pages, step.slot_mapping[: step.tokens])
         else:
-            prompts = step.prompts
-            if prompts is not None and prompts.filled is not None:
-                kernels.store_chunks(key[several], value[several], pages, prompts.chunks, prompts.filled, self.ring)
+            new = step.prompts
+            if new is not None and new.filled is not None:
+                kernels.store_chunks(key[several], value[several], pages, new.chunks, new.filled, self.ring)
             if step.decodes and slots is not None:
                 kernels.append(key[one], value[one], pages, step.table, step.lengths[one], self.ring, slots)
         if step.decodes:
             kernels.decode(step.plan, rotated, pages, step.table, step.lengths[one], out[one], self.ring, slots)
         return output
-
-    def _prompts(
-        self,
-        step: Step,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        pages: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
-        prompts = step.prompts
-        if prompts is None:
-            return
-        if not prompts.groups:
-            self._flash(query, key, value, out, prompts.starts, prompts.starts, prompts.most_new, prompts.most_new)
-            return
-        for group in prompts.groups:
-            chunks = prompts.chunks
-            part = Chunks(
-                chunks.table[group.rows],
-                chunks.starts[group.rows],
-                chunks.lengths[group.rows],
-                chunks.rows[group.rows],
-                None if chunks.slots is None else chunks.slots[group.rows],
-            )
-            key_out, value_out = self._shared.scratch[:, : group.total]
-            self._shared.kernels.dequantise(
-                key, value, pages, part, group.held, group.keys, key_out, value_out, self.ring, step.ring_from
-            )
-            self._flash(
-                query[group.tokens],
-                key_out,
-                value_out,
-                out[group.tokens],
-                group.queries,
-                group.keys,
-                group.most_new,
-                group.most_held,
-            )
 
     def _flash(
         self,
