@@ -25,19 +25,20 @@ def isolated(folder: Path, code: str, **env: str) -> str:
     return done.stdout
 
 
-def test_an_environment_with_nothing_installed_finds_the_entry_point_and_imports_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", ["vllm.general_plugins", "sglang.srt.plugins"])
+def test_an_environment_with_nothing_installed_finds_the_entry_point_and_imports_it(group: str, tmp_path: Path) -> None:
     folder = injection.plugin_folder(tmp_path)
-    code = """
+    code = f"""
 import sys
 from importlib.metadata import entry_points
-found = [point for point in entry_points(group="vllm.general_plugins") if point.name == "kvload"]
+found = [point for point in entry_points(group="{group}") if point.name == "kvload"]
 assert len(found) == 1, found
 found[0].load()()
-print(*sorted({name.split(".")[0] for name in sys.modules}))
+print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 """
     loaded = set(isolated(folder, code).split())
     assert "kvload" in loaded
-    assert not loaded & {"torch", "numpy", "msgspec", "vllm", "typer", "locust"}
+    assert not loaded & {"torch", "numpy", "msgspec", "vllm", "sglang", "typer", "locust"}
 
 
 def test_the_folder_hides_nothing_of_the_engines_environment(tmp_path: Path) -> None:
@@ -54,8 +55,11 @@ def test_the_package_and_the_folder_name_the_same_entry_point() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    points = project["entry-points"]["vllm.general_plugins"]
-    assert "[vllm.general_plugins]\n" + "".join(f"{n} = {p}\n" for n, p in points.items()) == injection.ENTRY_POINTS
+    said = [
+        f"[{group}]\n" + "".join(f"{name} = {place}\n" for name, place in project["entry-points"][group].items())
+        for group in ("vllm.general_plugins", "sglang.srt.plugins")
+    ]
+    assert "\n".join(said) == injection.ENTRY_POINTS
 
 
 def test_without_the_variable_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
