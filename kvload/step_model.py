@@ -28,12 +28,13 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         decode, prompt: logarithm of the time of the two parts of a step.
         overhead_s: seconds of a first token beside its steps.
-        runs: runs that were each held against a model of the others; 0 where all of this is an assumption.
+        runs: runs that were each held against a model of the others; 0 where all of this is an assumption: what vLLM on
+            two H100 machines showed (docs/results/prediction.md), for a model of one run.
     """
 
-    decode: float = 0.02
-    prompt: float = 0.10
-    overhead_s: float = 0.003
+    decode: float = 0.023
+    prompt: float = 0.11
+    overhead_s: float = 0.006
     runs: int = 0
 
 

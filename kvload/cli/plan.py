@@ -23,6 +23,9 @@ def plan(
     output_tokens: Annotated[int | None, typer.Option("--output", help="Answer length where there is none.")] = None,
     most: Annotated[int, typer.Option(help="No more servers than these.", min=1)] = 256,
     policy: Annotated[str, typer.Option(help="round-robin, least-loaded or sticky.")] = "least-loaded",
+    lengths: Annotated[
+        Path | None, typer.Option(help="What 'kvload lengths' wrote: answers grow by these ratios.")
+    ] = None,
     gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU-hour.", min=0)] = None,
     gpus: Annotated[int, typer.Option(help="GPUs of a server.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
@@ -56,7 +59,12 @@ def plan(
         repeat=repeat,
     )
     wanted = Wanted(parse_limits(slo, where="--slo"), target, most, forecast.policy_of(policy))
-    found = [plan_servers(load, models.of(name), wanted) for load in loads.values() for name in methods]
+    ratios = trace_loads.read_ratios(lengths, methods) if lengths is not None else {}
+    found = [
+        plan_servers(forecast.with_lengths(load, ratios.get(name), seed), models.of(name), wanted)
+        for load in loads.values()
+        for name in methods
+    ]
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:

@@ -155,7 +155,9 @@ def trace(
     policy: Annotated[str, typer.Option(help="round-robin, least-loaded or sticky.")] = "round-robin",
     draws: Annotated[int, typer.Option(help="Simulations behind an interval; 0 for none.", min=0)] = 20,
     seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
-    lengths: Annotated[Path | None, typer.Option(help="Ratios of answer lengths by method (JSON).")] = None,
+    lengths: Annotated[
+        Path | None, typer.Option(help="What 'kvload lengths' wrote: answers grow by these ratios.")
+    ] = None,
     format_name: Annotated[str | None, typer.Option("--format", help="The trace's format.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write simulated run folders below this one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
@@ -186,7 +188,7 @@ def trace(
         ramps=ramp,
         repeat=repeat,
     )
-    ratios = trace_loads.read_ratios(lengths) if lengths is not None else None
+    ratios = trace_loads.read_ratios(lengths, methods) if lengths is not None else None
     options = forecast.Serving(replicas, forecast.policy_of(policy), draws, seed)
 
     def arriving(load: "Load", at: float, number: int) -> "Load":

@@ -117,6 +117,18 @@ def test_the_command_line_from_runs_to_a_plan(tmp_path: Path, capsys: pytest.Cap
     assert "simulated" in capsys.readouterr().out
     assert run(["plan", str(made), "--model", str(file), "--slo", "ttft=500ms", "--gpu-hour", "2"]) == 0
     assert "GPU-hours" in capsys.readouterr().out
+    longer = tmp_path / "lengths.json"
+    longer.write_text('{"none": [40.0, 60.0]}', encoding="utf-8")
+    planned = ["plan", str(made), "--model", str(file), "--slo", "ttft=500ms", "--rate", "3", "--json"]
+    capsys.readouterr()
+    servers = []
+    for extra in ([], ["--lengths", str(longer)]):
+        assert run([*planned, *extra]) == 0
+        servers.append(json.loads(capsys.readouterr().out)[0]["servers"])
+    assert servers[0] < servers[1]
+    longer.write_text('{"h2o": [40.0]}', encoding="utf-8")
+    assert run([*planned, "--lengths", str(longer)]) == 2
+    assert "no ratios of none" in capsys.readouterr().err
     for wrong in (
         ["predict", str(tmp_path / "no.jsonl"), "--model", str(file)],
         ["predict", str(made), "--model", "no"],

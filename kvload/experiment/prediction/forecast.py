@@ -111,7 +111,7 @@ def predict(
         for place, method in enumerate(methods):
             model = models.of(method)
             rng = np.random.default_rng([serving.seed, 17, place])
-            stretched = _stretched(load_, (length_ratios or {}).get(method), np.random.default_rng([serving.seed, 3]))
+            stretched = with_lengths(load_, (length_ratios or {}).get(method), serving.seed)
             central = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             runs = [figures(central, stretched, slo)]
             for number in range(serving.draws):
@@ -178,10 +178,15 @@ def figures(served: Served, load_: Load, slo: Mapping[str, float]) -> dict[str, 
     return values
 
 
-def _stretched(load_: Load, ratios: Floats | None, rng: np.random.Generator) -> Load:
-    """The load with answers as long as a method makes them."""
+def with_lengths(load_: Load, ratios: Floats | None, seed: int) -> Load:
+    """The load with answers as long as a method makes them.
+
+    Args:
+        ratios: of lengths to the baseline's, drawn from for every request; None for as they are.
+    """
     if ratios is None or not len(ratios):
         return load_
+    rng = np.random.default_rng([seed, 3])
     lengths = np.maximum(1, np.round(load_.output_tokens * rng.choice(ratios, len(load_)))).astype(np.int64)
     return replace(load_, output_tokens=lengths)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,11 +180,15 @@ def other_arrivals(load_: Load, rate: float, burstiness: float, seed: int) -> Lo
     return replace(load_, arrival_s=offsets(load_.arrival_s, spec))
 
 
-def read_ratios(path: Path) -> dict[str, Floats]:
+def read_ratios(path: Path, methods: Sequence[str]) -> dict[str, Floats]:
     """Ratios of answer lengths to the baseline's, by method: ``{"kivi-2": [1.0, 1.3, ...]}``.
 
+    Args:
+        path: what ``kvload lengths`` writes.
+        methods: those that are wanted; one of them at least must be there.
+
     Raises:
-        UsageError: it cannot be read, or a ratio is not above 0.
+        UsageError: it cannot be read, a ratio is not above 0, or it is of other methods.
     """
     try:
         lists = msgspec.json.decode(path.read_bytes(), type=dict[str, list[float]])
@@ -193,4 +198,7 @@ def read_ratios(path: Path) -> dict[str, Floats]:
         raise UsageError(f"holds no ratios by method: {error}", where=str(path)) from error
     if any(not (0 < ratio < float("inf")) for ratios in lists.values() for ratio in ratios):
         raise UsageError("ratios are above 0", where=str(path))
+    if not set(lists) & set(methods):
+        known = ", ".join(lists) or "none"
+        raise UsageError(f"has no ratios of {', '.join(methods)}", where=str(path), hint=f"there are: {known}")
     return {method: np.array(ratios) for method, ratios in lists.items()}
