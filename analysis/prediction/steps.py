@@ -27,6 +27,9 @@ LONGEST_WINDOW = 24
 LONGEST_GAPS = 20.0
 """A step of more than so many medians is none: the stream stood still for another reason."""
 
+SHORTEST_GAP = 0.1
+"""Nor is one of less than this share of the median: the client read several steps at once."""
+
 PROMPT_TOKENS = FEATURES.index("prompt_tokens")
 
 RESUMED_BUNCHES, RESUMED_GAPS = 3, 4.0
@@ -215,7 +218,8 @@ class _Bunches:
         carried[self._bunch[order][1:][follows & self._single[order][1:]]] = True
         whole = carried & (decodes >= 1) & (seconds > 0)
         if whole.any():
-            whole &= seconds < LONGEST_GAPS * np.median(seconds[whole])
+            usual_s = np.median(seconds[whole])
+            whole &= (seconds < LONGEST_GAPS * usual_s) & (seconds > SHORTEST_GAP * usual_s)
         return np.nan_to_num(seconds), decodes, context, whole
 
     def prompts_computed(self, prompts: Floats) -> tuple[Floats, Floats]:

@@ -109,7 +109,7 @@ def check(
 
 @app.command()
 def steps(
-    logs: Annotated[list[str], typer.Argument(metavar="METHOD=LOG...", help="What an engine's --step-log wrote.")],
+    logs: Annotated[list[str], typer.Argument(metavar="METHOD=LOG...", help="What --step-log wrote, or a run folder.")],
     model: Annotated[
         Path | None, typer.Option("--model", help="Step models that were fitted from chunk times; none if left out.")
     ] = None,
@@ -125,13 +125,16 @@ def steps(
     from kvload.step_model import read
 
     models = read(model) if model is not None else None
-    found = []
+    paths: dict[str, list[Path]] = {}
     for text in logs:
-        method, separator, log = text.partition("=")
-        if not separator or not log:
+        # A method may have settings of its own: h2o:budget=512=steps.jsonl.
+        method, separator, log = text.rpartition("=")
+        if not method or not separator or not log:
             raise UsageError(f"'{text}' is not METHOD=LOG", where="METHOD=LOG", hint="none=steps.jsonl")
-        fitted = models.of(method) if models is not None else None
-        found += truth_errors(Path(log), method, fitted, fitted.kept_tokens if fitted is not None else None)
+        paths.setdefault(method, []).append(Path(log))
+    found = []
+    for method, files in paths.items():
+        found += truth_errors(files, method, models.of(method) if models is not None else None)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:

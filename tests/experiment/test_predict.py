@@ -222,3 +222,14 @@ def test_other_arrivals_widen_what_may_be() -> None:
     (other,) = predict(load, models, ["none"], SLO, Serving(draws=8), arriving=again)
     wide = [each.high["ttft.p99"] / each.low["ttft.p99"] for each in (same, other)]
     assert wide[1] > 1.5 * wide[0]
+
+
+def test_steps_are_held_out_of_what_runs_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / f"at{rate}", server(), rate, 3) for rate in (2.0, 8.0)]
+    assert run(["predict", "steps", *(f"none={folder}" for folder in runs), "--json"]) == 0
+    stages = {each["held_out"]["stage"]: each["held_out"] for each in json.loads(capsys.readouterr().out)}
+    assert stages["decode"]["by_batch"]["mape"] < 0.02
+    assert stages["decode"]["by_length"]["mape"] < 0.02
+    assert stages["prefill"]["by_batch"]["mape"] < 0.1
+    assert run(["predict", "steps", str(runs[0])]) == 2
+    assert "METHOD=LOG" in capsys.readouterr().err

@@ -108,7 +108,7 @@ class _Fitted:
 
 
 def _fit_method(method: str, folders: list[RunDir], overrides: Overrides) -> _Fitted:
-    shape = _shape(method, folders[-1].manifest(), overrides)
+    shape = shape_of(method, folders[-1].manifest(), overrides)
     runs = []
     for folder in folders:
         table = load(folder)
@@ -175,7 +175,8 @@ def _bare(method: str, overrides: Overrides) -> StepModel:
     )
 
 
-def _shape(method: str, manifest: RunManifest, overrides: Overrides) -> StepModel:
+def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepModel:
+    """A model without step times: what a run's manifest tells of its server's scheduler and cache."""
     from kvload.servers.catalogue.methods import METHODS, MethodSpec, read_method
     from kvload.servers.engines.base import ENGINES, adapter
     from kvload.servers.engines.scheduling import Scheduling, limits

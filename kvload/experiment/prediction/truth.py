@@ -1,5 +1,6 @@
-"""Step times against an engine's own log: the error of a model from chunk times, and of fits of the log itself."""
+"""Step times held out: against an engine's own log of its steps, or against what runs show of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import numpy as np
 from kvload.analysis.prediction.errors import HeldOut
 from kvload.analysis.prediction.points import STAGES, Points, StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
-from kvload.analysis.prediction.steps import Steps
+from kvload.analysis.prediction.steps import Steps, join
+from kvload.analysis.records.table import Floats, load
 from kvload.errors import UsageError
+from kvload.experiment.prediction.fitting import Overrides, measured_steps, shape_of
+from kvload.rundir import RunDir
 from kvload.servers.embedded.core.steps import Step, read_steps
 from kvload.servers.simulator.cost import prompt_work
 from kvload.step_model import FEATURES, StepModel
@@ -33,19 +37,20 @@ class TruthErrors:
     held_out: StageErrors
 
 
-def truth_errors(path: Path, method: str, model: StepModel | None, kept_tokens: int | None = None) -> list[TruthErrors]:
-    """Hold a method's step times against its server's log.
+def truth_errors(paths: Sequence[Path], method: str, model: StepModel | None) -> list[TruthErrors]:
+    """Hold a method's step times against steps that were seen.
 
     Args:
-        path: what ``--step-log`` of the embedded engine wrote.
-        model: fitted from runs; None to hold the log against itself alone.
-        kept_tokens: tokens of a sequence that are read, where the method evicts.
+        paths: what ``--step-log`` of the embedded engine wrote, or run folders, whose chunk times show stretches of a
+            few steps.
+        model: fitted from runs; None to hold the steps against each other alone.
 
     Raises:
         UsageError: too few steps.
-        ServerError: the log cannot be read.
+        ServerError, RunDirError: one cannot be read.
     """
-    points = logged_points(path, kept_tokens)
+    kept_tokens = model.kept_tokens if model is not None else None
+    points = joined([run_points(path, method) if path.is_dir() else logged_points(path, kept_tokens) for path in paths])
     found = []
     for each in stage_errors(method, points):
         if model is None:
@@ -73,9 +78,40 @@ def logged_points(path: Path, kept_tokens: int | None = None) -> Points:
     prefill = np.array([bool(step.prefill) for step in steps])
     batch = np.array([float(len(step.prefill) or step.decode) for step in steps])
     tokens = np.array([float(sum(n for n, _ in step.prefill) or step.context) for step in steps])
-    length = 2.0 ** np.round(np.log2(np.maximum(1.0, tokens / batch)))
-    points = Points(Steps.single(work, np.array([step.s for step in steps])), batch, length, prefill)
+    seconds = np.array([step.s for step in steps])
+    points = Points(Steps.single(work, seconds), batch, _power(tokens / batch), prefill)
     return _without_rare(points)
+
+
+def run_points(path: Path, method: str) -> Points:
+    """The stretches of steps that a run shows; their batch, and their length, is the mean's power of two.
+
+    Raises:
+        UsageError: it shows none.
+        RunDirError: it cannot be read.
+    """
+    run = RunDir.open(path)
+    steps = measured_steps(load(run), shape_of(method, run.manifest(), Overrides()))
+    if not len(steps):
+        raise UsageError("shows no steps", where=str(path), hint="answers must be streamed token by token")
+    work = dict(zip(FEATURES, steps.work.T, strict=True))
+    prefill = work["prompt_tokens"] > 0
+    batch: Floats = np.where(prefill, (steps.prompts > 0).sum(axis=1), work["decodes"] / work["steps"])
+    length: Floats = np.where(
+        prefill, work["prompt_tokens"] / np.maximum(1, batch), work["context"] / np.maximum(1, work["decodes"])
+    )
+    return _without_rare(Points(steps, _power(batch), _power(length), prefill))
+
+
+def joined(parts: Sequence[Points]) -> Points:
+    """The points of several logs or runs of one server."""
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("batch", "length", "prefill")}
+    return Points(join([part.steps for part in parts]), **columns)
+
+
+def _power(values: Floats) -> Floats:
+    found: Floats = np.exp2(np.round(np.log2(np.maximum(1.0, values))))
+    return found
 
 
 def _without_rare(points: Points) -> Points:
