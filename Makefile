@@ -69,6 +69,9 @@ bench-client: setup  ## what the client costs a chunk
 bench-predict: setup  ## what predictions cost: 10,000 requests, a million, a day's plan
 	$(BIN)/python -m kvload.scripts.bench_predict $(BENCH)
 
+bench-router: setup  ## what the router of kvload route serve adds to a request
+	$(BIN)/python -m kvload.scripts.bench_router
+
 bench-analysis: setup  ## how fast reports are made
 	$(BIN)/python -m kvload.analysis.bench
 

@@ -11,24 +11,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-END_CHARACTERS = 4000
+END_CHARACTERS = 2000
 """Characters at the prompt's start, and at its end, that are looked at."""
 
 WORDS_AT_EACH_END = 64
+_TEMPLATE_CHARACTERS = 600
 TOKEN_CHARACTERS = 4
 """Characters that a token id stands for, where a prompt is given in these."""
 
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_NUMBER = re.compile(r"\d+")
+_ITEM = re.compile(r"\n\d{1,2}[.)] ")
+_BULLETS = ("\n- ", "\n* ", "\n• ", "\n+ ")
 _SAYS = {
-    "steps": re.compile(r"step by step|think|reason|explain|show your work", re.IGNORECASE),
-    "list": re.compile(r"\blist\b|bullet|enumerate|all of the", re.IGNORECASE),
-    "summary": re.compile(r"summar|paraphras|rewrite|shorten", re.IGNORECASE),
-    "only": re.compile(r"\bonly\b|exactly|at least|at most|no more than|must", re.IGNORECASE),
-    "program": re.compile(r"```|\bdef \w+\(|\bfunction\b|\bcode\b|\bpython\b|#include|;\s*$", re.IGNORECASE),
-    "story": re.compile(r"\bwrite\b|story|poem|essay|letter|email|blog", re.IGNORECASE),
+    "steps": ("step by step", "think", "reason", "explain", "show your"),
+    "list": (" list", "bullet", "enumerate", "all of the"),
+    "summary": ("summar", "paraphras", "rewrite", "shorten"),
+    "only": (" only", "exactly", "at least", "at most", "no more than", " must"),
+    "program": ("```", "def ", "function", " code", "python", "#include", ";\n"),
+    "story": ("write ", "story", "poem", "essay", "letter", "email", "blog"),
 }
+"""Words by which a request tells what kind of answer it wants, in lower case."""
+
+_CAPITALS = bytes(range(ord("A"), ord("Z") + 1))
+_MARKS = b".,;:!?()[]{}\"'=<>/"
+_BEYOND = bytes(range(128, 256))
 
 FEATURES = (
     "log_characters",
@@ -116,31 +123,34 @@ def features(request: Asked) -> list[float]:
     Rounded, so that they are the same in the single precision in which trees are grown.
     """
     text = ends(request.text)
-    length = max(len(text), 1)
-    words = text.split()
+    lower = text.lower()
     raw = text.encode("utf-8", "replace")
+    length = max(len(raw), 1)
+    words = text.split()
     numbers = _NUMBER.findall(text)
-    digits = sum(map(len, numbers))
-    letters = sum(map(len, words))
+
+    def share(letters: bytes) -> float:
+        return (len(raw) - len(raw.translate(None, letters))) / length
+
     found = [
         math.log1p(len(request.text)),
         math.log1p(len(request.last)),
         float(min(request.messages, 1000)),
         float(min(request.turn, 1000)),
         math.log1p(request.max_tokens or 0),
-        digits / length,
-        sum(map(str.isupper, text)) / length,
-        sum(text.count(mark) for mark in ".,;:!?()[]{}\"'=<>/") / length,
-        text.count("\n") / length,
-        0.0 if text.isascii() else sum(ord(letter) > 127 for letter in text) / length,
-        letters / max(len(words), 1),
+        sum(map(len, numbers)) / length,
+        share(_CAPITALS),
+        share(_MARKS),
+        share(b"\n"),
+        share(_BEYOND),
+        sum(map(len, words)) / max(len(words), 1),
         len(set(words)) / max(len(words), 1),
-        len(zlib.compress(raw, 1)) / max(len(raw), 1),
+        len(zlib.compress(raw, 1)) / length,
         math.log1p(len(numbers)),
         float(min(max(map(len, numbers), default=0), 1000)),
-        math.log1p(len(_LIST_MARK.findall(text))),
+        math.log1p(len(_ITEM.findall(text)) + sum(map(text.count, _BULLETS))),
         float(min(text.count("?"), 20)),
-        *(float(pattern.search(text) is not None) for pattern in _SAYS.values()),
+        *(float(any(word in lower for word in said)) for said in _SAYS.values()),
     ]
     return [round(value, 4) for value in found]
 
@@ -149,7 +159,7 @@ def buckets(request: Asked, count: int) -> list[int]:
     """The words at both ends of a prompt as numbers below ``count``, by which a task's template is told; digits all
     count as one word."""
     text = request.text
-    head, tail = text[:END_CHARACTERS], text[-END_CHARACTERS:]
+    head, tail = text[:_TEMPLATE_CHARACTERS], text[-_TEMPLATE_CHARACTERS:]
     words = [*_WORD.findall(head)[:WORDS_AT_EACH_END], *_WORD.findall(tail)[-WORDS_AT_EACH_END:]]
     return [zlib.crc32(b"0" if word.isdigit() else word.lower().encode()) % count for word in words]
 

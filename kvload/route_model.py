@@ -83,7 +83,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
         skill: on the target's own loss over routing by task; ``brier``: of the event's probability over it.
         skill_constant: over one figure for all.
         auc: of the event; None where there is none, or nothing else.
-        coverage: share of rows inside their 80 % interval.
+        coverage: share of rows inside their 80 % interval; None without one, and where the cap leaves it open.
         censored, unknown: rows cut on one side, on both.
         discounted: the mean weight that rows lost since the baseline's own two runs differ there.
         better: the sentence below says that it is better than routing by task.

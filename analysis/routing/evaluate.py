@@ -23,7 +23,7 @@ class Evaluation:
 
     Attributes:
         skill, brier: over the task, as the fit knew it; ``skill_constant`` over one figure for all.
-        coverage: share inside the 80 % interval of the length ratio; None for other targets.
+        coverage: share inside the 80 % interval of the length ratio; None for other targets, and where it is open.
         better, sentence: the verdict.
         unknown_tasks: requests of a task that the fit had not seen.
     """
@@ -142,12 +142,13 @@ def _three(figure: Figure | None, samples: Samples) -> tuple[Floats, Floats, Flo
     )
 
 
-def _lengths(router: Router, samples: Samples, found: Labels) -> tuple[list[Floats], float]:
+def _lengths(router: Router, samples: Samples, found: Labels) -> tuple[list[Floats], float | None]:
     y = np.clip(found.value, -FURTHEST, FURTHEST)
     location, scale = _three(router.location, samples), _three(router.scale, samples)
     standard: list[Any] = [router.standard.get(f"{q:g}") for q in QUANTILES]
     bounds = [-FURTHEST if q < 0.5 else FURTHEST for q in QUANTILES]
-    losses, held = [], 0.0
+    losses: list[Floats] = []
+    held = None
     for centre, width in zip(location, scale, strict=True):
         quantiles = np.array(
             [
@@ -156,10 +157,9 @@ def _lengths(router: Router, samples: Samples, found: Labels) -> tuple[list[Floa
             ]
         )
         losses.append(pinball(np.clip(quantiles, -FURTHEST, FURTHEST), y))
-        if len(losses) == 1:
-            low = quantiles[0] if standard[0] is not None else np.full(len(y), -np.inf)
-            high = quantiles[-1] if standard[-1] is not None else np.full(len(y), np.inf)
-            held = float(np.mean((found.value >= low) & (found.value <= high)))
+        # an interval that the cap leaves open holds anything
+        if len(losses) == 1 and standard[0] is not None and standard[-1] is not None:
+            held = float(np.mean((found.value >= quantiles[0]) & (found.value <= quantiles[-1])))
     return losses, held
 
 

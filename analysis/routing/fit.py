@@ -139,7 +139,8 @@ def _lengths(router: Router, samples: Samples, found: Labels, event: CrossFit, r
         scale=scale.figure,
         standard={name: level if np.isfinite(level) else None for name, level in levels.items()},
     )
-    held = held_share(standard, samples.cluster, rng)
+    is_open = not np.isfinite([levels[f"{q:g}"] for q in (0.1, 0.9)]).all()
+    held = None if is_open else held_share(standard, samples.cluster, rng)
     value, task_value = _share(event.model), _share(event.task)
     return _judged(changed, samples, found, event, losses, value, task_value, rng, coverage=held)
 

@@ -40,9 +40,11 @@ def parse_to(texts: list[str]) -> list[Upstream]:
     """
     found: list[Upstream] = []
     for text in texts:
-        name, separator, url = text.partition("=")
+        # a method's name may hold the sign itself: snapkv:budget=256=http://...
+        head, separator, tail = text.partition("=http")
+        name, url = (head, f"http{tail}") if separator else text.rpartition("=")[::2]
         fits = name.isascii() and name.isprintable() and name.strip() == name and 0 < len(name) <= MOST_NAME
-        if not separator or not fits:
+        if not url or not fits:
             raise UsageError(f"'{text}' names no server", where="--to", hint="write --to full=http://127.0.0.1:8000")
         if name in {one.name for one in found}:
             raise UsageError(f"two servers are called '{name}'", where="--to")

@@ -91,9 +91,6 @@ def load_comparisons(
     names = list(dict.fromkeys(name for one in found for name in one.samples))
     if not names:
         raise UsageError("no arm to learn from", where=", ".join(map(str, paths)))
-    missing = [name for name in arms if name not in names]
-    if missing:
-        raise UsageError(f"no arm '{missing[0]}'", where="--arm", hint=f"there are: {', '.join(names)}")
     joined = {}
     for name in names:
         parts = [one.samples[name] for one in found if name in one.samples]
@@ -173,6 +170,8 @@ def _of_arms(
     clusters = _clusters(records)
     floor = next((arm for arm in loaded if arm.floor), None)
     samples = {}
+    there = [arm.name for arm in loaded if not (arm.baseline or arm.floor or arm.perturbed)]
+    _check_wanted(wanted, there)
     for arm in loaded:
         if arm.baseline or arm.floor or arm.perturbed or (wanted and arm.name not in wanted):
             continue
@@ -185,6 +184,12 @@ def _of_arms(
             if what is not None:
                 requests.append((what, record.task or name, clusters[record.index]))
     return Learnt(samples, requests, notes)
+
+
+def _check_wanted(wanted: Sequence[str], there: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise UsageError(f"no arm '{missing[0]}'", where="--arm", hint=f"there are: {', '.join(there)}")
 
 
 def _samples(
@@ -331,6 +336,7 @@ def _of_scores(table: ScoreTable, arms: Sequence[str]) -> Learnt:
         for task, name in zip(table.tasks, table.ids, strict=True)
     ]
     again = next((name for name in table.arms if name.endswith(_AGAIN)), None)
+    _check_wanted(arms, [name for name in table.arms if name != again])
     samples = {
         name: Samples(
             arm=name,

@@ -193,8 +193,9 @@ def test_a_request_and_its_trace_have_the_same_features() -> None:
 
 
 def test_servers_by_name() -> None:
-    found = parse_to(["full=http://127.0.0.1:1", "fp8=127.0.0.1:2/v1"])
-    assert Counter(one.name for one in found) == {"full": 1, "fp8": 1}
+    found = parse_to(["full=http://127.0.0.1:1", "fp8=127.0.0.1:2/v1", "snapkv:budget=9=https://h"])
+    assert Counter(one.name for one in found) == {"full": 1, "fp8": 1, "snapkv:budget=9": 1}
+    assert found[2].address.url == "https://h"
     for wrong in ([], ["http://127.0.0.1:1"], ["a=http://h", "a=http://i"], ["=http://h"], ["a b\n=http://h"]):
         with pytest.raises(UsageError):
             parse_to(wrong)
