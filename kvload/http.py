@@ -99,6 +99,8 @@ def _in_words(error: Exception, address: Address) -> tuple[str, str | None]:
     """What a failed connection means, and what to do about it."""
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there", "kvload status lists the servers that were launched"
+    if address.scheme == "https" and not isinstance(error, ssl.SSLCertVerificationError) and _speaks_http(address):
+        return "the server speaks http, not https", "write http:// in its address"
     if isinstance(error, ssl.SSLError):
         return tls_problem(error)
     if isinstance(error, socket.gaierror):
@@ -113,6 +115,17 @@ def _in_words(error: Exception, address: Address) -> tuple[str, str | None]:
     if isinstance(error, http.client.BadStatusLine):
         return "what answers there does not speak HTTP", None
     return f"no answer: {error or type(error).__name__}", None
+
+
+def _speaks_http(address: Address) -> bool:
+    """Whether something there answers a plain request."""
+    try:
+        with socket.create_connection((address.host, address.port), _LISTENS_S) as raw:
+            raw.settimeout(_LISTENS_S)
+            raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return raw.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 def _speaks_tls(address: Address) -> bool:

@@ -7,6 +7,8 @@ characters, in one place: everything kvload prints goes through :func:`console` 
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIPE_COLUMNS = 132
-"""Width of a report that goes into a file or a pipe: wide enough that no figure is cut."""
+"""Width of a report that goes into a file or a pipe where COLUMNS does not say another."""
+
+LEAST_COLUMNS = 40
+_BLANK_ENDS = re.compile(" +(?=\n)")
 
 WIDE_COLUMNS = 240
 """Width of a list that goes into a file or a pipe and is read by a program: nothing may be folded."""
@@ -58,7 +63,13 @@ def console(*, stderr: bool = False, width: int | None = None, pipe_width: int |
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
+        def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+            text = super()._render_buffer(buffer)
+            # a terminal's rest of a line may have a colour; in a file blanks at its end say nothing
+            return text if self.is_terminal else _BLANK_ENDS.sub("", text)
+
     made = PlainConsole(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
     if width is None and pipe_width is not None and not made.is_terminal:
-        made.width = pipe_width
+        asked = os.environ.get("COLUMNS", "") if pipe_width == PIPE_COLUMNS else ""
+        made.width = int(asked) if asked.isdecimal() and int(asked) >= LEAST_COLUMNS else pipe_width
     return made

@@ -224,7 +224,7 @@ def limits(comparison: Comparison) -> list[str]:
     found = [f"limits: {each}"] if each else []
     by_limit: dict[tuple[str, float], list[str]] = {}
     for limit in comparison.run_limits:
-        worst = "not measured" if limit.worst_s is None else f"{words.seconds(limit.worst_s)} at most"
+        worst = "too many were not answered" if limit.worst_s is None else f"{words.seconds(limit.worst_s)} at most"
         told = f"{limit.arm} in {limit.met} of {words.plural(limit.runs, 'run')} ({worst})"
         by_limit.setdefault((limit.name, limit.limit_s), []).append(told)
     for (name, limit_s), each_arm in by_limit.items():

@@ -170,7 +170,13 @@ def _serial(
 
     if sent.swarm.web_port is not None:
         display.notice(f"the page of each run is at http://{sent.swarm.web_host}:{sent.swarm.web_port}/kvload/")
-    watcher = Watcher(on_run, on_launch, Listener(display.progress, lambda text: display.notice(f"  {text}")))
+
+    def on_notice(text: str) -> None:
+        # what holds for all runs was said before the first
+        if text != found.mode_reason:
+            display.notice(f"  {text}")
+
+    watcher = Watcher(on_run, on_launch, Listener(display.progress, on_notice))
     return run_all(plan, folder, watcher, sent)
 
 

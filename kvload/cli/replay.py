@@ -1,5 +1,6 @@
 """``kvload replay``: replay a trace against a server and report what happened."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +72,8 @@ def replay(
         from kvload.workloads.run.headers import request_headers
         from kvload.workloads.swarm.remote import run_worker
 
+        where = f"{master_host}:{master_port}"
+        print(f"waiting for work from the master at {where}; Ctrl-C ends it", file=sys.stderr, flush=True)
         return run_worker(master_host, master_port, request_headers(headers), _run_token(token))
     allowed = read_share(limits.allow_failures, "--allow-failures")
     names, limits_s = trace_and_limits(words or [], limits)
@@ -109,7 +112,6 @@ def replay(
 
     def report(run: Any) -> None:
         display.close()
-        display.notice(f"run folder: {run.path}")
         if run.manifest().started_at is not None:
             reports.append(_report(run, as_json=json_output))
 
@@ -118,7 +120,9 @@ def replay(
             display.notice(str(condition))
         if page.web:
             display.notice(f"the page is at http://{page.web_host}:{page.web_port}/kvload/: start the run there")
-        manifest = replay_once(options, Listener(display.progress, display.notice, report)).manifest()
+        made = replay_once(options, Listener(display.progress, display.notice, report))
+        manifest = made.manifest()
+        display.notice(f"run folder: {made.path}; its page: kvload report {made.path} --html {made.path}/report.html")
     if manifest.ended == "interrupted":
         return ExitStatus.INTERRUPTED
     if (error := error_of(manifest, allowed=allowed)) is not None:
@@ -139,7 +143,6 @@ def _run_token(given: str | None) -> str:
 
 def _report(run: Any, *, as_json: bool) -> Any:
     import json
-    import sys
 
     from kvload.analysis.report import json_report, terminal
     from kvload.analysis.run.summary import summarise

@@ -35,6 +35,8 @@ def report(
     from kvload.terminal import console
 
     conditions = read_gates(fail_if, "run", arms=["run"])
+    if run is not None and not (run / "manifest.json").exists():
+        _check_kind(run)
     if run is None:
         run = newest_run(Path("runs"))
         html = html or run / "report.html"
@@ -48,6 +50,22 @@ def report(
         html.write_text(html_report.render(built), encoding="utf-8")
         print(f"wrote {html}", file=sys.stderr)
     gates.check(conditions, gates.report_values(built))
+
+
+def _check_kind(folder: Path) -> None:
+    """Refuse the folder of an experiment, and say which command it belongs to.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from kvload.errors import UsageError
+    from kvload.experiment.plan import PLAN_NAME
+    from kvload.experiment.sweep import PLAN_NAME as SWEEP_NAME
+
+    for name, what, command in ((PLAN_NAME, "a comparison", "compare"), (SWEEP_NAME, "a sweep", "sweep")):
+        if (folder / name).is_file():
+            hint = f"kvload {command} {folder} shows it; kvload report {folder}/runs/... one of its runs"
+            raise UsageError(f"that is {what}, not a run", where=str(folder), hint=hint)
 
 
 def newest_run(folder: Path) -> Path:

@@ -37,7 +37,7 @@ def choose(request: LaunchRequest, env: Mapping[str, str], machine: Machine) -> 
     others = [one for one in every if one.auto_on_gpu]
     names = " or ".join(one.name for one in others)
     if not machine.gpus and own is not None:
-        return Choice(own, f"there is no GPU, and {names} would be taken only with one")
+        return Choice(own, f"no GPU here; --engine {names} to choose one of these")
     for one in others if machine.gpus else ():
         build = one.find(request.python, env, machine)
         if build is not None and build.device == "cuda":

@@ -87,6 +87,10 @@ class EmbeddedAdapter(Adapter):
                 where=f"--method {request.method}",
                 hint=f"{nearest(str(method), METHODS)}its methods: {', '.join(METHODS)}",
             )
+        if request.max_model_len and model.max_positions and request.max_model_len > model.max_positions:
+            raise UsageError(
+                f"the model takes {model.max_positions} positions", where=f"--max-model-len {request.max_model_len}"
+            )
         row = METHODS[method.name]
         name = served_name(model)
         command = [build.python, "-u", "-m", "kvload.servers.embedded"]

@@ -53,9 +53,7 @@ def find_format(path: Path, name: str | None = None) -> Format:
             raise UsageError(f"no such trace format: '{name}'", where="--format", hint=told)
         return formats[name]
     head = _read_head(path)
-    known = {each.name: each.matches(head) for each in formats.values()}
-    most = max(known.values())
-    matching = [name for name, count in known.items() if count == most and count]
+    matching = _matching(head)
     if len(matching) == 1:
         return formats[matching[0]]
     seen = ", ".join(head.columns or head.first) or "nothing"
@@ -65,6 +63,23 @@ def find_format(path: Path, name: str | None = None) -> Format:
         where=str(path),
         hint=f"name one by --format: {', '.join(matching or formats)}",
     )
+
+
+def _matching(head: Head) -> list[str]:
+    """The formats that know most of a file's first row; none where nobody knows anything of it."""
+    known = {each.name: each.matches(head) for each in table().values()}
+    most = max(known.values())
+    return [name for name, count in known.items() if count == most and count]
+
+
+def _hint_at_another(error: TraceError, path: Path, asked: str) -> None:
+    """Where the first row of a trace cannot be read in the format that was named, tell the one it looks like."""
+    try:
+        others = _matching(_read_head(path))
+    except TraceError:
+        return
+    if len(others) == 1 and others[0] != asked:
+        error.hint = f"the content looks like {others[0]}: leave --format {asked} out"
 
 
 def detect_format(path: Path) -> str:
@@ -110,8 +125,15 @@ def read_trace(
     _settle_units(path, reader, reading)
     requests = _read_sorted(path, reader, reading) if sort else _read_ordered(path, reader, reading)
     ids, conversations = UniqueIds(reading.notes), Conversations(reading.notes)
-    for request in itertools.islice(requests, limit):
-        yield conversations.settled(ids.unique(request))
+    begun = False
+    try:
+        for request in itertools.islice(requests, limit):
+            begun = True
+            yield conversations.settled(ids.unique(request))
+    except TraceError as error:
+        if format is not None and not begun:
+            _hint_at_another(error, path, reader.name)
+        raise
 
 
 def _read_head(path: Path) -> Head:

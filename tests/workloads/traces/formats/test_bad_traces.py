@@ -137,3 +137,11 @@ def test_a_spoiled_file_is_read_or_complained_about(
                 assert request.arrival is None or request.arrival >= 0
         except TraceError:
             pass
+
+
+def test_a_format_that_was_named_wrongly_is_told_from_the_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n", encoding="utf-8")
+    with pytest.raises(TraceError) as caught:
+        list(read_trace(path, "mooncake"))
+    assert "the content looks like azure: leave --format mooncake out" in str(caught.value)
