@@ -38,6 +38,10 @@ real-study: setup  ## what each method does to the real model's answers
 test: setup  ## all tests but those of the real vLLM
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+test-ray: setup  ## a comparison over a Ray cluster of four nodes on this machine; installs Ray
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[ray]'
+	$(BIN)/python -m pytest -q tests/servers/lifecycle/test_ray_place.py
+
 test-fast: setup  ## those of them that take no processes end to end
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 

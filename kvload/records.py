@@ -216,7 +216,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     heads in a sequence of ``claim_tokens`` tokens, ``element_bytes`` the size of an uncompressed element;
     ``pool_tokens`` is the size of the cache as the server reports it. ``prefix_cache`` is ``off``, ``on``, ``reset``
     (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
-    ``gpus`` are those it was given, by number or UUID, ``tensor_parallel`` over how many of them every layer is spread.
+    ``gpus`` are those it was given, by number or UUID, ``tensor_parallel`` over how many of them every layer is spread;
+    ``node`` is the machine of a cluster that it ran on.
     ``dtype``, ``threads`` and ``kernels`` are what the server says it computes in and with: all bear on speed, and the
     first on answers. ``graph_streams`` is how many requests at once its CUDA graphs cover, 0 where it uses none.
     """
@@ -243,6 +244,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     graph_streams: int | None = None
     gpus: list[str] = []
     tensor_parallel: int = 1
+    node: str | None = None
 
 
 class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -20,6 +20,8 @@ from kvload.servers.host import model_facts, model_source
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.lifecycle import masking, registry
+from kvload.servers.lifecycle.places import Place
+from kvload.servers.lifecycle.places.local import LocalPlace
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import (
     LaunchEvent,
@@ -49,7 +51,7 @@ __all__ = [
 PORT_TRIES = 5
 
 
-def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
+def launch(request: LaunchRequest, on_event: OnEvent, leash: int | None = None) -> ServerEntry:
     """Start a server and wait until it has produced a token (and passed its verification, where asked for).
 
     Whatever interrupts or fails it, no process of the server is left behind.
@@ -57,6 +59,7 @@ def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
     Args:
         request: what to start.
         on_event: told what is happening, from this thread.
+        leash: descriptor of a pipe with whose end of file the server ends; None for one that outlives this process.
 
     Raises:
         UsageError: something is asked that cannot be; nothing was started.
@@ -79,10 +82,10 @@ def launch(request: LaunchRequest, on_event: OnEvent) -> ServerEntry:
         plan = made.plan(request, request.port or 0, chosen.build, model, machine)
 
         def start(wanted: LaunchRequest) -> ServerEntry:
-            return _start(wanted, made, chosen.build, model, machine, on_event)
+            return _start(wanted, made, chosen.build, model, machine, on_event, leash)
 
         return launch_verified(request, made, chosen.build, model, plan, start, on_event)
-    return _start(request, made, chosen.build, model, machine, on_event)
+    return _start(request, made, chosen.build, model, machine, on_event, leash)
 
 
 def reset_prefix_cache(entry: ServerEntry) -> str:
@@ -103,11 +106,17 @@ def reset_prefix_cache(entry: ServerEntry) -> str:
 
 
 def _start(
-    request: LaunchRequest, made: Adapter, build: Build, model: ModelFacts, machine: Machine, on_event: OnEvent
+    request: LaunchRequest,
+    made: Adapter,
+    build: Build,
+    model: ModelFacts,
+    machine: Machine,
+    on_event: OnEvent,
+    leash: int | None,
 ) -> ServerEntry:
     for attempt in range(PORT_TRIES):
         try:
-            return _start_once(request, made, build, model, machine, on_event)
+            return _start_once(request, made, build, model, machine, on_event, leash)
         except registry.PortHeldError:
             # A launch beside this one was given the same free port.
             if request.port is not None or attempt == PORT_TRIES - 1:
@@ -124,7 +133,13 @@ def _start(
 
 
 def _start_once(
-    request: LaunchRequest, made: Adapter, build: Build, model: ModelFacts, machine: Machine, on_event: OnEvent
+    request: LaunchRequest,
+    made: Adapter,
+    build: Build,
+    model: ModelFacts,
+    machine: Machine,
+    on_event: OnEvent,
+    leash: int | None,
 ) -> ServerEntry:
     if request.port is not None:
         check_port(request.host, request.port)
@@ -138,7 +153,7 @@ def _start_once(
     registry.claim(entry)
     try:
         with _signals_interrupt():
-            entry = spawn(entry, plan, {**os.environ, **request.env}, request.cpus)
+            entry = spawn(entry, plan, {**os.environ, **request.env}, request.cpus, leash)
             registry.save(entry)
             entry = wait_until_ready(
                 entry,
@@ -159,6 +174,24 @@ def _start_once(
         raise
     on_event(LaunchEvent("ready", _ready_text(entry), time.time() - entry.launched_at))
     return entry
+
+
+def place_of(name: str, address: str = "auto") -> Place:
+    """Where servers are started: ``local``, or ``ray``.
+
+    Args:
+        address: of a cluster's head.
+
+    Raises:
+        UsageError: there is no such place.
+    """
+    if name == "local":
+        return LocalPlace(launch)
+    if name == "ray":
+        from kvload.servers.lifecycle.places.ray import RayPlace
+
+        return RayPlace(launch, address)
+    raise UsageError(f"'{name}' is neither local nor ray", where="--place")
 
 
 def _ready_text(entry: ServerEntry) -> str:

@@ -123,7 +123,7 @@ def compare(
         if paths or method or arm:
             raise UsageError("the folder says what is compared", where="--resume", hint="give nothing besides it")
         plan, folder = load(resume), resume
-        if launch.gpus is not None or beside.serial:
+        if launch.gpus is not None or beside.serial or beside.place != "local":
             plan = replaced(plan, beside, launch.gpus)
     else:
         path = trace_path(one_trace(paths, "kvload compare TRACE --method ..."))
@@ -140,7 +140,9 @@ def compare(
             launch=request,
             gpus=gpus,
             per_arm=per_arm,
-            alone=alone,
+            alone=alone and not beside.serial,
+            place=beside.place,
+            place_address=beside.address,
             run=read_run(
                 trace,
                 requests,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvload.experiment.run import Sent
     from kvload.experiment.slots import Slot
     from kvload.servers.launcher import LaunchEvent
+    from kvload.servers.lifecycle.places import Place
     from kvload.workloads.run.live import Progress
     from kvload.workloads.run.plan import Swarm
 
@@ -61,9 +62,11 @@ def make_runs(
     from kvload.errors import PairingError
     from kvload.experiment import comparison, preflight
     from kvload.experiment.run import Sent, trace_copy
+    from kvload.servers.launcher import place_of
 
-    sent = Sent(headers, arm_headers, verify, swarm)
-    slots = slots_of(plan)
+    place = None if plan.place == "local" else place_of(plan.place, plan.place_address)
+    sent = Sent(headers, arm_headers, verify, swarm, place)
+    slots = slots_of(plan, place)
     if slots and swarm.web_port is not None:
         raise UsageError("runs side by side have no page", where="--web, --gpus", hint="--serial has one")
     for condition in outcome.conditions:
@@ -122,18 +125,28 @@ def replaced(plan: "ExperimentPlan", flags: "BesideFlags", gpus: str | None) -> 
 
     every = plan.gpus if gpus is None else parse_gpus(gpus, os.environ)
     launch, every, per_arm = read_beside(flags, dataclasses.replace(plan.launch, gpus=every))
-    alone = plan.alone and len(every) // per_arm > 1
-    return msgspec.structs.replace(plan, launch=launch, gpus=every, per_arm=per_arm, alone=alone)
+    alone = plan.alone and (flags.place != "local" or len(every) // per_arm > 1)
+    return msgspec.structs.replace(
+        plan,
+        launch=launch,
+        gpus=every,
+        per_arm=flags.per_arm or max(per_arm, plan.per_arm),
+        alone=alone and not flags.serial,
+        place=flags.place,
+        place_address=flags.address,
+    )
 
 
-def slots_of(plan: "ExperimentPlan") -> "tuple[Slot, ...]":
-    """Where the plan's runs are made side by side; none where one follows the other.
+def slots_of(plan: "ExperimentPlan", place: "Place | None") -> "tuple[Slot, ...]":
+    """Where the plan's runs are made side by side; none where one follows the other on this machine.
 
     Raises:
         UsageError: there are too few GPUs for one server.
     """
-    from kvload.experiment.slots import make_slots, usable_cpus
+    from kvload.experiment.slots import make_slots, room_slots, usable_cpus
 
+    if place is not None:
+        return room_slots(place.rooms(plan.per_arm))
     return make_slots(plan.gpus, plan.per_arm, usable_cpus(), plan.run.sending.workers) if plan.gpus else ()
 
 
@@ -226,7 +239,7 @@ def _beside(
 
         return Watcher(on_launch=on_launch, listener=Listener(on_progress, lambda text: notice(f"  {name}: {text}")))
 
-    if not slots[0].client_cpus:
+    if not slots[0].client_cpus and slots[0].room is None:
         notice("too few processors to keep servers and clients apart: they share them")
     return run_beside(plan, folder, slots, BesideWatcher(on_run, for_run, notice), sent)
 

@@ -1,11 +1,14 @@
 """``kvload launch``: start a server and wait until it answers."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from kvload.cli.options import LaunchFlags, grouped, read_launch
+
+if TYPE_CHECKING:
+    from kvload.servers.lifecycle.places import Server
 
 
 class LaunchCommand(TyperCommand):
@@ -44,6 +47,10 @@ def launch_command(
         bool, typer.Option("--verify/--no-verify", help="Check that compression is there and the cache is sound.")
     ] = False,
     timeout: Annotated[str | None, typer.Option(help="How long the start may take: 5min.")] = None,
+    place: Annotated[
+        str, typer.Option(help="Where it is started: local, or ray for a cluster's node, until this command ends.")
+    ] = "local",
+    address: Annotated[str, typer.Option(help="With --place ray: the cluster's head, HOST:6379.")] = "auto",
 ) -> None:
     """Start a server, with or without KV-cache compression, and wait until it has produced a token."""
     from dataclasses import replace
@@ -52,7 +59,7 @@ def launch_command(
 
     from kvload.errors import UsageError
     from kvload.servers.catalogue.methods import canonical
-    from kvload.servers.launcher import LaunchEvent
+    from kvload.servers.launcher import LaunchEvent, place_of
     from kvload.servers.launcher import launch as start
     from kvload.terminal import console as make_console
     from kvload.terminal import plain
@@ -74,6 +81,8 @@ def launch_command(
         verify=verify,
         timeout_s=None if timeout is None else parse_duration(timeout, where="--timeout"),
     )
+    if place != "local" and (request.gpus or request.port is not None):
+        raise UsageError("the cluster says which GPUs and which port a server gets", where="--place, --gpus, --port")
     console = make_console(stderr=True, pipe_width=None)
     said = ""
     with console.status("starting") as status:
@@ -89,10 +98,34 @@ def launch_command(
                 console.print(f"  {event.elapsed_s:5.1f} s  {event.text}", soft_wrap=True)
 
         try:
-            entry = start(request, show)
+            if place != "local":
+                server = place_of(place, address).start(request, show)
+            else:
+                entry = start(request, show)
         except KeyboardInterrupt:
             console.print("stopped: the server that was starting has ended, and nothing of it is left", soft_wrap=True)
             raise
+    if place != "local":
+        _hold(server, console)
+        return
     if entry.host not in {"127.0.0.1", "localhost", "::1"}:
         console.print(f"note: it listens on {entry.host}: others can reach it", soft_wrap=True)
     print(entry.name)
+
+
+def _hold(server: "Server", console: Any) -> None:
+    """Stay for as long as a server of a cluster lives, and end it with this command."""
+    import contextlib
+    import time
+
+    from kvload.errors import ServerError
+
+    console.print("it ends with this command: Ctrl-C", soft_wrap=True)
+    print(server.entry.url, flush=True)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            while (why := server.alive()) is None:
+                time.sleep(1.0)
+            raise ServerError(f"the server died: {why}", where=server.entry.info.node)
+    finally:
+        server.stop()

@@ -248,6 +248,10 @@ class BesideFlags:
         int | None, typer.Option(help="GPUs of one server; as many as it is spread over if left out.", min=1)
     ] = None
     serial: Annotated[bool, typer.Option("--serial", help="One run after the other, whatever --gpus says.")] = False
+    place: Annotated[str, typer.Option(help="Where servers are started: local, or ray for a cluster's nodes.")] = (
+        "local"
+    )
+    address: Annotated[str, typer.Option(help="With --place ray: the cluster's head, HOST:6379.")] = "auto"
 
 
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -669,6 +673,10 @@ def read_beside(flags: BesideFlags, launch: "LaunchRequest") -> "tuple[LaunchReq
         raise UsageError(f"a server is spread over {ranks} GPUs", where=f"--per-arm {per_arm}")
     if every and len(every) < per_arm:
         raise UsageError(f"a server takes {per_arm} GPUs, and {len(every)} are named", where="--gpus")
+    if flags.place != "local" and flags.serial:
+        raise UsageError("runs on a cluster are made as wide as it has room", where="--serial, --place")
+    if flags.place != "local" and every:
+        raise UsageError("the cluster says which GPUs a server gets", where="--gpus, --place", hint="use --per-arm")
     if flags.serial:
         return replace(launch, gpus=every[:per_arm]), (), per_arm
     return launch, every, per_arm

@@ -98,7 +98,7 @@ def sweep(
         if what or method or arm:
             raise UsageError("the folder says what is swept", where="--resume", hint="give nothing besides it")
         plan = sweeps.load(resume)
-        if launch.gpus is not None or beside.serial:
+        if launch.gpus is not None or beside.serial or beside.place != "local":
             plan = sweep_runs.replaced(plan, beside, launch.gpus)
         return sweep_runs.make(plan, resume, headers, show, verify=verify, dry_run=dry_run, is_new=False)
     if what is None:
@@ -125,6 +125,8 @@ def sweep(
         run=read_run(trace, requests, read_arrivals(trace, ArrivalFlags(), requests.seed), sending, limits),
         gpus=sweep_runs.gpus_of_a_server(method or [], request, beside.per_arm, per_arm),
         spread=spread,
+        place=beside.place,
+        place_address=beside.address,
         price_per_gpu_hour=gpu_hour,
     )
     return sweep_runs.make(plan, out, headers, show, verify=verify, dry_run=dry_run, is_new=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvload.experiment.sweep import SweepPlan
     from kvload.servers.engines.base import LaunchRequest
     from kvload.servers.launcher import LaunchEvent
+    from kvload.servers.lifecycle.places import Place
     from kvload.workloads.run.live import Progress
 
 
@@ -92,7 +93,7 @@ def plan_of(
 
     if not run.slo:
         raise UsageError("say which limits count", where="--slo", hint="--slo ttft=500ms,tpot=50ms")
-    if spread and arms:
+    if (spread or given.get("place", "local") != "local") and arms:
         raise UsageError(
             f"the server of the arm '{arms[0].partition('=')[0]}' runs already: it cannot be given a GPU",
             where="--gpus, --arm",
@@ -142,9 +143,11 @@ def make(
     from kvload.experiment import sweep as sweeps
     from kvload.experiment.forecast import left_text
     from kvload.experiment.replay import Listener
+    from kvload.servers.launcher import place_of
 
     sweeps.check(plan)
-    slots = slots_of(plan)
+    place = None if plan.place == "local" else place_of(plan.place, plan.place_address)
+    slots = slots_of(plan, place)
     folder = out or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-sweep"
     if is_new and not dry_run:
         sweeps.save(plan, folder)
@@ -184,7 +187,9 @@ def make(
                 for_slot=watcher_of,
             )
 
-        runner = sweeps.SweepRunner(plan, folder, watcher_of(None), headers=headers, verify=verify, slots=slots)
+        runner = sweeps.SweepRunner(
+            plan, folder, watcher_of(None), headers=headers, verify=verify, slots=slots, place=place
+        )
         _announce(plan, runner.forecast.left_s / max(len(slots), 1), folder, display.notice)
         if dry_run:
             return ExitStatus.OK
@@ -214,17 +219,21 @@ def replaced(plan: "SweepPlan", flags: "BesideFlags", gpus: str | None) -> "Swee
 
     every = plan.spread if gpus is None else parse_gpus(gpus, os.environ)
     launch, every, per_arm = read_beside(flags, dataclasses.replace(plan.launch, gpus=every))
-    return msgspec.structs.replace(plan, launch=launch, spread=every, gpus=per_arm)
+    return msgspec.structs.replace(
+        plan, launch=launch, spread=every, gpus=per_arm, place=flags.place, place_address=flags.address
+    )
 
 
-def slots_of(plan: "SweepPlan") -> "tuple[Slot, ...]":
-    """Where the plan's walks go on side by side; none where one follows the other.
+def slots_of(plan: "SweepPlan", place: "Place | None") -> "tuple[Slot, ...]":
+    """Where the plan's walks go on side by side; none where one follows the other on this machine.
 
     Raises:
         UsageError: there are too few GPUs for one server.
     """
-    from kvload.experiment.slots import make_slots, usable_cpus
+    from kvload.experiment.slots import make_slots, room_slots, usable_cpus
 
+    if place is not None:
+        return room_slots(place.rooms(plan.gpus or 1))
     return make_slots(plan.spread, plan.gpus or 1, usable_cpus(), plan.run.sending.workers) if plan.spread else ()
 
 

@@ -12,10 +12,10 @@ import msgspec
 
 from kvload.errors import KvloadError, MachineError, ServerError
 from kvload.experiment.lanes import Lanes
-from kvload.experiment.placement import PlacedRun, PlacementLog, is_cards, read_placement
+from kvload.experiment.placement import PlacedRun, PlacementLog, is_cards, is_gone, read_placement
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete
 from kvload.experiment.run import Sent, Took, Watcher, completed, make_run, pending, run_path
-from kvload.experiment.slots import Slot, spread
+from kvload.experiment.slots import Slot, key_of, name_of, spread
 from kvload.rundir import RunDir
 from kvload.servers.launcher import LaunchEvent, StartFailedError
 
@@ -53,11 +53,11 @@ def queues_of(plan: ExperimentPlan, out: Path, slots: Sequence[Slot]) -> list[li
         for (other_arm, other_repeat), other in of_pair.items()
         if other_arm != arm and other_repeat == repeat
     }
-    numbers = {slot.gpus: slot.number for slot in slots}
+    numbers = {slot.key: slot.number for slot in slots}
     before: Counter[tuple[Hashable, int]] = Counter()
     for arm_name, runs in completed(plan, out).items():
         for run in runs:
-            number = numbers.get(tuple(run.manifest().server.gpus))
+            number = numbers.get(key_of(run.manifest().server))
             if number is not None:
                 before[arm_name, number] += 1
     return spread(pending(plan, out), len(slots), arm_of={run: run.arm for run in every}, apart=apart, before=before)
@@ -70,7 +70,7 @@ def run_beside(
 
     An arm that fails is not tried again, and the others go on; so they do where the baseline's server dies after it
     once served. A slot whose GPU is at fault, or in which two arms failed one after the other, is left to itself, and
-    the others take over its runs.
+    the others take over its runs; so they do with one that a lost node never began.
 
     Args:
         slots: see :func:`.slots.make_slots`.
@@ -139,6 +139,10 @@ class _Beside:
         except MachineError:
             raise
         except KvloadError as error:
+            if is_gone(error):
+                self.lanes.give_back(run)
+                self.watcher.on_notice(f"nothing more is run on {slot.name}: {error.message}")
+                return False
             self._log.add(msgspec.structs.replace(placed, failed=error.message))
             return self._failed(slot, run, error)
         self._log.add(
@@ -157,7 +161,9 @@ class _Beside:
         listener = replace(heard.listener, interrupts=lambda: self.lanes.interrupts)
         launch = replace(self.plan.launch, gpus=slot.gpus, cpus=slot.server_cpus)
         sent = replace(self.sent, swarm=replace(self.sent.swarm, cpus=slot.client_cpus))
-        return make_run(self.plan, self.out, run, launch, replace(heard, on_launch=on_launch, listener=listener), sent)
+        return make_run(
+            self.plan, self.out, run, launch, replace(heard, on_launch=on_launch, listener=listener), sent, slot.room
+        )
 
     def _failed(self, slot: Slot, run: PlannedRun, error: KvloadError) -> bool:
         arm = self.plan.arm(run.arm)
@@ -217,7 +223,7 @@ def notes(plan: ExperimentPlan, out: Path) -> list[str]:
         said.append(_words(change, "arms slow each other down: --serial measures them without"))
     groups: dict[str, list[RecordTable]] = {}
     for run, table in zip(runs, tables, strict=True):
-        groups.setdefault(f"GPU {','.join(run.manifest().server.gpus)}", []).append(table)
+        groups.setdefault(name_of(*key_of(run.manifest().server)), []).append(table)
     for change in beside.placement(dict(sorted(groups.items()))):
         said.append(_words(change, "the GPUs differ, which is in the intervals, since every arm changes between them"))
     return said
@@ -227,6 +233,8 @@ def _words(change: "Change", if_over: str) -> str:
     excess = f"the baseline's {change.metric.upper()} is {abs(change.relative):.1%}"
     way = "longer" if change.relative >= 0 else "shorter"
     compared = f"{excess} {way} {_on(change.second)} than {_on(change.first)}"
+    if change.floor is not None and change.floor > 1:
+        return f"{compared}; equal runs differ by more than that can tell (over 100 %)"
     if change.floor is None:
         return f"{compared}; too few runs to say whether that is noise"
     if change.is_over:
@@ -235,4 +243,4 @@ def _words(change: "Change", if_over: str) -> str:
 
 
 def _on(place: str) -> str:
-    return f"on {place}" if place.startswith("GPU") else place
+    return f"on {place}" if place.startswith(("GPU", "node")) else place

@@ -63,6 +63,8 @@ def new_plan(
     gpus: tuple[str, ...] = (),
     per_arm: int = 1,
     alone: bool = True,
+    place: str = "local",
+    place_address: str = "auto",
 ) -> ExperimentPlan:
     """The plan of a comparison.
 
@@ -78,16 +80,17 @@ def new_plan(
         gpus: those that arms are spread over, side by side; none for one run after the other.
         per_arm: GPUs of one server.
         alone: run the baseline once more with nothing beside it, where others run beside it.
+        place, place_address: where servers are started.
 
     Raises:
         UsageError: the arms cannot be compared, or one that runs already is to be put on a GPU.
         TraceError: the trace cannot be read.
     """
-    if gpus and urls:
+    if urls and (gpus or place != "local"):
         raise UsageError(
             f"the server of the arm '{next(iter(urls))}' runs already: it cannot be given a GPU",
-            where="--gpus, --arm",
-            hint="leave --gpus out, or launch all arms by --method",
+            where="--gpus, --place, --arm",
+            hint="leave them out, or launch all arms by --method",
         )
     perturbation = perturbing_args(launch.engine_args) if floor == "perturb" else ()
     return ExperimentPlan(
@@ -107,7 +110,9 @@ def new_plan(
         run=run,
         gpus=gpus,
         per_arm=per_arm,
-        alone=alone and len(gpus) // per_arm > 1,
+        alone=alone and (place != "local" or len(gpus) // per_arm > 1),
+        place=place,
+        place_address=place_address,
     )
 
 

@@ -71,6 +71,12 @@ class Lanes(Generic[Job]):
             self._ended = True
             self._changed.notify_all()
 
+    def give_back(self, job: Job) -> None:
+        """Leave a job that could not be begun to whichever lane is free next."""
+        with self._changed:
+            self._left.append(job)
+            self._changed.notify_all()
+
     def _walk(self, lane: int) -> None:
         while (job := self._take(lane)) is not None:
             usable = False

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvload.address import Address
 from kvload.workloads.run.plan import Sending, Swarm
 from kvload.workloads.schedule.options import ScheduleOptions
+
+if TYPE_CHECKING:
+    from kvload.servers.lifecycle.places import Server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class ReplayOptions:
         trace: the trace's file.
         run: what is shared with other runs of the same experiment.
         server: name of a launched server; the only one where this and ``address`` are None.
+        running: a server that was started for this run, instead.
         address: any OpenAI-compatible server instead.
         model: the name to ask for; where None a row's own if it is served, else the server's first.
         headers: sent with every request; they may hold keys and are written nowhere.
@@ -56,6 +61,7 @@ class ReplayOptions:
     trace: Path
     run: RunOptions = field(default_factory=RunOptions)
     server: str | None = None
+    running: "Server | None" = None
     address: Address | None = None
     model: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

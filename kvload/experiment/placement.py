@@ -15,8 +15,8 @@ from kvload.servers.lifecycle.starting import StartFailedError
 
 PLACEMENT_NAME = "placement.json"
 
-CARD_FAULTS = frozenset({"driver", "gpu_lost"})
-"""Causes of a failed start that speak of the GPU and not of what was started on it."""
+CARD_FAULTS = frozenset({"driver", "gpu_lost", "node_lost"})
+"""Causes of a failed start that speak of the GPU, or of its node, and not of what was started on it."""
 
 
 class PlacedRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -118,8 +118,13 @@ class PlacementLog:
         with self._lock:
             self._failures[slot.number] += 1
             if is_cards(error):
-                return "its GPU is at fault"
+                return "its node is gone" if slot.room is not None else "its GPU is at fault"
             return "two arms failed there one after the other" if self._failures[slot.number] >= 2 else None
+
+
+def is_gone(error: KvloadError) -> bool:
+    """Whether a server could not be started since its node is gone: nothing was tried, and others can."""
+    return isinstance(error, StartFailedError) and error.cause.kind == "node_lost"
 
 
 def is_cards(error: KvloadError) -> bool:

@@ -78,6 +78,7 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
         gpus: those that arms are spread over, side by side; empty where one runs after the other.
         per_arm: GPUs of one server.
         alone: the baseline runs once more with nothing beside it.
+        place, place_address: where servers are started, see :func:`kvload.servers.launcher.place_of`.
     """
 
     trace: str
@@ -89,6 +90,8 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
     per_arm: int = 1
     alone: bool = False
+    place: str = "local"
+    place_address: str = "auto"
 
     def runs(self) -> list[PlannedRun]:
         """All runs in the order they are made.

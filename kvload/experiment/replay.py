@@ -24,7 +24,7 @@ from kvload.rundir import RunDir
 if TYPE_CHECKING:
     from kvload.address import Address
     from kvload.servers.host.energy import EnergyMeter
-    from kvload.servers.lifecycle.registry import ServerEntry
+    from kvload.servers.lifecycle.places import Server
     from kvload.workloads.run.live import Progress
     from kvload.workloads.run.plan import Swarm
     from kvload.workloads.schedule.build import Schedule
@@ -122,7 +122,7 @@ class _OneReplay:
 
         self.headers = request_headers(options.headers)
         self.address: Address
-        self.entry: ServerEntry | None = None
+        self.server: Server | None = None
         self.vocabulary: int | None = None
         self.behind: list[ServerInfo] = []
         self._scraping = ExitStack()
@@ -156,7 +156,7 @@ class _OneReplay:
             self.listener.on_notice(oddity)
         run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
         calibration = self._calibrate(schedule)
-        notes = [*options.notes, *self._warm_up(schedule)]
+        notes = [*options.notes, *(self.server.notes() if self.server else ()), *self._warm_up(schedule)]
         server = self._reset_cache(server)
         run.update_manifest(servers=[server, *self.behind], notes=notes, calibration=calibration)
         log_start = self._log_size()
@@ -209,8 +209,9 @@ class _OneReplay:
         """Read the GPUs' energy counters, where the server runs on this machine."""
         from kvload.servers.host.energy import EnergyMeter, load_nvml
 
-        if self.entry is not None or self.address.host in {"127.0.0.1", "localhost", "::1"}:
-            self._energy = EnergyMeter(load_nvml(), gpus=self.entry.info.gpus if self.entry is not None else ())
+        here = self.address.host in {"127.0.0.1", "localhost", "::1"} if self.server is None else self.server.is_here
+        if here:
+            self._energy = EnergyMeter(load_nvml(), gpus=self.server.entry.info.gpus if self.server is not None else ())
             self._energy.start()
 
     def _end(self) -> None:
@@ -227,6 +228,7 @@ class _OneReplay:
 
     def _find_server(self) -> ServerInfo:
         from kvload.servers.lifecycle import registry
+        from kvload.servers.lifecycle.places.local import LocalServer
         from kvload.servers.watch import discover
 
         options = self.options
@@ -238,10 +240,10 @@ class _OneReplay:
             self.vocabulary = discover.vocab_size(self.address, self.headers)
             self.behind = discover.servers_behind(self.address, self.headers)
         else:
-            self.entry = registry.find(options.server)
-            self.address = self.entry.address
-            self.vocabulary = self.entry.vocab_size
-            info = self.entry.info
+            self.server = options.running or LocalServer(registry.find(options.server))
+            self.address = self.server.entry.address
+            self.vocabulary = self.server.entry.vocab_size
+            info = self.server.entry.info
         if options.model is not None:
             info = msgspec.structs.replace(info, model=options.model)
         if options.run.max_model_len is not None:
@@ -335,12 +337,12 @@ class _OneReplay:
 
     def _reset_cache(self, server: ServerInfo) -> ServerInfo:
         """Empty the prefix cache of a server we launched: warm-ups and former runs would make it faster than it is."""
-        if self.entry is None or not self.options.run.reset_cache:
+        if self.server is None or not self.options.run.reset_cache:
             return server
         from kvload.servers.launcher import reset_prefix_cache
 
         try:
-            done = reset_prefix_cache(self.entry)
+            done = reset_prefix_cache(self.server.entry)
         except KvloadError as error:
             self.listener.on_notice(f"the prefix cache was not emptied: {error.message}")
             return server
@@ -376,10 +378,9 @@ class _OneReplay:
         """Why the server is certainly gone; None if it is there, or may be."""
         from kvload.errors import ServerError
         from kvload.http import request
-        from kvload.servers.lifecycle import registry
 
-        if self.entry is not None and registry.state_of(self.entry) == "dead":
-            return registry.why_dead(self.entry).message
+        if self.server is not None and (why := self.server.alive()) is not None:
+            return why
         try:
             answer = request(self.address, "/health", headers=self.headers, timeout_s=5.0)
         except ServerError as error:
@@ -390,7 +391,10 @@ class _OneReplay:
     def _eviction_counts(self) -> dict[str, Any]:
         from kvload.servers.verification.eviction import counts
 
-        return {} if self.entry is None else counts(self.entry.log)
+        if self.server is None:
+            return {}
+        self.server.log()
+        return counts(self.server.entry.log)
 
     def _keep_evictions(self, run: RunDir) -> None:
         """What a method of eviction did during the run, by the server's own count; that it did nothing is said."""
@@ -406,16 +410,21 @@ class _OneReplay:
             self.listener.on_notice(note)
 
     def _log_size(self) -> int:
-        if self.entry is None or not self.entry.log.exists():
+        if self.server is None:
             return 0
-        return self.entry.log.stat().st_size
+        self.server.log()
+        log = self.server.entry.log
+        return log.stat().st_size if log.exists() else 0
 
     def _keep_log(self, run: RunDir, start: int) -> None:
         from kvload.servers.lifecycle.masking import known_secrets, mask_text
 
-        if self.entry is None or not self.entry.log.exists():
+        if self.server is None:
             return
-        with self.entry.log.open("rb") as log:
+        self.server.log()
+        if not self.server.entry.log.exists():
+            return
+        with self.server.entry.log.open("rb") as log:
             log.seek(start)
             text = log.read(16 << 20).decode("utf-8", "replace")
         write_bytes(run.server_log_path, mask_text(text, known_secrets(os.environ)).encode())

@@ -1,6 +1,8 @@
 """Making the runs of a plan: launch, replay, stop, arm after arm; what is complete already is not made again."""
 
 import contextlib
+import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvload.errors import KvloadError, MachineError, ServerError
 from kvload.experiment.ending import answered, causes, error_of
-from kvload.experiment.options import ReplayOptions
+from kvload.experiment.options import ReplayOptions, RunOptions
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
 from kvload.keys import overridden
@@ -20,6 +22,7 @@ from kvload.workloads.run.plan import Swarm
 
 if TYPE_CHECKING:
     from kvload.servers.launcher import LaunchEvent, LaunchRequest
+    from kvload.servers.lifecycle.places import Place, Room, Server
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Sent:
         arm_headers: for the servers of single arms, in place of headers of the same name.
         verify: check each launched server's cache before it is used.
         swarm: Locust's web page while a run goes on.
+        place: where servers are started; this machine where None.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)
     arm_headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     verify: bool = True
     swarm: Swarm = field(default_factory=Swarm)
+    place: "Place | None" = None
 
 
 @dataclass
@@ -113,12 +118,19 @@ def run_all(plan: ExperimentPlan, out: Path, watcher: Watcher, sent: Sent | None
 
 
 def make_run(
-    plan: ExperimentPlan, out: Path, run: PlannedRun, launch: "LaunchRequest", watcher: Watcher, sent: Sent
+    plan: ExperimentPlan,
+    out: Path,
+    run: PlannedRun,
+    launch: "LaunchRequest",
+    watcher: Watcher,
+    sent: Sent,
+    room: "Room | None" = None,
 ) -> Took:
     """Launch, replay, stop: one run into its folder; an unfinished one that is there is set aside.
 
     Args:
         launch: the server, but for its method.
+        room: where the server is started; wherever there is room where None.
 
     Raises:
         KeyboardInterrupt: the user interrupted it.
@@ -130,11 +142,14 @@ def make_run(
     arm = plan.arm(run.arm)
     took = Took()
     began = time.monotonic()
-    with serving(arm, launch, watcher.on_launch, verify=sent.verify) as server:
+    headers = overridden(sent.headers, sent.arm_headers.get(arm.base, {}))
+    with (
+        serving(arm, launch, watcher.on_launch, verify=sent.verify, place=sent.place, room=room) as server,
+        senders(plan.run, sent.place, server, headers, sent.swarm) as (run_options, swarm),
+    ):
         ready = time.monotonic()
         took.launch_s = ready - began
-        headers = overridden(sent.headers, sent.arm_headers.get(arm.base, {}))
-        options = _options(plan, out, run, server, headers, sent.swarm)
+        options = replace(_options(plan, out, run, server, headers, swarm), run=run_options)
         manifest = replay_once(options, watcher.listener).manifest()
         ended = time.monotonic()
         took.replay_s = ended - ready
@@ -170,38 +185,93 @@ def completed(plan: ExperimentPlan, out: Path) -> dict[str, tuple[RunDir, ...]]:
 
 @contextlib.contextmanager
 def serving(
-    arm: Arm, wanted: "LaunchRequest", on_event: "Callable[[LaunchEvent], None]", *, verify: bool
-) -> Iterator[str | None]:
-    """The name of a server launched for the arm, stopped afterwards; None for an arm with a URL.
+    arm: Arm,
+    wanted: "LaunchRequest",
+    on_event: "Callable[[LaunchEvent], None]",
+    *,
+    verify: bool,
+    place: "Place | None" = None,
+    room: "Room | None" = None,
+) -> "Iterator[Server | None]":
+    """A server launched for the arm, stopped afterwards; None for an arm with a URL.
 
     Args:
         arm: its method is launched.
         wanted: the server, but for its method.
         on_event: told what the server does until it is ready.
         verify: check its cache before it is used.
+        place, room: where it is started; on this machine where None.
     """
     if arm.url is not None:
         yield None
         return
-    from kvload.servers.launcher import launch, stop
+    from kvload.servers.launcher import place_of
 
     arguments = (*wanted.engine_args, *arm.engine_args)
     request = replace(wanted, method=arm.method or "none", engine_args=arguments, name=None, verify=verify)
-    entry = launch(request, on_event)
+    server = (place or place_of("local")).start(request, on_event, room)
     try:
-        yield entry.name
+        yield server
     finally:
-        stop(entry)
+        server.stop()
+
+
+@contextlib.contextmanager
+def senders(
+    options: RunOptions, place: "Place | None", server: "Server | None", headers: Mapping[str, str], swarm: Swarm
+) -> Iterator[tuple[RunOptions, Swarm]]:
+    """The workers of a run: on this machine, or as tasks on a cluster's nodes other than the server's.
+
+    Args:
+        options, swarm: as they were asked for.
+        place: where the server is.
+        headers: sent with every request; workers elsewhere are told them, through the cluster.
+
+    Yields:
+        both, as they must be for these workers.
+    """
+    if place is None or server is None or server.is_here:
+        yield options, swarm
+        return
+    from kvload.workloads.run.headers import request_headers
+    from kvload.workloads.swarm.remote import run_worker
+
+    host, port, token = place.address, _free_port(), secrets.token_hex(8)
+    arguments = {
+        "master_host": host,
+        "master_port": port,
+        "headers": dict(request_headers(headers)),
+        "token": token,
+    }
+    count = max(options.sending.workers, 1)
+    with place.elsewhere(run_worker, arguments, count, server.entry.info.node) as made:
+        if not made:
+            yield options, swarm
+            return
+        swarm = replace(swarm, master_host=host, master_port=port, remote_workers=made, token=token, cpus=())
+        yield replace(options, sending=replace(options.sending, workers=0)), swarm
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _options(
-    plan: ExperimentPlan, out: Path, run: PlannedRun, server: str | None, headers: Mapping[str, str], swarm: Swarm
+    plan: ExperimentPlan,
+    out: Path,
+    run: PlannedRun,
+    server: "Server | None",
+    headers: Mapping[str, str],
+    swarm: Swarm,
 ) -> ReplayOptions:
     arm = plan.arm(run.arm)
     return ReplayOptions(
         trace=trace_copy(plan, out),
         run=plan.run,
-        server=server,
+        running=server,
         address=arm.address(insecure=plan.run.insecure),
         headers=headers,
         swarm=swarm,

@@ -3,9 +3,13 @@
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kvload.errors import UsageError
+from kvload.records import ServerInfo
+
+if TYPE_CHECKING:
+    from kvload.servers.lifecycle.places import Room
 
 CLIENT_SHARE = 4
 """At most one processor in so many goes to the load generator: servers are what is measured."""
@@ -21,17 +25,39 @@ class Slot:
         number: from 0.
         gpus: of its server, by number or UUID.
         server_cpus, client_cpus: processors of the server and of what sends to it; any where empty.
+        room: of a cluster, which gives its GPUs itself; None on this machine.
     """
 
     number: int
     gpus: tuple[str, ...]
     server_cpus: tuple[int, ...] = ()
     client_cpus: tuple[int, ...] = ()
+    room: "Room | None" = None
+
+    @property
+    def key(self) -> tuple[str | None, tuple[str, ...]]:
+        """What tells it from others, in a manifest as well: :func:`key_of`."""
+        return (self.room.name if self.room else None, self.gpus)
 
     @property
     def name(self) -> str:
-        """``GPU 0`` or ``GPUs 2,3``."""
-        return f"GPU{'s' if len(self.gpus) > 1 else ''} {','.join(self.gpus)}"
+        """What users are told."""
+        return name_of(*self.key)
+
+
+def key_of(server: ServerInfo) -> tuple[str | None, tuple[str, ...]]:
+    """Node and GPUs that a run's server had; the node alone where a cluster gave it GPUs."""
+    return (server.node, ()) if server.node is not None else (None, tuple(server.gpus))
+
+
+def name_of(node: str | None, gpus: Sequence[str]) -> str:
+    """``GPU 0``, ``GPUs 2,3``, or a node's name."""
+    return node if node is not None else f"GPU{'s' if len(gpus) > 1 else ''} {','.join(gpus)}"
+
+
+def room_slots(rooms: "Sequence[Room]") -> tuple[Slot, ...]:
+    """A slot for each room of a cluster."""
+    return tuple(Slot(number, (), room=room) for number, room in enumerate(rooms))
 
 
 def make_slots(gpus: Sequence[str], per_arm: int, cpus: Sequence[int], workers: int) -> tuple[Slot, ...]:

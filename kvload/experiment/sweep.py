@@ -25,10 +25,10 @@ from kvload.experiment.ending import error_of
 from kvload.experiment.forecast import Forecast
 from kvload.experiment.lanes import Lanes
 from kvload.experiment.options import ReplayOptions, RunOptions
-from kvload.experiment.placement import PlacedRun, PlacementLog, read_placement
+from kvload.experiment.placement import PlacedRun, PlacementLog, is_gone, read_placement
 from kvload.experiment.plan import Arm, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
-from kvload.experiment.run import serving
+from kvload.experiment.run import senders, serving
 from kvload.experiment.slots import Slot, spread
 from kvload.private import make_folder, write_bytes
 from kvload.rundir import RunDir
@@ -38,6 +38,7 @@ from kvload.workloads.run.plan import Swarm
 if TYPE_CHECKING:
     from kvload.analysis.sweep.model import Point, Sweep
     from kvload.servers.launcher import LaunchEvent
+    from kvload.servers.lifecycle.places import Place, Room, Server
 
 PLAN_NAME = "sweep.json"
 GONE = 0.1
@@ -67,6 +68,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         gpus, price_per_gpu_hour: GPUs of one server and their price, for the cost; None where nothing is to be said
             about it.
         spread: GPUs that walks are spread over, side by side; empty where one follows the other.
+        place, place_address: where servers are started, see :func:`kvload.servers.launcher.place_of`.
     """
 
     trace: str
@@ -88,6 +90,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gpus: int | None = None
     price_per_gpu_hour: float | None = None
     spread: tuple[str, ...] = ()
+    place: str = "local"
+    place_address: str = "auto"
     command: str | None = None
 
     def walks(self) -> list[tuple[Arm, int]]:
@@ -160,6 +164,7 @@ class _Lane:
     forecast: Forecast
     launch: LaunchRequest
     swarm: Swarm
+    room: "Room | None" = None
 
 
 def check(plan: SweepPlan) -> None:
@@ -221,6 +226,7 @@ class SweepRunner:
         headers: sent with every request; not part of the plan, since they may hold keys.
         verify: check each launched server's cache before it is used.
         slots: where walks go on side by side; one after the other where there are none.
+        place: where servers are started; this machine where None.
     """
 
     def __init__(
@@ -232,6 +238,7 @@ class SweepRunner:
         headers: Mapping[str, str] | None = None,
         verify: bool = True,
         slots: Sequence[Slot] = (),
+        place: "Place | None" = None,
     ) -> None:
         self.plan = plan
         self.out = out
@@ -239,6 +246,7 @@ class SweepRunner:
         self.headers = headers or {}
         self.verify = verify
         self.slots = slots
+        self.place = place
         self.failed: dict[str, str] = {}
         self._points = points_of(plan, out)
         self.forecast = Forecast(self._expected(plan.walks()))
@@ -281,7 +289,7 @@ class SweepRunner:
             slot, watcher = self.slots[number], self._interruptible(heard[number], lanes)
             left = queues[number][queues[number].index(walk) + 1 :] if walk in queues[number] else []
             launch = replace(self.plan.launch, gpus=slot.gpus, cpus=slot.server_cpus)
-            lane = _Lane(watcher, Forecast([]), launch, Swarm(cpus=slot.client_cpus))
+            lane = _Lane(watcher, Forecast([]), launch, Swarm(cpus=slot.client_cpus), slot.room)
             placed = PlacedRun(arm=arm.name, repeat=repeat, slot=slot.name, began_at=time.time())
             began = time.monotonic()
             try:
@@ -290,6 +298,9 @@ class SweepRunner:
                 lanes.end()
                 return True
             except ServerError as error:
+                if is_gone(error):
+                    lanes.give_back(walk)
+                    return False
                 self.failed[arm.name] = error.message
                 watcher.on_failed(arm, error)
                 log.add(msgspec.structs.replace(placed, failed=error.message))
@@ -303,6 +314,9 @@ class SweepRunner:
             lanes.run()
         finally:
             log.add(None)
+        for arm, repeat in walks:
+            if (arm, repeat) not in done and arm.name not in self.failed:
+                self.failed[arm.name] = "no GPU was left to run it on"
 
     def _interruptible(self, watcher: SweepWatcher, lanes: "Lanes[tuple[Arm, int]]") -> SweepWatcher:
         """The watcher, in a thread that gets no signals."""
@@ -319,7 +333,9 @@ class SweepRunner:
         plan, forecast, watcher = self.plan, lane.forecast, lane.watcher
         forecast.expect([plan.launch_s(arm), *self._levels_s(arm, repeat), *self._expected(later)])
         forecast.begin()
-        with serving(arm, lane.launch, watcher.on_launch, verify=self.verify) as server:
+        with serving(
+            arm, lane.launch, watcher.on_launch, verify=self.verify, place=self.place, room=lane.room
+        ) as server:
             forecast.end()
             while (level := self._next(arm, repeat)) is not None:
                 forecast.expect([*self._levels_s(arm, repeat), *self._expected(later)])
@@ -330,13 +346,14 @@ class SweepRunner:
                 forecast.end()
                 watcher.on_point(point)
 
-    def _measure(self, arm: Arm, level: float, repeat: int, server: str | None, lane: _Lane) -> "Point":
+    def _measure(self, arm: Arm, level: float, repeat: int, server: "Server | None", lane: _Lane) -> "Point":
         plan = self.plan
         folder = run_path(self.out, arm, level, repeat)
         set_aside(folder)
         make_folder(folder.parent)
-        options = replace(self._options(arm, level, repeat, server, folder), swarm=lane.swarm)
-        run = replay_once(options, lane.watcher.listener)
+        options = self._options(arm, level, repeat, server, folder)
+        with senders(options.run, self.place, server, self.headers, lane.swarm) as (run_options, swarm):
+            run = replay_once(replace(options, run=run_options, swarm=swarm), lane.watcher.listener)
         manifest = run.manifest()
         if manifest.ended == "interrupted":
             raise KeyboardInterrupt
@@ -344,7 +361,7 @@ class SweepRunner:
             raise error
         return measured(plan, run, level)
 
-    def _options(self, arm: Arm, level: float, repeat: int, server: str | None, folder: Path) -> ReplayOptions:
+    def _options(self, arm: Arm, level: float, repeat: int, server: "Server | None", folder: Path) -> ReplayOptions:
         plan = self.plan
         seed = plan.run.schedule.seed + repeat
         open_loop = plan.axis == "rate"
@@ -359,7 +376,7 @@ class SweepRunner:
         return ReplayOptions(
             trace=trace_copy(plan, self.out),
             run=replace(plan.run, schedule=schedule, sending=sending),
-            server=server,
+            running=server,
             address=arm.address(insecure=plan.run.insecure),
             headers=self.headers,
             out=folder,

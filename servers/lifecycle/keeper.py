@@ -1,10 +1,12 @@
 """Runs one server detached from everything, and writes down how it ended.
 
-``python -I keeper.py STATE_FILE [CPUS] -- COMMAND ...`` returns at once. A copy of itself stays behind as leader of
-a new session, starts COMMAND in it, waits for its end, records exit code or signal in STATE_FILE, and ends what the
-command left behind. Without it nobody could tell later why a detached server died: only a parent learns of a SIGKILL.
+``python -I keeper.py STATE_FILE [cpus=LIST] [leash=FD] -- COMMAND ...`` returns at once. A copy of itself stays behind
+as leader of a new session, starts COMMAND in it, waits for its end, records exit code or signal in STATE_FILE, and ends
+what the command left behind. Without it nobody could tell later why a detached server died: only a parent learns of a
+SIGKILL.
 
-CPUS is a list of processors (``0,2,3``) that the command and all it starts are kept to.
+``cpus`` is a list of processors (``0,2,3``) that the command and all it starts are kept to. ``leash`` is a descriptor
+of a pipe: when nobody holds its other end any more, however they ended, the command is ended as well.
 
 This file runs by its path under any Python, isolated from the environment made for the server, and uses the standard
 library alone. STATE_FILE is JSON: ``keeper_pid`` and ``pid`` at the start, ``error`` if the command could not be
@@ -16,9 +18,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
+
+GRACE_S = 10.0
+"""How long a server may take to end once its leash was let go of."""
 
 SWEEP_S = 3.0
 """How long processes that a dead server left behind may take to follow it."""
@@ -27,15 +33,15 @@ SWEEP_S = 3.0
 def main(argv: list[str]) -> int:
     """Detach, and keep the command that follows ``--``."""
     before, command = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
-    if not 1 <= len(before) <= 2 or not command:
+    if not before or not command:
         return 2
-    state_file, *cpus = before
-    if cpus:
-        os.sched_setaffinity(0, {int(number) for number in cpus[0].split(",")})
+    options = dict(option.split("=", 1) for option in before[1:])
+    if "cpus" in options:
+        os.sched_setaffinity(0, {int(number) for number in options["cpus"].split(",")})
     if os.fork() > 0:
         return 0
     os.setsid()
-    Keeper(Path(state_file)).keep(command)
+    Keeper(Path(before[0])).keep(command, int(options["leash"]) if "leash" in options else None)
     return 0
 
 
@@ -47,8 +53,12 @@ class Keeper:
         self._state: dict[str, int | float | str] = {"keeper_pid": os.getpid()}
         self._server: subprocess.Popen[bytes] | None = None
 
-    def keep(self, command: list[str]) -> None:
-        """Start the command, wait for it, record its end, and end what it left."""
+    def keep(self, command: list[str], leash: int | None = None) -> None:
+        """Start the command, wait for it, record its end, and end what it left.
+
+        Args:
+            leash: descriptor whose end of file ends the command.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._pass_on)
         try:
@@ -57,9 +67,18 @@ class Keeper:
             self._record(error=f"{error.strerror}: {error.filename}", ended_at=time.time())
             return
         self._record(pid=self._server.pid)
+        if leash is not None:
+            threading.Thread(target=self._end_with, args=(leash, self._server), daemon=True).start()
         code = self._server.wait()
         self._record(ended_at=time.time(), **({"signal": -code} if code < 0 else {"exit_code": code}))
         self._sweep()
+
+    def _end_with(self, leash: int, server: "subprocess.Popen[bytes]") -> None:
+        while os.read(leash, 1):
+            pass
+        server.terminate()
+        time.sleep(GRACE_S)
+        server.kill()
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         if self._server is not None:

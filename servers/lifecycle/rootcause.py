@@ -26,7 +26,8 @@ class RootCause:
 
     Attributes:
         kind: ``gpu_memory``, ``memory``, ``port``, ``model``, ``dtype``, ``toolchain``, ``metadata``, ``kv_room``,
-            ``context``, ``flag``, ``import``, ``driver``, ``gpu_lost``, ``killed``, ``exit`` or ``exception``.
+            ``context``, ``flag``, ``import``, ``driver``, ``gpu_lost``, ``node_lost``, ``killed``, ``exit`` or
+            ``exception``.
         message: what happened, in one sentence.
         hint: what to do about it, if that is known.
         line: the line of the log it was read from.

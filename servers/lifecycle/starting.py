@@ -126,11 +126,19 @@ def new_entry(
     )
 
 
-def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str], cpus: Sequence[int] = ()) -> ServerEntry:
+def spawn(
+    entry: ServerEntry,
+    plan: LaunchPlan,
+    env: Mapping[str, str],
+    cpus: Sequence[int] = (),
+    leash: int | None = None,
+) -> ServerEntry:
     """Start the command of a plan as a detached session, its output in the entry's log.
 
     Args:
         cpus: processors it is kept to; any where empty.
+        leash: descriptor of a pipe with whose end of file the server ends; None for a server that outlives this
+            process.
 
     Returns:
         the entry with its processes.
@@ -143,15 +151,17 @@ def spawn(entry: ServerEntry, plan: LaunchPlan, env: Mapping[str, str], cpus: Se
     keeper = Path(__file__).with_name("keeper.py")
     kept = {name: value for name, value in env.items() if name not in plan.unset}
     full_env = {**kept, **plan.env, **visible(entry.info.gpus), TOKEN_VARIABLE: entry.token}
-    kept_to = [",".join(map(str, cpus))] if cpus and hasattr(os, "sched_setaffinity") else []
+    options = [f"cpus={','.join(map(str, cpus))}"] if cpus and hasattr(os, "sched_setaffinity") else []
+    options += [] if leash is None else [f"leash={leash}"]
     with os.fdopen(os.open(entry.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
         subprocess.run(
-            [sys.executable, "-I", str(keeper), str(exit_path), *kept_to, "--", *plan.command],
+            [sys.executable, "-I", str(keeper), str(exit_path), *options, "--", *plan.command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=full_env,
+            pass_fds=() if leash is None else (leash,),
             check=True,
         )
     deadline = time.monotonic() + KEEPER_TIMEOUT_S

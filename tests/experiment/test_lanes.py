@@ -99,3 +99,18 @@ def test_an_interrupt_is_counted_begins_nothing_more_and_is_raised_at_the_end() 
         lanes.run()
     assert done == ["first"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_job_that_could_not_begin_is_left_to_another_lane() -> None:
+    done: list[tuple[int, str]] = []
+
+    def work(lane: int, job: str) -> bool:
+        if lane == 0:
+            lanes.give_back(job)
+            return False
+        done.append((lane, job))
+        return True
+
+    lanes = Lanes([["a", "b"], ["x"]], work)
+    lanes.run()
+    assert sorted(done) == [(1, "a"), (1, "b"), (1, "x")]

@@ -18,7 +18,7 @@ COMMAND = "import json, os, sys; json.dump(sorted(os.sched_getaffinity(0)), open
 def test_a_server_runs_on_its_own_processors(kept: bool, tmp_path: Path) -> None:
     mine = sorted(os.sched_getaffinity(0))
     wanted = mine[-1:] if kept else mine
-    cpus = [",".join(map(str, wanted))] if kept else []
+    cpus = [f"cpus={','.join(map(str, wanted))}"] if kept else []
     state, seen = tmp_path / "state", tmp_path / "seen"
     command = [sys.executable, "-I", keeper.__file__, str(state), *cpus, "--", sys.executable, "-c", COMMAND, str(seen)]
     assert subprocess.run(command, check=False).returncode == 0

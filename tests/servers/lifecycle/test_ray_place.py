@@ -1,0 +1,143 @@
+"""Servers on a real Ray cluster: three nodes on this machine, their GPU counts made up, on loopback addresses.
+
+One comparison goes over it: a node is lost in mid-run, the driver is killed, and resuming finishes both.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from kvload.errors import UsageError
+from kvload.rundir import RunDir
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvload[ray]'")
+pytestmark = pytest.mark.slow
+
+MEMORY = 80 << 20
+ENGINE = ["--engine", "embedded", "--kv-memory", "64MiB", "--no-verify", "--no-calibrate", "--warmups", "1"]
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """kvload's state folder, which all nodes of this machine share."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVLOAD_STATE_DIR", str(folder))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster(state: Path) -> Iterator[tuple[Any, list[Any]]]:
+    """A head without GPUs and three nodes with one each."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 4, "object_store_memory": MEMORY}
+    head = {**small, "num_gpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2"}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [made.add_node(num_gpus=1, node_ip_address=f"127.0.0.{3 + number}", **small) for number in range(3)]
+    yield made, nodes
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trace") / "t.jsonl"
+    rows = [{"id": f"r{i}", "arrival": 0.3 * i, "input_length": 30, "output_length": 6} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def begin(words: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as file:
+        return subprocess.Popen([sys.executable, "-m", "kvload", *words], stdout=file, stderr=subprocess.STDOUT)
+
+
+def await_that(condition: Callable[[], bool], what: str, patience_s: float = 150.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def servers() -> list[str]:
+    """Addresses of the engines that run on the cluster's nodes."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[1:4] == ["-u", "-m", "kvload.servers.embedded"] and "--host" in words:
+            found.append(words[words.index("--host") + 1])
+    return [address for address in found if address in {"127.0.0.3", "127.0.0.4", "127.0.0.5"}]
+
+
+def sending(out: Path, folder: str) -> bool:
+    """Whether a run has records of answers by now."""
+    return any(path.stat().st_size for path in (out / "runs" / folder / "records").glob("*.jsonl"))
+
+
+@pytest.mark.timeout(900)
+def test_a_comparison_over_three_nodes_survives_a_lost_node_and_a_killed_driver(
+    cluster: tuple[Any, list[Any]], trace: Path, tmp_path: Path
+) -> None:
+    made, nodes = cluster
+    out, log = tmp_path / "experiment", tmp_path / "log"
+    place = ["--place", "ray", "--address", made.address]
+    methods = ["--method", "none", "--method", "int8", "--method", "int4", "--repeats", "1", "--no-alone"]
+    driver = begin(["compare", str(trace), *methods, *ENGINE, *place, "--out", str(out)], log)
+    await_that(lambda: sending(out, "r0-int8"), "the second arm never sent anything")
+    address = RunDir.open(out / "runs" / "r0-int8").manifest().server.node
+    lost = next(node for node in nodes if address == f"node {node.node_ip_address}")
+    made.remove_node(lost, allow_graceful=False)
+    assert driver.wait(300) == 3
+    said = log.read_text(errors="replace")
+    assert "the arm 'int8' failed" in said
+    partial = RunDir.open(out / "runs" / "r0-int8").manifest()
+    assert partial.partial
+    assert (partial.sent or 0) + (partial.unsent or 0) == 40
+    complete = {path.name for path in (out / "runs").iterdir() if not RunDir.open(path).manifest().partial}
+    assert complete == {"r0-none", "r0-none-again", "r0-int4"}
+    used = {RunDir.open(out / "runs" / name).manifest().server.node for name in complete}
+    assert len(used) >= 2
+    assert servers() == []
+
+    # the driver is killed in mid-run: nothing stays behind, and what was complete stays complete
+    driver = begin(["compare", "--resume", str(out), "--no-verify", *place], log)
+    await_that(lambda: sending(out, "r0-int8"), "the resumed arm never sent anything")
+    assert len(servers()) == 1
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(30)
+    await_that(lambda: not servers(), "a server outlived its driver", 60.0)
+
+    driver = begin(["compare", "--resume", str(out), "--no-verify", *place], log)
+    assert driver.wait(300) == 0, log.read_text(errors="replace")
+    assert (out / "comparison.html").is_file()
+    assert json.loads((out / "comparison.json").read_text())["comparisons"]
+    for name in ("r0-none", "r0-none-again", "r0-int8", "r0-int4"):
+        manifest = RunDir.open(out / "runs" / name).manifest()
+        assert not manifest.partial
+        assert manifest.server.gpus == ["0"]
+        assert manifest.client["remote_workers"] == 1  # on a node that is not the server's
+        (note,) = [note for note in manifest.notes if "clock" in note]
+        assert abs(float(re.findall(r"[+-][\d.]+ ms", note)[0].split()[0])) < 1000
+    assert servers() == []
+
+
+def test_where_no_cluster_listens_that_is_told(state: Path) -> None:
+    del state
+    from kvload.servers.launcher import place_of
+
+    assert not ray.is_initialized()
+    with pytest.raises(UsageError, match="no Ray cluster answers"):
+        place_of("ray", "127.0.0.2:9")
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
