@@ -11,11 +11,12 @@ from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.experiment.prediction.cells import guesses
 from kvload.experiment.prediction.check import check_runs
-from kvload.experiment.prediction.fitting import fit_models
+from kvload.experiment.prediction.fitting import fit_models, method_of
 from kvload.experiment.prediction.forecast import Serving, predict
 from kvload.experiment.prediction.loads import other_arrivals, read_loads
 from kvload.experiment.prediction.plan import Wanted, plan_servers
 from kvload.experiment.prediction.run_folder import write_run
+from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Load, serve
 from kvload.step_model import Spread, StepModel, StepModels, read, write
 
@@ -233,3 +234,17 @@ def test_steps_are_held_out_of_what_runs_show(tmp_path: Path, capsys: pytest.Cap
     assert stages["prefill"]["by_batch"]["mape"] < 0.1
     assert run(["predict", "steps", str(runs[0])]) == 2
     assert "METHOD=LOG" in capsys.readouterr().err
+
+
+def test_an_arm_given_by_its_address_is_the_method_it_is_named_after(tmp_path: Path) -> None:
+    manifest = RunDir.open(make_run(tmp_path / "run", server(), 3.0, 1, count=20)).manifest()
+    named = msgspec.structs.replace(manifest, arm="int4")
+    assert method_of(named, tmp_path) == "int4"
+    assert method_of(msgspec.structs.replace(manifest, arm="none-again"), tmp_path) == "none"
+    launched = msgspec.structs.replace(manifest.servers[0], command=["serve"], method="kivi-4")
+    assert method_of(msgspec.structs.replace(named, servers=[launched]), tmp_path) == "kivi-4"
+    unknown = msgspec.structs.replace(manifest.servers[0], method=None)
+    silent = msgspec.structs.replace(manifest, servers=[unknown], arm=None)
+    assert method_of(silent, tmp_path, "h2o") == "h2o"
+    with pytest.raises(UsageError, match="--method"):
+        method_of(silent, tmp_path)

@@ -43,6 +43,7 @@ class _Checked:
     load: str
     method: str
     bytes_per_token: float | None
+    pool_tokens: int | None
 
 
 def check_runs(
@@ -69,8 +70,9 @@ def check_runs(
                 "the model was fitted from this run", where=str(path), hint="check with runs that it has not seen"
             )
         cells = _check(path, table, name, models, dict(slo) or dict(manifest.slo))
-        per_token = manifest.server.bytes_per_token
-        runs.append(_Checked({cell.figure: cell for cell in cells}, _planned(table), name, per_token))
+        server = manifest.server
+        by_figure = {cell.figure: cell for cell in cells}
+        runs.append(_Checked(by_figure, _planned(table), name, server.bytes_per_token, model.pool_tokens))
     baseline = models.models[0].method
     ratios = []
     for each in runs:
@@ -89,8 +91,12 @@ def _planned(table: RecordTable) -> str:
 
 
 def _ratios(each: _Checked, base: _Checked) -> list[Ratio]:
-    known = each.bytes_per_token is not None and base.bytes_per_token
-    scale = float(each.bytes_per_token or 0) / float(base.bytes_per_token or 1) if known else None
+    scale = None
+    if each.bytes_per_token and base.bytes_per_token:
+        scale = each.bytes_per_token / base.bytes_per_token
+    elif each.pool_tokens and base.pool_tokens:
+        # Servers that do not tell: caches of the same memory hold as many more tokens as these are smaller.
+        scale = base.pool_tokens / each.pool_tokens
     found = []
     for name, cell in each.cells.items():
         theirs = base.cells.get(name)

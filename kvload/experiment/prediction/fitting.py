@@ -216,9 +216,17 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
 def method_of(manifest: RunManifest, path: Path, given: str | None = None) -> str:
     """The method of a run's server, or the one that is given where the run does not say.
 
+    A server that was given by its address tells the dtype of its cache at most, which a method inside the engine leaves
+    as it was: an arm that is named like a method is taken at its word.
+
     Raises:
         UsageError: neither does.
     """
+    from kvload.servers.catalogue.methods import METHODS
+
+    arm = manifest.arm
+    if manifest.server.command is None and arm is not None and arm.partition(":")[0] in METHODS:
+        return arm
     method = manifest.server.method or given
     if method is None:
         raise UsageError(

@@ -64,9 +64,9 @@ class TokenAccount(PageAccount):
         slots = sequence.length + new_tokens
         if self.recent_tokens is not None:
             slots -= int(self.tables.dropped[sequence.row])
-        missing = -(-slots // self.page_tokens) - sequence.pages
-        if missing <= 0:
+        if slots <= sequence.pages * self.page_tokens:
             return True
+        missing = -(-slots // self.page_tokens) - sequence.pages
         pages = self.free_list.take(missing)
         if pages is None:
             return False

@@ -111,8 +111,14 @@ class Scheduler(Generic[S]):
         reading: list[S] = []
         for sequence in self.running:
             (decoding if sequence.remaining == 1 else reading).append(sequence)
+        reserve = self.cache.reserve
         for sequence in decoding:
-            if sequence.cache is not None and self._take(sequence, 1, chunks):
+            if sequence.cache is None:
+                continue
+            if reserve(sequence.cache, 1):
+                chunks[sequence] = Chunk(sequence, sequence.computed, 1)
+                budget -= 1
+            elif self._take(sequence, 1, chunks):
                 budget -= 1
         for sequence in reading:
             if sequence.cache is None or budget <= 0:
