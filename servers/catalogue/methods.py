@@ -420,6 +420,31 @@ beginning of the text. What is forgotten never comes back.""",
         check=_recent_fits,
     ),
     Method(
+        name="h2o-block",
+        title="H2O, a block of tokens at a time",
+        summary="h2o as engines with blocks of memory can run it: 16 tokens go when 16 have come",
+        explanation="""\
+The same scores and the same choice as h2o, in another rhythm: nothing goes with each token, and
+the 16 lowest go together whenever 16 tokens beyond the budget have come. So budget to budget + 15
+tokens are kept per head.
+Inside vLLM and SGLang h2o has this rhythm, because memory is given back in blocks; here it stands
+under a name of its own, so that answers of the engines can be held against each other.""",
+        paper="Zhang et al. 2023, H2O, arXiv 2306.14048, evicted by blocks",
+        keeps_exact="256 newest tokens and 256 to 271 of highest attention, per head",
+        claim=claims.scored(16),
+        implementation="h2o.H2O",
+        error_limit=1.2,
+        evicts=True,
+        kept=("budget",),
+        evicts_generated=True,
+        options=(
+            MethodOption("budget", 512, "tokens kept per head", 2),
+            MethodOption("recent", 256, "newest of them, kept whatever their score", 1),
+        ),
+        fixed=MappingProxyType({"every": 16}),
+        check=_recent_fits,
+    ),
+    Method(
         name="snapkv",
         title="SnapKV",
         summary="prompt tokens that the end of the prompt attends to",

@@ -13,17 +13,30 @@ class ScoredAccount(PageAccount):
         pages, page_bytes: see :class:`PageAccount`.
         page_tokens: slots of a page.
         kept_tokens: tokens that stay at the end of the prompt.
-        evicts_while_decoding: whether each generated token pushes one out once ``kept_tokens`` are reached.
+        evicts_while_decoding: whether generated tokens push others out once ``kept_tokens`` are reached.
+        evicts_at_once: how many go together.
     """
 
     def __init__(
-        self, pages: int, page_bytes: int, *, page_tokens: int, kept_tokens: int, evicts_while_decoding: bool
+        self,
+        pages: int,
+        page_bytes: int,
+        *,
+        page_tokens: int,
+        kept_tokens: int,
+        evicts_while_decoding: bool,
+        evicts_at_once: int = 1,
     ) -> None:
         super().__init__(pages, page_bytes)
         self.page_tokens = page_tokens
         self.kept_tokens = kept_tokens
-        self.most_slots = kept_tokens + 1 if evicts_while_decoding else None
+        self.evicts_at_once = evicts_at_once
+        self.most_slots = kept_tokens + evicts_at_once if evicts_while_decoding else None
         self.tables = BlockTables()
+
+    def kept_of(self, prompt_tokens: int) -> int:
+        """Tokens that stay of a prompt: what is beyond ``kept_tokens`` goes ``evicts_at_once`` at a time."""
+        return min(prompt_tokens, self.kept_tokens + max(0, prompt_tokens - self.kept_tokens) % self.evicts_at_once)
 
     @property
     def pool_tokens(self) -> int:
@@ -39,7 +52,7 @@ class ScoredAccount(PageAccount):
 
     def most_pages(self, prompt_tokens: int, length: int) -> int:
         """The whole prompt, until it is read; then what is kept, and what is generated."""
-        after = min(prompt_tokens, self.kept_tokens) + length - prompt_tokens
+        after = self.kept_of(prompt_tokens) + length - prompt_tokens
         if self.most_slots is not None:
             after = min(after, self.most_slots)
         return -(-max(prompt_tokens, after) // self.page_tokens)
@@ -68,8 +81,8 @@ class ScoredAccount(PageAccount):
             before, sequence.length = sequence.length, sequence.length + entry.new_tokens
             slots = before - int(self.tables.dropped[row])
             if before < entry.prompt_tokens or before == 0:
-                ends = sequence.length >= entry.prompt_tokens and sequence.length > self.kept_tokens
-                slots = self.kept_tokens if ends else slots + entry.new_tokens
+                ends = sequence.length >= entry.prompt_tokens
+                slots = self.kept_of(sequence.length) if ends else slots + entry.new_tokens
             else:
                 slots += entry.new_tokens
                 slots = slots if self.most_slots is None else min(slots, self.most_slots)

@@ -50,6 +50,7 @@ class ScoredCache(PagedCache[ScoredAccount, Decodes, Chunk, None]):
                 page_tokens=self.page_tokens,
                 kept_tokens=method.kept_tokens,
                 evicts_while_decoding=method.evicts_while_decoding,
+                evicts_at_once=method.evicts_at_once,
             ),
             total_bytes,
             planes=geometry.layers,
@@ -84,6 +85,7 @@ class ScoredCache(PagedCache[ScoredAccount, Decodes, Chunk, None]):
         most = self.account.most_slots
         full = slots >= most if most is not None else np.zeros(len(slots), dtype=bool)
         used = np.where(full, slots, slots + 1)
+        beyond = np.maximum(0, lengths - self.method.kept_tokens)
         blocks = np.arange(-(-int(used.max()) // self.page_tokens))
         inside = blocks < self.account.tables.counts[rows, None]
         pages = np.where(inside, self.account.tables.pages[rows][:, : len(blocks)], self.pool.null_page)
@@ -93,6 +95,8 @@ class ScoredCache(PagedCache[ScoredAccount, Decodes, Chunk, None]):
             pages=self._tensor(pages),
             slots=self._tensor(np.where(full, 0, slots))[:, None],
             full=torch.from_numpy(full)[:, None].to(self.geometry.device) if full.any() else None,
+            holes=self._tensor(beyond % self.method.evicts_at_once),
+            evicts=self._tensor((used == (most or 0)) & ((beyond + 1) % self.method.evicts_at_once == 0))[:, None],
             length=self._tensor(lengths)[:, None, None],
             used=self._tensor(used)[:, None, None],
         )
@@ -102,11 +106,12 @@ class ScoredCache(PagedCache[ScoredAccount, Decodes, Chunk, None]):
         position = length + np.arange(count)
         judging = self.method.judging_queries
         pages = self.account.tables.row(row)
+        kept = self.account.kept_of(length + count)
         return Chunk(
             tokens=tokens,
             position=self._tensor(position),
             own=(self._tensor(pages[position // self.page_tokens]), self._tensor(position % self.page_tokens)),
             judges=0 if judging is None else min(count, max(0, prompt - judging - length)),
-            ends=length + count >= prompt and length + count > self.method.kept_tokens,
+            kept=kept if length + count >= prompt and kept < length + count else None,
             pages=self._tensor(pages),
         )

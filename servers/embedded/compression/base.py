@@ -166,7 +166,12 @@ class ScoredMethod(ABC):
     @property
     @abstractmethod
     def evicts_while_decoding(self) -> bool:
-        """Whether each generated token pushes one out once ``kept_tokens`` are reached."""
+        """Whether generated tokens push others out once ``kept_tokens`` are reached."""
+
+    @property
+    def evicts_at_once(self) -> int:
+        """How many tokens go together, whenever the tokens beyond ``kept_tokens`` are a multiple of it."""
+        return 1
 
     @abstractmethod
     def smoothed(self, scores: torch.Tensor) -> torch.Tensor:

@@ -17,10 +17,18 @@ class H2O(ScoredMethod):
     Attributes:
         budget: tokens kept per head.
         recent: newest of them, kept whatever their score.
+        every: how many go at once, when as many have come: ``budget`` to ``budget + every - 1`` stay. The paper's is 1;
+            engines that free memory in blocks evict a block's worth.
     """
 
     budget: int = 512
     recent: int = 256
+    every: int = 1
+
+    @property
+    def evicts_at_once(self) -> int:
+        """``every``."""
+        return self.every
 
     @property
     def kept_tokens(self) -> int:

@@ -32,7 +32,11 @@ class ScoredRule(Protocol):
 
     @property
     def evicts_while_decoding(self) -> bool:
-        """Whether each generated token pushes one out."""
+        """Whether generated tokens push others out."""
+
+    @property
+    def evicts_at_once(self) -> int:
+        """How many tokens go together."""
 
     def smoothed(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores as they are compared at the end of the prompt."""
@@ -46,8 +50,10 @@ class Decodes:
         tokens: rows of the packed batch, ``(b,)``.
         sequences: rows of the tables.
         pages: ``(b, blocks)``.
-        slots: ``(b, 1)`` where a token goes while there is room; ``full`` where each head has a free slot of its own.
+        slots: ``(b, 1)`` where a token goes while there is room; ``full`` where each head has free slots of its own.
         full: ``(b, 1)``; None where no sequence is full.
+        holes: ``(b,)`` which of its free slots a token takes.
+        evicts: ``(b, 1)`` whether tokens are dropped after it.
         length: ``(b, 1, 1)`` position of the new token.
         used: ``(b, 1, 1)`` slots in use, the new token's included.
     """
@@ -57,6 +63,8 @@ class Decodes:
     pages: torch.Tensor
     slots: torch.Tensor
     full: torch.Tensor | None
+    holes: torch.Tensor
+    evicts: torch.Tensor
     length: torch.Tensor
     used: torch.Tensor
 
@@ -70,7 +78,7 @@ class Chunk:
         position: ``(t,)`` logical positions, which are slots as well.
         own: pages and slots of the chunk's tokens.
         judges: first of the chunk's queries whose weights count.
-        ends: whether tokens are dropped after it.
+        kept: how many tokens stay after it; None for all.
         pages: all pages of the sequence.
     """
 
@@ -78,7 +86,7 @@ class Chunk:
     position: torch.Tensor
     own: tuple[torch.Tensor, torch.Tensor]
     judges: int
-    ends: bool
+    kept: int | None
     pages: torch.Tensor
 
 
@@ -109,22 +117,23 @@ class ScoredKernels(KernelSet[Decodes, Chunk, None]):
             )
         )
         self.page_bytes = self.layout.page_bytes
-        # The slot that each head's next token takes once the budget is used up.
-        self._holes = torch.zeros((geometry.layers, 0, geometry.kv_heads), dtype=torch.int64, device=geometry.device)
+        # The slots that each head's next tokens take once the budget is used up.
+        holes = geometry.layers, 0, rule.evicts_at_once, geometry.kv_heads
+        self._holes = torch.zeros(holes, dtype=torch.int64, device=geometry.device)
         self._heads = torch.arange(geometry.kv_heads, device=geometry.device)
 
     def make_room(self, sequences: int) -> None:
         """Keep holes for this many rows of the tables."""
         missing = sequences - self._holes.shape[1]
         if missing > 0:
-            self._holes = torch.nn.functional.pad(self._holes, (0, 0, 0, missing))
+            self._holes = torch.nn.functional.pad(self._holes, (0, 0, 0, 0, 0, missing))
 
     def store(self, layer: int, step: Step[Decodes, Chunk, None], key: torch.Tensor, value: torch.Tensor) -> None:
         """New tokens with score 0: a generated one into its heads' holes where there are some."""
         for group in step.decodes:
             slots = group.slots.expand(-1, self.geometry.kv_heads)
             if group.full is not None:
-                slots = torch.where(group.full, self._holes[layer, group.sequences], slots)
+                slots = torch.where(group.full, self._holes[layer, group.sequences, group.holes], slots)
             pages = group.pages.gather(1, slots // self.page_tokens)
             spots = pages, slots % self.page_tokens, self._heads.expand_as(slots)
             position = group.length[:, 0].expand_as(slots)
@@ -190,18 +199,20 @@ class ScoredKernels(KernelSet[Decodes, Chunk, None]):
         return self._slots_first(self.layout.take(rows, name, group.pages))
 
     def _evict(self, layer: int, group: Decodes, position: torch.Tensor, total: torch.Tensor) -> None:
-        """Make a hole in every head of the sequences that hold one token more than they may keep."""
+        """Make holes in every head of the sequences whose time it is."""
         positions = self.layout.view(self.storage[layer], "position")
         safe = (position < 0) | (position > group.length - self.rule.newest_tokens)
-        victim = total.masked_fill(safe, torch.inf).argmin(-1)
-        over = group.used[:, :, 0] > self.rule.kept_tokens
+        victims = total.masked_fill(safe, torch.inf).topk(self.rule.evicts_at_once, -1, largest=False).indices
+        victims = victims.transpose(1, 2)
         spots = (
-            group.pages.gather(1, victim // self.page_tokens),
-            victim % self.page_tokens,
-            self._heads.expand_as(victim),
+            group.pages[:, None].expand(-1, victims.shape[1], -1).gather(2, victims // self.page_tokens),
+            victims % self.page_tokens,
+            self._heads.expand_as(victims),
         )
-        positions.index_put_(spots, torch.where(over, -1, positions[spots]).to(torch.int32))
-        self._holes[layer, group.sequences] = victim
+        evicts = group.evicts[:, None]
+        positions.index_put_(spots, torch.where(evicts, -1, positions[spots]).to(torch.int32))
+        held = self._holes[layer, group.sequences]
+        self._holes[layer, group.sequences] = torch.where(evicts, victims, held)
 
     def attend_prefill(
         self,
@@ -231,13 +242,13 @@ class ScoredKernels(KernelSet[Decodes, Chunk, None]):
         if chunk.judges < count:
             stored[3] = stored[3] + received
             self.layout.view(rows, "score").index_put_((chunk.pages[None],), self._pages_first(stored[3]))
-        if chunk.ends:
-            self._compact(layer, chunk, stored)
+        if chunk.kept is not None:
+            self._compact(layer, chunk, chunk.kept, stored)
         return attention.by_token(attended)
 
-    def _compact(self, layer: int, chunk: Chunk, stored: list[torch.Tensor]) -> None:
+    def _compact(self, layer: int, chunk: Chunk, kept: int, stored: list[torch.Tensor]) -> None:
         """At the end of the prompt: move what stays into the first slots."""
-        kept, newest = self.rule.kept_tokens, self.rule.newest_tokens
+        newest = self.rule.newest_tokens
         length = int(chunk.position[-1]) + 1
         older = self.rule.smoothed(stored[3][0, :, : length - newest])
         best = older.topk(kept - newest, -1).indices.sort(-1).values

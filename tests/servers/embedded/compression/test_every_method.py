@@ -26,6 +26,7 @@ METHOD_TABLE = {
     "gear-2": 3,
     "streamingllm": 2,
     "h2o": 1,
+    "h2o-block": 1,
     "snapkv": 1,
     "leankv": 2,
     "k8v4": 1,

@@ -96,6 +96,19 @@ class H2OReference(Reference):
         self.shrink()
 
 
+class H2OBlockReference(H2OReference):
+    """The same, 16 at a time: all whole 16 tokens beyond the budget go."""
+
+    def shrink(self) -> None:
+        budget, recent = self.options["budget"], self.options["recent"]
+        kept = budget + max(0, self.length - budget) % 16
+        for head in range(self.heads):
+            count = len(self.position[head])
+            if count > kept:
+                older = sorted(range(count - recent), key=lambda index: -self.score[head][index])
+                self.keep(head, older[: kept - recent] + list(range(count - recent, count)))
+
+
 class SnapKVReference(Reference):
     """Scores of the prompt's last queries; acts once."""
 
@@ -121,6 +134,8 @@ TABLE = {
     "h2o:budget=24,recent=8": H2OReference,
     "h2o:budget=16,recent=15": H2OReference,
     "h2o:budget=31,recent=1": H2OReference,
+    "h2o-block:budget=24,recent=8": H2OBlockReference,
+    "h2o-block:budget=17,recent=16": H2OBlockReference,
     "snapkv:budget=32,window=8,kernel=3": SnapKVReference,
     "snapkv:budget=17,window=16,kernel=1": SnapKVReference,
     "snapkv:budget=40,window=4,kernel=7": SnapKVReference,
