@@ -445,6 +445,30 @@ under a name of its own, so that answers of the engines can be held against each
         check=_recent_fits,
     ),
     Method(
+        name="h2o-prompt",
+        title="H2O, prompts only",
+        summary="the prompt's newest tokens and those that drew most attention within it",
+        explanation="""\
+What many tables call H2O: the attention that all tokens of the prompt pay to each of its tokens is
+summed, and at the prompt's end each head keeps the newest tokens and, up to the budget, those with
+the highest sums. Nothing is forgotten while the answer is generated, so the cache grows with it.
+h2o is the paper's own algorithm, which goes on scoring and evicting with every token. Beside snapkv
+it shows what judging by the end of the prompt alone is worth: here the first tokens, which all
+others saw, have had the most time to collect attention.""",
+        paper="Zhang et al. 2023, H2O, arXiv 2306.14048, as in KVCache-Factory",
+        keeps_exact="256 newest prompt tokens and 256 of highest attention, per head, everything generated",
+        claim=claims.scored(0),
+        implementation="h2o_prompt.H2OPrompt",
+        error_limit=1.2,
+        evicts=True,
+        kept=("budget",),
+        options=(
+            MethodOption("budget", 512, "prompt tokens kept per head", 2),
+            MethodOption("recent", 256, "newest of them, kept whatever their score", 1),
+        ),
+        check=_recent_fits,
+    ),
+    Method(
         name="snapkv",
         title="SnapKV",
         summary="prompt tokens that the end of the prompt attends to",

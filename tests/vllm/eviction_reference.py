@@ -20,7 +20,7 @@ class Reference:
 
     Args:
         path: the model's folder.
-        method: ``none``, ``streamingllm``, ``snapkv`` or ``h2o``.
+        method: ``none``, ``streamingllm``, ``snapkv``, ``h2o`` or ``h2o-prompt``.
         options: all options of the method.
         dtype: that it computes in.
     """
@@ -103,7 +103,7 @@ class Reference:
             seen &= near | (layer["position"][:, None] < self.options["start"])
         weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
         out = torch.einsum("hgqk,hkd->qhgd", weights, layer["value"].float())
-        if self.method in {"snapkv", "h2o"}:
+        if self.method in {"snapkv", "h2o", "h2o-prompt"}:
             self._evict(layer, weights, before, before + new)
         return out.reshape(1, new, -1, query.shape[-1]).to(query.dtype), None
 
@@ -111,12 +111,13 @@ class Reference:
         """Score, and drop whole blocks' worth of tokens where their number has grown."""
         budget = self.options["budget"]
         old = functional.pad(layer["score"], (0, weights.shape[-1] - layer["score"].shape[-1]))
-        if self.method == "snapkv":
+        if self.method != "h2o":
             if before:
                 layer["score"] = old
                 return
-            newest, total = self.options["window"], self.prompt
-            layer["score"] = weights[:, :, -newest:].sum((1, 2))
+            newest, total = self.options["window" if self.method == "snapkv" else "recent"], self.prompt
+            judges = newest if self.method == "snapkv" else self.prompt
+            layer["score"] = weights[:, :, -judges:].sum((1, 2))
         else:
             newest, total = self.options["recent"], after
             layer["score"] = old + weights.sum((1, 2))

@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "streamingllm": {"start": 4, "recent": 100},
     "snapkv": {"budget": 128, "window": 32, "kernel": 5},
     "h2o": {"budget": 128, "recent": 64},
+    "h2o-prompt": {"budget": 128, "recent": 64},
 }
 
 

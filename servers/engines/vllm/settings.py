@@ -183,6 +183,15 @@ _EVICTION = (
         backend=PLUGIN,
         note="by kvload's plugin: evicts 16 tokens with every 16 generated, where the paper evicts one with each",
     ),
+    Setting(
+        "h2o-prompt",
+        "auto",
+        None,
+        plugin=True,
+        cpu=True,
+        backend=PLUGIN,
+        note="by kvload's plugin: whole blocks are freed, so that up to 15 tokens more than the budget stay",
+    ),
 )
 
 KERNELS = "CUSTOM: kvload's plugin, kernels of its own"

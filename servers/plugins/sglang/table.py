@@ -13,7 +13,6 @@ from kvload.servers.kernels.formats import PACKED_METHODS, PAGE_TOKENS
 from kvload.servers.plugins.sglang.eviction.expected import EXPECTED as EVICTION_EXPECTED
 from kvload.servers.plugins.sglang.selection import BACKEND
 from kvload.servers.plugins.vllm.contract import ContractError, Expected
-from kvload.servers.plugins.vllm.eviction.policy import POLICIES
 from kvload.servers.plugins.vllm.selection import Selection
 
 
@@ -38,6 +37,9 @@ class Row:
 
 _ROOM = "kvload.servers.plugins.sglang"
 
+EVICTING = ("streamingllm", "snapkv", "h2o")
+"""The policies that were run in SGLang."""
+
 _ROWS: tuple[Row, ...] = (
     *(
         Row(
@@ -46,7 +48,7 @@ _ROWS: tuple[Row, ...] = (
             f"{_ROOM}.eviction.hooked:install",
             EVICTION_EXPECTED,
         )
-        for method in POLICIES
+        for method in EVICTING
     ),
     *(
         Row(

@@ -16,6 +16,7 @@ from kvload.servers.kernels import eviction as plain
 from kvload.servers.kernels.triton import eviction
 from kvload.servers.plugins.vllm.eviction import steps
 from kvload.servers.plugins.vllm.eviction.h2o import H2O
+from kvload.servers.plugins.vllm.eviction.h2o_prompt import H2OPrompt
 from kvload.servers.plugins.vllm.eviction.policy import Policy
 from kvload.servers.plugins.vllm.eviction.snapkv import SnapKV
 from kvload.servers.plugins.vllm.eviction.streamingllm import StreamingLLM
@@ -98,7 +99,7 @@ def batch(policy: Policy, heads: int = 2, group: int = 4, size: int = 64) -> Req
     return Requests(policy, after, new, prompt, heads, group, size)
 
 
-POLICIES = [SnapKV(BLOCK, 64, 24, 5), H2O(BLOCK, 64, 20), SnapKV(BLOCK, 40, 1, 1)]
+POLICIES = [SnapKV(BLOCK, 64, 24, 5), H2O(BLOCK, 64, 20), SnapKV(BLOCK, 40, 1, 1), H2OPrompt(BLOCK, 64, 20)]
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, StreamingLLM(BLOCK, 4, 50)])

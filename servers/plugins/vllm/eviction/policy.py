@@ -25,6 +25,7 @@ POLICIES: Mapping[str, str] = MappingProxyType(
         "streamingllm": "kvload.servers.plugins.vllm.eviction.streamingllm:StreamingLLM",
         "snapkv": "kvload.servers.plugins.vllm.eviction.snapkv:SnapKV",
         "h2o": "kvload.servers.plugins.vllm.eviction.h2o:H2O",
+        "h2o-prompt": "kvload.servers.plugins.vllm.eviction.h2o_prompt:H2OPrompt",
     }
 )
 """Method to its policy's class."""

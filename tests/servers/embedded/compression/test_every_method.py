@@ -27,6 +27,7 @@ METHOD_TABLE = {
     "streamingllm": 2,
     "h2o": 1,
     "h2o-block": 1,
+    "h2o-prompt": 1,
     "snapkv": 1,
     "leankv": 2,
     "k8v4": 1,

@@ -109,6 +109,16 @@ class H2OBlockReference(H2OReference):
                 self.keep(head, older[: kept - recent] + list(range(count - recent, count)))
 
 
+class H2OPromptReference(H2OReference):
+    """Scores of all of the prompt's queries; acts once."""
+
+    def judges(self, now: int, prompt: int) -> bool:
+        return now < prompt
+
+    def make_room(self) -> None:
+        """Nothing is dropped while decoding."""
+
+
 class SnapKVReference(Reference):
     """Scores of the prompt's last queries; acts once."""
 
@@ -136,6 +146,7 @@ TABLE = {
     "h2o:budget=31,recent=1": H2OReference,
     "h2o-block:budget=24,recent=8": H2OBlockReference,
     "h2o-block:budget=17,recent=16": H2OBlockReference,
+    "h2o-prompt:budget=24,recent=8": H2OPromptReference,
     "snapkv:budget=32,window=8,kernel=3": SnapKVReference,
     "snapkv:budget=17,window=16,kernel=1": SnapKVReference,
     "snapkv:budget=40,window=4,kernel=7": SnapKVReference,
