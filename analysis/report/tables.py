@@ -277,6 +277,8 @@ def server_facts(report: Report) -> Facts:
     server = report.server
     if not server.samples:
         return []
+    if server.failed_scrapes == server.samples:
+        return [("metrics", "none: the server answers no /metrics that kvload can read")]
     facts = []
     if server.cache_usage:
         mean, most = words.share(server.cache_usage.mean), words.share(server.cache_usage.max)

@@ -119,7 +119,7 @@ def replay(
         for condition in conditions:
             display.notice(str(condition))
         if page.web:
-            display.notice(f"the page is at http://{page.web_host}:{page.web_port}/kvload/: start the run there")
+            display.notice("the page comes as soon as the server has been tried out")
         made = replay_once(options, Listener(display.progress, display.notice, report))
         manifest = made.manifest()
         display.notice(f"run folder: {made.path}; its page: kvload report {made.path} --html {made.path}/report.html")

@@ -120,6 +120,11 @@ class ExperimentPlan(msgspec.Struct, frozen=True, kw_only=True):
         baseline = next(arm for arm in self.arms if arm.baseline)
         return PlannedRun(arm=baseline.name, repeat=0, folder=f"alone-{_slug(baseline.name)}")
 
+    @property
+    def served_model(self) -> str | None:
+        """The name to ask servers for: the model's, where none is launched with it; None for the server's own."""
+        return self.launch.model if all(arm.url is not None for arm in self.arms) else None
+
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)

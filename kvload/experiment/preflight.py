@@ -73,7 +73,7 @@ def _check_arm(plan: ExperimentPlan, arm: Arm, headers: Mapping[str, str]) -> in
     from kvload.workloads.run.headers import request_headers
 
     address = Address.parse(arm.url, where="--arm", insecure=plan.run.insecure)
-    return discover.server_info(address, request_headers(headers)).max_model_len
+    return discover.server_info(address, request_headers(headers), model=plan.served_model).max_model_len
 
 
 def _check_schedule(plan: ExperimentPlan, folder: Path, trace: Path, runs: int, max_model_len: int | None) -> list[str]:

@@ -273,6 +273,7 @@ def _options(
         run=plan.run,
         running=server,
         address=arm.address(insecure=plan.run.insecure),
+        model=plan.served_model,
         headers=headers,
         swarm=swarm,
         out=run_path(out, run),

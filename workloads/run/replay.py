@@ -104,6 +104,7 @@ class Replay:
         self._pending = b""
         self._next_progress = 0.0
         self._failed_seen = self._answered_seen = 0
+        self._page_told = False
         self._dead_answers = 0
         self._leashes: list[int] = []
         self._use: MachineUse | None = None
@@ -263,6 +264,7 @@ class Replay:
             self._heed_interrupts()
             self._look_after_workers()
             self._look_after_server()
+            self._look_for_page()
             self._show_progress()
             if time.monotonic() > self._give_up_at:
                 self.outcome.errors.append("the load generator did not end when told to")
@@ -363,6 +365,16 @@ class Replay:
             self.outcome.end_by(f"server died: {reason}", "server")
             self._tell(self.hooks.on_notice, f"the server died ({reason}): nothing more is sent")
             self._command(command="stop", cause="server_died", cut=False)
+
+    def _look_for_page(self) -> None:
+        """Tell once that the web page is there: Locust takes some seconds to begin."""
+        swarm = self.plan.swarm
+        if swarm.web_port is None or self._page_told:
+            return
+        with contextlib.suppress(OSError), socket.create_connection((swarm.web_host, swarm.web_port), POLL_S):
+            self._page_told = True
+            told = "" if swarm.autostart else ": start the run there"
+            self._tell(self.hooks.on_notice, f"the page is at http://{swarm.web_host}:{swarm.web_port}/kvload/{told}")
 
     def show_sample(self, sample: ServerSample) -> None:
         """Pass a scrape on to the web page."""
