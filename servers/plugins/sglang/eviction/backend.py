@@ -166,11 +166,14 @@ class EvictionBackend(FlashAttentionBackend):
         )
 
     def _remember_prompts(self, batch: Any, slots: torch.Tensor, before: torch.Tensor) -> None:
-        """Prompt lengths by request slot, when the first chunk of a prompt comes: later ones may end beyond it."""
+        """Prompt lengths by request slot, when the first chunk of a prompt comes: later ones may end beyond it.
+
+        Slot 0 is nobody's: SGLang tries itself out there.
+        """
         lengths = batch.orig_seq_lens
         if lengths is not None:
-            known = self._prompts[slots]
-            self._prompts[slots] = torch.where(before == 0, lengths[: len(slots)].to(torch.int32), known)
+            new = (before == 0) & (slots > 0)
+            self._prompts[slots] = torch.where(new, lengths[: len(slots)].to(torch.int32), self._prompts[slots])
 
     def _schedule(self, count: int, held: torch.Tensor, metadata: Any, buffers: Buffers | None) -> torch.Tensor | None:
         """FlashAttention's schedule for the slots that are kept."""
