@@ -5,10 +5,10 @@
     python docs/results/gpu/sglang_servers.py speed OUT --model LLAMA_8B
 
 ``PROMPTS`` is JSON: ``{"few": [ids, ...], "many": [[ids, answer tokens], ...]}``. ``tokens`` asks a group of servers
-the few, one after the other and all at once, some also the many; ``gaps`` holds all tokens found in OUT against the second
-implementations under tests/vllm, in float32, and those of packed pages also against what bfloat16 alone would change.
-``speed`` measures bursts of equal requests at one server at a time, while the others idle. This Python must have SGLang
-and see kvload's plugin; ``gaps`` needs torch and transformers alone.
+the few, one after the other and all at once, some also the many; ``gaps`` holds all tokens found in OUT against the
+second implementations under tests/vllm, in float32, and those of packed pages also against what bfloat16 alone would
+change. ``speed`` measures bursts of equal requests at one server at a time, while the others idle. This Python must
+have SGLang and see kvload's plugin; ``gaps`` needs torch and transformers alone.
 """
 
 import argparse

@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kvload.servers.kernels.triton.specialise import kernel
+
 
 @dataclass(frozen=True)
 class Pages:
@@ -55,7 +57,7 @@ class Rows:
     first_after: torch.Tensor
 
 
-@triton.jit
+@kernel
 def _shift(table, table_row, after, first, out, out_row, held, BLOCK: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(0)
     gone = tl.load(first + row)
@@ -83,7 +85,7 @@ def shift(rows: Rows, block: int, table: torch.Tensor, held: torch.Tensor) -> No
     )
 
 
-@triton.jit
+@kernel
 def _score(
     query, query_token, query_head, key, key_block, key_head, key_token, score, score_block, score_head,
     table, table_row, after, first_query, prompt, first_before, lse, lse_head, scale, judges,
@@ -195,7 +197,7 @@ def _smoothed(
     return (total / WIDTH).to(tl.int32, bitcast=True)
 
 
-@triton.jit
+@kernel
 def _compact(
     key, value, key_block, key_head, key_token, score, score_block, score_head, table, table_row, after, prompt,
     first_before, first_after, scratch, scratch_row, scratch_head, counts, newest,
@@ -318,7 +320,7 @@ def compact(
     )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def _add_start(
     query, query_token, query_head, out, out_token, out_head, lse, lse_head,
     key, value, key_block, key_head, key_token, table, table_row, after, first_query, scale, start, recent,

@@ -19,11 +19,23 @@ INDEX_POINTERS = frozenset(
         "out_rows_ptr",
         "work_rows_ptr",
         "work_pages_ptr",
+        # Of the kernels that evict.
+        "table",
+        "after",
+        "first",
+        "first_query",
+        "prompt",
+        "first_before",
+        "first_after",
+        "held",
+        "lse",
     }
 )
 """Tensors of a few numbers, read one by one."""
 
-COUNTS = frozenset({"sequences", "programs", "splits", "tokens", "queries", "table_stride"})
+COUNTS = frozenset(
+    {"sequences", "programs", "splits", "tokens", "queries", "table_stride", "table_row", "out_row", "lse_head"}
+)
 """Numbers that change from step to step."""
 
 

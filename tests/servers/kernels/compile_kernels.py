@@ -1,4 +1,4 @@
-"""Compiles every kernel for a Hopper GPU, without one: ``python compile_kernels.py METHOD...``.
+"""Compiles every kernel for a Hopper GPU, without one: ``python compile_kernels.py METHOD...``, or ``eviction:BLOCK``.
 
 The interpreter accepts what the compiler refuses. Launches are those of ``PackedKernels`` on tiny tensors; where Triton
 would look for a GPU, the kernel is compiled and not run.
@@ -14,7 +14,9 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from kvload.servers.kernels.formats import page_format
+from kvload.servers.kernels.triton import eviction
 from kvload.servers.kernels.triton.launch import Chunks, Heads, PackedKernels
+from kvload.servers.kernels.triton.specialise import COUNTS, INDEX_POINTERS
 
 TYPES = {
     torch.uint8: "*u8",
@@ -67,8 +69,33 @@ def launch_all(method: str, size: int, rotate: bool) -> None:
     kernels.decode(plan, query[:1], pages, table, one[:1], query[:1], ring, one)
 
 
+def launch_eviction(block: int) -> None:
+    """The kernels of methods that evict, over blocks of so many tokens."""
+    cache = torch.zeros(4, 2, block, 64, dtype=torch.bfloat16)
+    pages = eviction.Pages(cache, cache, torch.zeros(4, 2, block))
+    one = torch.ones(3, dtype=torch.int32)
+    rows = eviction.Rows(torch.zeros(3, 5, dtype=torch.int32), one, torch.zeros(4, dtype=torch.int32), one, one, one)
+    eviction.shift(rows, block, torch.zeros(3, 5, dtype=torch.int32), one)
+    query = torch.zeros(7, 8, 64, dtype=torch.bfloat16)
+    lse, scratch = torch.zeros(8, 7), torch.zeros(3, 2, 64, dtype=torch.int32)
+    for most_new in (1, 5):
+        eviction.score(query, pages, rows, lse, scale=0.1, judges=None, most_new=most_new, most_held=300)
+        eviction.add_start(query, query, lse, pages, rows, scale=0.1, start=4, recent=40, most_new=most_new)
+    counts = torch.zeros(3, dtype=torch.int64)
+    eviction.compact(pages, rows, scratch, counts, judges=32, newest=32, smoothing=5, most_held=300)
+    for kernel in (eviction._shift, eviction._score, eviction._compact, eviction._add_start):
+        for parameter in kernel.params:
+            if parameter.name in COUNTS:
+                assert parameter.do_not_specialize, (kernel, parameter.name)
+            if parameter.name in INDEX_POINTERS:
+                assert parameter.do_not_specialize_on_alignment, (kernel, parameter.name)
+
+
 if __name__ == "__main__":
     JITFunction.run = compiled
     for word in sys.argv[1:]:
+        if word.startswith("eviction"):
+            launch_eviction(int(word.partition(":")[2]))
+            continue
         method, _, size = word.partition(":")
         launch_all(method.removesuffix("+rotate"), int(size), method.endswith("+rotate"))

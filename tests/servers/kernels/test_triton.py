@@ -311,8 +311,10 @@ def test_shapes_that_are_not_served_are_refused() -> None:
 def test_the_compiler_takes_what_the_interpreter_took() -> None:
     script = Path(__file__).with_name("compile_kernels.py")
     env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(script), "int4+rotate:128", "kivi-2:96"]
+    command = [sys.executable, str(script), "int4+rotate:128", "kivi-2:96", "eviction:1", "eviction:16"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for kernel in ("store", "append", "pack", "ring", "dequantise", "plan", "balanced", "static", "combine"):
         assert f"{kernel}_kernel" in done.stdout
+    for name in ("_shift", "_score", "_compact", "_add_start"):
+        assert done.stdout.count(f"{name}: ") >= 2
