@@ -251,6 +251,22 @@ class _OneReplay:
         return info
 
     def _schedule(self, server: ServerInfo) -> "Schedule":
+        from kvload.workloads.run.vocabulary import asks_by_token_ids, vocabulary_by_asking
+
+        schedule = self._planned(server)
+        options = self.options.run
+        if self.vocabulary is None and options.schedule.token_range is None and asks_by_token_ids(schedule.planned):
+            self.vocabulary = vocabulary_by_asking(
+                schedule.planned, self.address, headers=self.headers, timeout_s=options.sending.timeout_s
+            )
+            if self.vocabulary is not None:
+                self.listener.on_notice(
+                    f"prompts are made up of the {self.vocabulary:,} token ids that the server takes"
+                )
+                schedule = self._planned(server)
+        return schedule
+
+    def _planned(self, server: ServerInfo) -> "Schedule":
         from kvload.workloads.schedule.build import load_schedule
 
         return load_schedule(

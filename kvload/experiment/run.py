@@ -158,11 +158,11 @@ def make_run(
         raise KeyboardInterrupt
     if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
         raise error
-    _check_answers(arm, manifest, folder)
+    check_answers(arm, manifest, folder)
     return took
 
 
-def _check_answers(arm: Arm, manifest: RunManifest, folder: Path) -> None:
+def check_answers(arm: Arm, manifest: RunManifest, folder: Path) -> None:
     """Raise where an arm answered nothing: another repeat would say no more, nor anything be compared with it."""
     if manifest.sent and not answered(manifest):
         what = "the baseline" if arm.baseline else "the arm"

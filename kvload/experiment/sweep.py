@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from kvload.errors import KvloadError, RunDirError, ServerError, UsageError
-from kvload.experiment.ending import error_of
+from kvload.experiment.ending import answered, error_of
 from kvload.experiment.forecast import Forecast
 from kvload.experiment.lanes import Lanes
 from kvload.experiment.options import ReplayOptions, RunOptions
 from kvload.experiment.placement import PlacedRun, PlacementLog, is_gone, read_placement
 from kvload.experiment.plan import Arm, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
-from kvload.experiment.run import senders, serving
+from kvload.experiment.run import check_answers, senders, serving
 from kvload.experiment.slots import Slot, spread
 from kvload.private import make_folder, write_bytes
+from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.servers.engines.base import LaunchRequest
 from kvload.workloads.run.plan import Swarm
@@ -359,6 +360,9 @@ class SweepRunner:
             raise KeyboardInterrupt
         if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
             raise error
+        if not any(point.met for point in self._points if point.arm == arm.name):
+            # At a load that is too high answers may all be late; where none came before, something else is wrong.
+            check_answers(arm, manifest, folder)
         return measured(plan, run, level)
 
     def _options(self, arm: Arm, level: float, repeat: int, server: "Server | None", folder: Path) -> ReplayOptions:
@@ -464,12 +468,21 @@ def measured(plan: SweepPlan, run: RunDir, level: float, slo_limits: Mapping[str
 
 def points_of(plan: SweepPlan, out: Path, slo_limits: Mapping[str, float] | None = None) -> "list[Point]":
     """The points of all complete runs, judged by the plan's limits or others (seconds by metric)."""
-    found = []
+    found: list[Point] = []
+    unanswered: list[Point] = []
     for folder in sorted((out / "runs").glob("*-at-*-r*")) if out.exists() else []:
         level = re.search(r"-at-([0-9.e+-]+)-r[0-9]+$", folder.name)
         if level and is_complete(folder):
-            found.append(measured(plan, RunDir.open(folder), float(level[1]), slo_limits))
-    return found
+            run = RunDir.open(folder)
+            kept = unanswered if _says_nothing(run.manifest()) else found
+            kept.append(measured(plan, run, float(level[1]), slo_limits))
+    # At a load that is too high all may fail; an arm of which nothing else is known was not measured.
+    arms = {point.arm for point in found}
+    return [*found, *(point for point in unanswered if point.arm in arms)]
+
+
+def _says_nothing(manifest: RunManifest) -> bool:
+    return bool(manifest.sent) and not answered(manifest)
 
 
 def results(

@@ -243,7 +243,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
     arms = {arm["name"]: arm for arm in found["arms"]}
     base = next(arm for arm in found["arms"] if arm["baseline"])
     scores = {change["arm"]: change for change in found.get("quality", {}).get("changes", []) if change["task"] is None}
-    base_score = next((f"{change['base_mean']:.3f}" for change in scores.values()), "")
+    base_score = next((_score(change["base_mean"]) for change in scores.values()), "")
     table = [[base["name"], str(base["answered"]), "", "", "", "", _percent(base["cap_hits"]), base_score, ""]]
     for comparison in found["comparisons"]:
         name, lengths = comparison["name"], comparison["lengths"]
@@ -263,7 +263,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
                 _change(lengths and lengths["ratio_mean"]),
                 f"{_percent(lengths['grown'])} / {_percent(lengths['shrunk'])}" if lengths else "",
                 _percent(arms[name]["cap_hits"]),
-                f"{change['arm_mean']:.3f}" if change else "",
+                _score(change["arm_mean"]) if change else "",
                 verdict,
             ]
         )
@@ -293,7 +293,8 @@ def agreement(found: dict[str, Any], probe: dict[str, float]) -> list[str]:
         if comparison["floor"] or name not in probe or not lengths or not texts.get("identical"):
             continue
         score = scores.get(comparison["name"])
-        worse = score["base_mean"] - score["arm_mean"] if score else 0.0
+        known = score is not None and None not in (score["base_mean"], score["arm_mean"])
+        worse = score["base_mean"] - score["arm_mean"] if score is not None and known else 0.0
         changed[name] = abs(math.log(lengths["ratio_total"]["estimate"])), 1 - texts["identical"]["estimate"], worse
     if len(changed) < LEAST_METHODS:
         return []
@@ -308,6 +309,10 @@ def agreement(found: dict[str, Any], probe: dict[str, float]) -> list[str]:
             figure = f"{result.statistic:+.2f} (p = {result.pvalue:.2f}), {len(changed)} methods"
             lines.append(f"Rank correlation of the probe's lost score with {what}: {figure}.")
     return lines
+
+
+def _score(mean: float | None) -> str:
+    return "" if mean is None else f"{mean:.3f}"
 
 
 def _percent(estimate: dict[str, Any] | None) -> str:

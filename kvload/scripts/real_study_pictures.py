@@ -35,7 +35,11 @@ class Found:
     def lost(self) -> dict[str, float]:
         """By arm, the score that it loses against the baseline; nothing where the set has no scores."""
         changes = self.comparison.get("quality", {}).get("changes", [])
-        return {each["arm"]: each["base_mean"] - each["arm_mean"] for each in changes if each["task"] is None}
+        return {
+            each["arm"]: each["base_mean"] - each["arm_mean"]
+            for each in changes
+            if each["task"] is None and None not in (each["base_mean"], each["arm_mean"])
+        }
 
 
 def draw(study: Path, names: Sequence[str], probe: Path, folder: Path) -> list[Path]:

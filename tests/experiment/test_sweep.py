@@ -190,6 +190,28 @@ def test_two_servers_of_different_size_are_told_apart_and_the_sweep_goes_on_wher
     assert [curve["met_at"] for curve in again["curves"]] == [None, None]
 
 
+def test_an_arm_that_answers_nothing_is_no_curve_at_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVLOAD_STATE_DIR", str(tmp_path / "state"))
+    trace = _trace(tmp_path / "trace.jsonl", 60)
+    out = tmp_path / "sweep"
+    good, bad = MockSettings(ttft_s=0.01, itl_s=0.001), MockSettings(ttft_s=0.01, faults={"error_first": 1.0})
+    with MockProcess(good) as a, MockProcess(bad) as b:
+        arms = ["--arm", f"good={a.url}", "--arm", f"bad={b.url}", "--baseline", "good"]
+        options = ["--rates", "40,60", "--duration", "1s", "--slo", "ttft=1s", "--mode", "forced", "--warmups", "0"]
+        assert run(["sweep", str(trace), *arms, *options, "--no-calibrate", "--out", str(out)]) == 3
+    assert "'bad' answered none of" in capsys.readouterr().err
+    result = json.loads((out / "results.json").read_text())
+    curves = {curve["arm"]: curve for curve in result["curves"]}
+    assert curves["good"]["met_at"] == 60.0
+    assert not curves.get("bad", {}).get("levels")
+    # the folder alone says no more of it
+    assert run(["sweep", str(out), "--json"]) == 0
+    again = {curve["arm"]: curve for curve in json.loads(capsys.readouterr().out)["curves"]}
+    assert not again.get("bad", {}).get("levels")
+
+
 def test_a_dry_run_says_what_and_how_long_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
