@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from kvload.servers.plugins.vllm import contract
 
 
@@ -13,6 +15,8 @@ def problems(runner: Any) -> list[str]:
         runner: a ``ModelRunner``, its pools built.
     """
     args, model = runner.server_args, runner.model_config
+    # Without a GPU only the tests come here.
+    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
     found = [
         (args.speculative_algorithm is not None, "with speculative decoding: rejected tokens cannot be taken back"),
         (
@@ -36,6 +40,7 @@ def problems(runner: Any) -> list[str]:
         (args.chunked_prefill_size is None or args.chunked_prefill_size <= 0, "without chunked prefill"),
         (args.kv_cache_dtype not in {"auto", "bf16", "bfloat16"}, f"with --kv-cache-dtype {args.kv_cache_dtype}"),
         (str(args.cuda_graph_config.prefill.backend) == "full", "with full CUDA graphs of prompts"),
+        (major not in {8, 9}, f"on a GPU of compute capability {major}.x: FlashAttention 3 is for 8.x and 9.x"),
         (runner.use_mla_backend, "with latent attention"),
         (runner.sliding_window_size is not None, "where a layer is not one of full attention"),
         (model.is_encoder_decoder, "with an encoder-decoder model"),
