@@ -1,7 +1,7 @@
 """Gradient boosting (Friedman 2001) on top of what the task alone foretells, kept as plain numbers.
 
 Every figure starts from its task's level, drawn towards that of all tasks where a task has few rows. Trees are added
-only as long as they foretell rows that they have not seen better than the level does, by more than a standard error:
+only as long as they foretell rows that they have not seen better than the level does, by :data:`SURE` standard errors:
 where the task decides alone there are none, and the forecast is the task's.
 """
 
@@ -29,6 +29,7 @@ ROWS_TO_CHOOSE = 3000
 PATIENCE = 12
 """So many trees without a gain, and no more are tried."""
 
+SURE = 2.0
 INNER_FOLDS = 3
 FOLDS = 5
 PULL = 4.0
@@ -176,7 +177,7 @@ def _trees(rows: Rows, base: Figure, loss: Loss, rng: np.random.Generator) -> li
 
 
 def _wanted(rows: Rows, loss: Loss, rng: np.random.Generator) -> int:
-    """How many trees are worth it, by cross-validation; none where the gain is within a standard error of nothing."""
+    """How many trees are worth it, by cross-validation; none where the gain is not surely above nothing."""
     if len(rows.y) > ROWS_TO_CHOOSE:
         rows = rows.take(folds(rows.cluster, -(-len(rows.y) // ROWS_TO_CHOOSE), rng) == 0)
     fold = folds(rows.cluster, INNER_FOLDS, rng)
@@ -203,7 +204,7 @@ def _wanted(rows: Rows, loss: Loss, rng: np.random.Generator) -> int:
     _, which = np.unique(rows.cluster, return_inverse=True)
     by_cluster = np.bincount(which, gain[best])
     error = float(np.sqrt(len(by_cluster)) * by_cluster.std(ddof=1)) if len(by_cluster) > 1 else float("inf")
-    return best + 1 if by_cluster.sum() > error else 0
+    return best + 1 if by_cluster.sum() > SURE * error else 0
 
 
 def _boost(rows: Rows, base: Figure, loss: Loss, count: int, rng: np.random.Generator) -> Iterator[Tree]:

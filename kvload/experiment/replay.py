@@ -224,7 +224,21 @@ class _OneReplay:
             run.update_manifest(gpus=self._gpus)
         self._keep_evictions(run)
         self._keep_log(run, log_start)
+        if self.behind:
+            self._say_who_answered(run)
         self.listener.on_complete(run)
+
+    def _say_who_answered(self, run: RunDir) -> None:
+        """Note how many requests each server behind a router answered."""
+        from kvload.analysis.records.table import load
+
+        servers = [one.name or "the router itself" for one in run.manifest().servers]
+        table = load(run)
+        counts = [int((table.server[table.ok] == place).sum()) for place in range(len(servers))]
+        text = ", ".join(f"{name} {count}" for name, count in zip(servers, counts, strict=True) if count)
+        if text:
+            run.update_manifest(notes=[*run.manifest().notes, f"answered by: {text}"])
+            self.listener.on_notice(f"answered by: {text}")
 
     def _find_server(self) -> ServerInfo:
         from kvload.servers.lifecycle import registry
