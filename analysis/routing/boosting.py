@@ -22,7 +22,7 @@ TREES = 40
 RATE = 0.15
 DEPTH = 3
 LEAST_LEAF = 10
-ROWS_A_TREE = 1500
+ROWS_A_TREE = 800
 ROWS_TO_CHOOSE = 3000
 """How many trees are worth it is found on so many rows at most."""
 

@@ -20,6 +20,7 @@ class Samples:
         request: numbers the requests: repeats of one have the same number.
         repeat: which repeat a row is of.
         cluster: numbers the conversations, within which requests are not independent.
+        root: the digest of the first prompt of each row's conversation.
         task: the task of each request, or the data set it is from; None where nothing says.
         features: shape (n, f), by :func:`kvload.prompt_features.features`; no columns where the prompts are not there.
         base_score, arm_score, again_score: scores, 0 or more; NaN where there is none. ``again`` is the baseline's
@@ -35,6 +36,7 @@ class Samples:
     request: Ints
     repeat: Ints
     cluster: Ints
+    root: npt.NDArray[np.str_]
     task: npt.NDArray[np.object_]
     features: Floats
     base_score: Floats
@@ -84,14 +86,10 @@ def concatenate(parts: Sequence[Samples]) -> Samples:
 
 
 def part_of(samples: Samples, part: int, parts: int) -> Samples:
-    """One of several parts of the conversations, which share none; the same prompts always fall in the same part.
+    """One of several parts of the conversations, which share none; those that begin alike are always in the same part.
 
     Args:
         part: 1 to ``parts``.
     """
-    first: dict[int, str] = {}
-    for cluster, digest in zip(samples.cluster.tolist(), samples.digest.tolist(), strict=True):
-        first[cluster] = min(digest, first.get(cluster, digest))
-    # requests with the same prompt stay together whatever conversation they are of
-    place = np.array([int(first[cluster][:15] or "0", 16) % parts for cluster in samples.cluster.tolist()], np.int64)
+    place = np.array([int(root[:15] or "0", 16) % parts for root in samples.root.tolist()], np.int64)
     return samples.take(place == part - 1)

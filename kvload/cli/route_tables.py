@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kvload.cli.predict_tables import _print, _say, _table
-
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from kvload.analysis.routing.curve import Curve
     from kvload.analysis.routing.evaluate import Evaluation
     from kvload.analysis.routing.lengths import LengthModel
@@ -36,6 +36,9 @@ def print_fit(routers: "Routers", curves: "Mapping[str, Curve]", share: float) -
     _say("all out of fold, by conversation; fragile: the share with the event; A/A: the same between equal runs")
     for router in routers.routers:
         _say(f"{router.arm}: {router.fitted.sentence}")
+        if router.fitted.discounted >= 0.0005:
+            taken = f"{router.fitted.discounted:.1%}"
+            _say(f"{router.arm}: {taken} of the weight is taken off where the baseline's own two runs differ")
     _print_gain(curves, share)
     if routers.recogniser is not None:
         names = len(routers.recogniser.tasks)
@@ -109,6 +112,27 @@ def _print_gain(curves: "Mapping[str, Curve]", share: float) -> None:
     _print(table)
     notes = {curve.oracle_note for curve in curves.values()}
     _say(f"mean scores; the oracle knows both outcomes: {'; '.join(sorted(notes))}")
+
+
+def _table(*headings: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in {"arm", "task"} else "right", overflow="fold")
+    return table
+
+
+def _print(table: "Table") -> None:
+    from kvload.terminal import console
+
+    console().print(table)
+
+
+def _say(text: str) -> None:
+    from kvload.terminal import console
+
+    console().print(text)
 
 
 def _skill(found: "Skill | Estimate") -> str:

@@ -25,7 +25,7 @@ from kvload.experiment.comparison import existing_arms, experiment_arms
 from kvload.experiment.plan import FLOOR_SUFFIX
 from kvload.experiment.run import trace_copy
 from kvload.prompt_features import FEATURES, Asked, asked, features
-from kvload.records import RequestRecord
+from kvload.records import RequestRecord, ServerInfo
 from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def _samples(
     dataset: str,
 ) -> Samples:
     pairs = pair(base, arm)
+    roots = _roots(records, clusters)
     n = len(pairs.base)
     again_tokens, again_cut = np.full(n, np.nan), np.zeros(n, np.bool_)
     again_score = np.full(n, np.nan)
@@ -224,7 +225,7 @@ def _samples(
         np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens) + table.output_tokens
         for table in (pairs.base, pairs.other)
     ]
-    claims = [one.first.manifest.server.bytes_per_token or np.nan for one in (base, arm)]
+    held = [_cache_bytes(one.first.manifest.server, of) for one, of in zip((base, arm), lengths, strict=True)]
     return Samples(
         arm=arm.name,
         baseline=base.name,
@@ -232,6 +233,7 @@ def _samples(
         request=pairs.request.astype(np.int64),
         repeat=pairs.repeat,
         cluster=np.array([clusters[int(index)] for index in pairs.request], np.int64),
+        root=np.array([roots[clusters[int(index)]] for index in pairs.request], np.str_),
         task=np.array([record.task or dataset for record in of_rows], np.object_),
         features=columns,
         base_score=base_score,
@@ -243,9 +245,33 @@ def _samples(
         base_cut=censored(pairs.base),
         arm_cut=censored(pairs.other),
         again_cut=again_cut,
-        base_bytes=lengths[0] * claims[0],
-        arm_bytes=lengths[1] * claims[1],
+        base_bytes=held[0],
+        arm_bytes=held[1],
     )
+
+
+def _cache_bytes(info: ServerInfo, lengths: Floats) -> Floats:
+    """Bytes of keys and values of whole sequences, as the method claims; NaN where it claims nothing.
+
+    The manifest's claim is for one length; budgets and windows make it depend on that, as the catalogue has it.
+    """
+    from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
+    from kvload.servers.catalogue.methods import METHODS, parse_method
+
+    if info.bytes_per_token is None:
+        return np.full(len(lengths), np.nan)
+    try:
+        spec = parse_method(info.method or "")
+    except UsageError:
+        return lengths * info.bytes_per_token
+    claim = METHODS[spec.name].claim
+
+    def of(tokens: int) -> float:
+        return claim(Stored(tokens, CLAIM_HEAD_DIM, info.element_bytes or 2, spec.options))
+
+    scale = info.bytes_per_token / of(info.claim_tokens or CLAIM_TOKENS)
+    known = {int(length): of(int(length)) for length in np.unique(lengths) if length > 0}
+    return np.array([length * scale * known.get(int(length), np.nan) if length > 0 else np.nan for length in lengths])
 
 
 def _scores(pairs: Pairs, arm: LoadedArm, scorers: Mapping[int, ArmScorer]) -> tuple[Floats, Floats]:
@@ -273,6 +299,15 @@ def _clusters(records: Mapping[int, Mapping[int, RequestRecord]]) -> dict[int, i
         for index, record in of.items():
             key = f"request {index}" if record.session is None else f"session {record.session}"
             found[index] = names.setdefault(key, len(names))
+    return found
+
+
+def _roots(records: Mapping[int, Mapping[int, RequestRecord]], clusters: Mapping[int, int]) -> dict[int, str]:
+    """The digest of the first prompt of every conversation."""
+    found: dict[int, str] = {}
+    for of in records.values():
+        for index in sorted(of):
+            found.setdefault(clusters[index], of[index].prompt_digest[:DIGEST_LENGTH])
     return found
 
 
@@ -345,6 +380,7 @@ def _of_scores(table: ScoreTable, arms: Sequence[str]) -> Learnt:
             request=np.arange(n),
             repeat=np.zeros(n, np.int64),
             cluster=np.arange(n),
+            root=np.array(digests, np.str_),
             task=np.array([task or None for task in table.tasks], np.object_),
             features=np.zeros((n, 0)),
             base_score=table.base,

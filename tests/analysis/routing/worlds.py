@@ -46,10 +46,12 @@ def world(
     limit = np.inf if cap is None else cap
     nothing = np.full(n, np.nan)
     which = np.arange(n) if clusters is None else rng.integers(0, clusters, n)
+    digest = np.array([f"{seed:04x}{row:020x}"[::-1] for row in range(n)])
     return Samples(
         arm="method",
         baseline="none",
-        digest=np.array([f"{seed:04x}{row:020x}"[::-1] for row in range(n)]),
+        digest=digest,
+        root=digest if clusters is None else digest[which],
         request=np.arange(n),
         repeat=np.zeros(n, np.int64),
         cluster=which,
