@@ -195,7 +195,7 @@ def what_ran(manifest: RunManifest) -> list[tuple[str, str]]:
         ("server", f"{engine} at {server.url}" + (f" on {server.device}" if server.device else "")),
         ("model", server.model or "unknown"),
         ("method", method),
-        ("trace", f"{trace.path} ({trace.format}, {trace.used:,} of {trace.rows:,} rows)"),
+        ("trace", f"{trace.path} ({trace.format}, {trace.rows_text})"),
         ("mode", mode[manifest.mode]),
         ("arrivals", arrivals(manifest)),
     ]

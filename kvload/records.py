@@ -248,7 +248,10 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The trace a run replayed: file name, SHA-256, format, rows read and used, and what was changed on the way."""
+    """The trace a run replayed: file name, SHA-256, format, rows read and used, and what was changed on the way.
+
+    ``limited`` says that no more rows were read once there were enough requests.
+    """
 
     path: str
     sha256: str
@@ -257,6 +260,15 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     used: int
     changes: list[str] = []
     block_reuse: float | None = None
+    limited: bool = False
+
+    @property
+    def rows_text(self) -> str:
+        """``first 200 rows``, ``180 of the first 200 rows``, ``19,366 rows``, ``180 of 200 rows``."""
+        every = f"first {self.rows:,} rows" if self.limited else f"{self.rows:,} rows"
+        if self.used == self.rows:
+            return every
+        return f"{self.used:,} of {'the ' if self.limited else ''}{every}"
 
 
 class FailureKind(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

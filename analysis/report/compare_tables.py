@@ -14,7 +14,7 @@ def what_was_compared(comparison: Comparison) -> list[str]:
     mode = {"free": "free-running", "forced": "forced-length"}[comparison.mode]
     floor = comparison.floor
     lines = [
-        f"{trace.path} ({trace.format}, {trace.used:,} of {trace.rows:,} rows), {mode}, "
+        f"{trace.path} ({trace.format}, {trace.rows_text}), {mode}, "
         f"{words.plural(comparison.repeats, 'repeat')} of each arm",
         f"baseline: {comparison.baseline.name}"
         + (f"; noise floor: {floor.name}" if floor else "; no noise floor was measured"),

@@ -97,8 +97,8 @@ def latency_table(report: Report) -> TableData:
         title="Latency of answered requests",
         columns=("", "n", "mean", *(f"p{percent:g}" for percent in PERCENTILES), "max"),
         rows=[metric_row(report.metrics[name]) for name in shown],
-        caption=f"below each figure its {level} interval ({', '.join(methods)}); 'or more': so few requests do not"
-        " bound it from above"
+        caption=f"small figures: {level} interval ({', '.join(methods)}); 'or more': too few requests for an upper"
+        " bound"
         if methods
         else None,
     )

@@ -566,7 +566,11 @@ def _notes(plan: SweepPlan, points: "list[Point]", dispersion: float | None) -> 
             f"(from {min(point.level for point in bound):g} on): raise --workers"
         )
     short = sorted(
-        {point.level for point in points if plan.axis == "rate" and point.sent < point.level * plan.duration_s}
+        {
+            point.level
+            for point in points
+            if plan.axis == "rate" and point.sent + point.warm_up < math.floor(point.level * plan.duration_s)
+        }
     )
     if short:
         notes.append(

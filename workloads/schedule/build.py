@@ -232,6 +232,7 @@ def build_schedule(
         used=len(planned),
         changes=changes,
         block_reuse=block_reuse(fitted.requests),
+        limited=limit is not None and len(chosen) >= limit,
     )
     return Schedule(planned, trace, spec.as_dict(), settled, changes, reason)
 
