@@ -62,6 +62,9 @@ def test_rates_that_were_not_fitted_are_foretold(tmp_path: Path) -> None:
         assert abs(cell.error) < 0.06, cell
     with pytest.raises(UsageError, match="was fitted from this run"):
         check_runs([tmp_path / "fit"], models, {})
+    RunDir.open(tmp_path / "at4.0").update_manifest(partial=True, ended="interrupted")
+    with pytest.raises(UsageError, match="was cut off"):
+        check_runs([tmp_path / "at4.0"], models, {})
 
 
 def test_the_ratio_of_methods_is_foretold_with_its_sign(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def check_runs(
         method: of runs that do not say theirs.
 
     Raises:
-        UsageError: a run was used for fitting, or its method was not fitted.
+        UsageError: a run was used for fitting or cut off, or its method was not fitted.
         RunDirError: a folder cannot be read.
     """
     runs: list[_Checked] = []
@@ -68,6 +68,12 @@ def check_runs(
         if str(path) in model.runs or str(path.resolve()) in {str(Path(used).resolve()) for used in model.runs}:
             raise UsageError(
                 "the model was fitted from this run", where=str(path), hint="check with runs that it has not seen"
+            )
+        if manifest.partial or manifest.ended not in {None, "completed"}:
+            raise UsageError(
+                "the run was cut off: what it did not see answered was work for the server as well",
+                where=str(path),
+                hint="leave it out",
             )
         cells = _check(path, table, name, models, dict(slo) or dict(manifest.slo))
         server = manifest.server
