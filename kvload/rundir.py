@@ -280,8 +280,12 @@ class RunDir:
         with open_file(self.scrapes_path, "ab") as file:
             file.write(msgspec.json.encode(sample) + b"\n")
 
-    def scrapes(self) -> list[ServerSample]:
+    def scrapes(self, server: int | None = None) -> list[ServerSample]:
         """All scrapes in order; a torn last line is left out.
+
+        Args:
+            server: of one of the run's servers alone; of all together where None: those of one time are one sample, of
+                what all servers have and do.
 
         Raises:
             RunDirError: another line does not parse.
@@ -299,4 +303,32 @@ class RunDir:
                     samples.append(decoder.decode(line))
                 except DECODE_ERRORS as error:
                     raise RunDirError(str(error), where=f"{self.scrapes_path}:{number}") from error
+        if server is not None:
+            return [sample for sample in samples if sample.server == server]
+        return _together(samples)
+
+
+def _together(samples: list[ServerSample]) -> list[ServerSample]:
+    """Samples of several servers as those of one: the n-th of each server are of one time.
+
+    Everything adds up but ``cache_usage``, whose mean counts; a figure that one of them lacks is missing, and so are
+    all where one of them could not be read.
+    """
+    by_server: dict[int, list[ServerSample]] = {}
+    for sample in samples:
+        by_server.setdefault(sample.server, []).append(sample)
+    if len(by_server) < 2:
         return samples
+    found = []
+    for row in zip(*by_server.values(), strict=False):
+        values: dict[str, float] = {}
+        for name in ServerSample.__struct_fields__:
+            if name in {"t_s", "server", "error"}:
+                continue
+            parts = [value for sample in row if (value := getattr(sample, name)) is not None]
+            if len(parts) == len(row):
+                values[name] = sum(parts) / (len(row) if name == "cache_usage" else 1)
+        error = next((sample.error for sample in row if sample.error is not None), None)
+        plain = {"t_s": row[0].t_s, **({"error": error} if error is not None else values)}
+        found.append(msgspec.convert(plain, ServerSample))
+    return found

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import FrameType
 
@@ -44,6 +45,7 @@ __all__ = [
     "StopReport",
     "api_headers",
     "launch",
+    "launch_replicas",
     "reset_prefix_cache",
     "stop",
 ]
@@ -86,6 +88,84 @@ def launch(request: LaunchRequest, on_event: OnEvent, leash: int | None = None) 
 
         return launch_verified(request, made, chosen.build, model, plan, start, on_event)
     return _start(request, made, chosen.build, model, machine, on_event, leash)
+
+
+def launch_replicas(request: LaunchRequest, count: int, on_event: OnEvent) -> list[ServerEntry]:
+    """Start equal servers under one name, at the same time, each on its part of the GPUs; all of them or none.
+
+    Args:
+        request: one of them; its GPUs are shared out, its port is the first one's, its name all of theirs.
+        count: how many.
+        on_event: told what is happening, one event at a time, from threads.
+
+    Raises:
+        UsageError: there are too few GPUs.
+        ServerError: one of them did not come up.
+    """
+    requests = replica_requests(request, count)
+    lock, ended = threading.Lock(), threading.Event()
+
+    def start(wanted: LaunchRequest) -> ServerEntry:
+        def tell(event: LaunchEvent) -> None:
+            if ended.is_set():
+                raise ServerError(f"'{wanted.name}' was not needed any more: another replica failed")
+            with lock:
+                on_event(replace(event, text=f"{wanted.name}: {event.text}"))
+
+        try:
+            return launch(wanted, tell)
+        except BaseException:
+            ended.set()
+            raise
+
+    with ThreadPoolExecutor(count) as pool, _signals_interrupt():
+        started = [pool.submit(start, wanted) for wanted in requests]
+        try:
+            wait(started)
+        except BaseException:
+            ended.set()
+            raise
+        finally:
+            errors = [error for each in started if (error := each.exception()) is not None]
+            if errors or ended.is_set():
+                for each in started:
+                    if each.exception() is None:
+                        stop(each.result())
+        if errors:
+            raise errors[0]
+        return [each.result() for each in started]
+
+
+def replica_requests(request: LaunchRequest, count: int) -> list[LaunchRequest]:
+    """What each of several replicas is asked to be.
+
+    Raises:
+        UsageError: there are too few GPUs for all of them.
+    """
+    machine = machines.look()
+    env = {**os.environ, **request.env}
+    made = adapter(choose(request, env, machine).build.engine)
+    ranks = made.ranks(replace(request, gpus=()))
+    gpus = request.gpus or (tuple(str(gpu.index) for gpu in machine.gpus) if not made.in_kvload else ())
+    if gpus and len(gpus) < ranks * count:
+        raise UsageError(
+            f"{count} replicas take {ranks * count} GPUs, and {len(gpus)} are there", where="--replicas, --gpus"
+        )
+    group = request.name or _free_name(replace(request, engine=made.name))
+    if registry.load(group) is not None or registry.members(group):
+        raise registry.NameTakenError(
+            f"a server named '{group}' is there already", where="--name", hint=f"kvload stop {group}"
+        )
+    return [
+        replace(
+            request,
+            name=f"{group}.{number}",
+            group=group,
+            port=None if request.port is None else request.port + number,
+            gpus=gpus[number * ranks : (number + 1) * ranks],
+        )
+        for number in range(count)
+    ]
 
 
 def reset_prefix_cache(entry: ServerEntry) -> str:

@@ -78,7 +78,9 @@ def capacity(
     part = read_arrivals(trace, ArrivalFlags(), requests.seed)
     shared = ReplayOptions(
         trace=path,
-        run=read_run(trace, requests, part, sending, limits_s, max_model_len=server.max_model_len),
+        run=read_run(
+            trace, requests, part, sending, limits_s, max_model_len=server.max_model_len, policy=server.policy
+        ),
         server=server.server,
         address=read_address(server, insecure=sending.insecure),
         model=server.model,

@@ -47,6 +47,7 @@ def launch_command(
         bool, typer.Option("--verify/--no-verify", help="Check that compression is there and the cache is sound.")
     ] = False,
     timeout: Annotated[str | None, typer.Option(help="How long the start may take: 5min.")] = None,
+    replicas: Annotated[int, typer.Option(help="So many equal servers under one name.", min=1)] = 1,
     place: Annotated[
         str, typer.Option(help="Where it is started: local, or ray for a cluster's node, until this command ends.")
     ] = "local",
@@ -59,7 +60,7 @@ def launch_command(
 
     from kvload.errors import UsageError
     from kvload.servers.catalogue.methods import canonical
-    from kvload.servers.launcher import LaunchEvent, place_of
+    from kvload.servers.launcher import LaunchEvent, launch_replicas, place_of
     from kvload.servers.launcher import launch as start
     from kvload.terminal import console as make_console
     from kvload.terminal import plain
@@ -81,8 +82,11 @@ def launch_command(
         verify=verify,
         timeout_s=None if timeout is None else parse_duration(timeout, where="--timeout"),
     )
-    if place != "local" and (request.gpus or request.port is not None):
-        raise UsageError("the cluster says which GPUs and which port a server gets", where="--place, --gpus, --port")
+    if place != "local" and (replicas > 1 or request.gpus or request.port is not None):
+        raise UsageError(
+            "a cluster's server is one, with the GPUs and the port that it gets there",
+            where="--place, --replicas, --gpus, --port",
+        )
     console = make_console(stderr=True, pipe_width=None)
     said = ""
     with console.status("starting") as status:
@@ -100,6 +104,9 @@ def launch_command(
         try:
             if place != "local":
                 server = place_of(place, address).start(request, show)
+            elif replicas > 1:
+                print(launch_replicas(request, replicas, show)[0].group)
+                return
             else:
                 entry = start(request, show)
         except KeyboardInterrupt:

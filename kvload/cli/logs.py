@@ -38,6 +38,12 @@ def logs(
         path = known[-1]
     else:
         entry = registry.load(name)
+        replicas = [] if entry else registry.members(name)
+        if replicas:
+            raise UsageError(
+                f"'{name}' is {len(replicas)} servers, each with a log of its own",
+                hint=f"kvload logs {replicas[0].name} ... {replicas[-1].name}",
+            )
         if entry and not registry.is_ours(entry.log):
             raise UsageError(f"the entry of '{name}' names a log outside kvload's state folder", where=str(entry.log))
         path = entry.log if entry else Path(state_dir() / "logs" / f"{registry.check_name(name)}.log")

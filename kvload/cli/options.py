@@ -217,6 +217,9 @@ class ServerFlags:
     url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible server instead: http://HOST:PORT.")] = None
     model: Annotated[str | None, typer.Option(help="Model name to ask for; the server's first if left out.")] = None
     max_model_len: Annotated[int | None, typer.Option(help="The server's limit, if it does not tell.", min=2)] = None
+    policy: Annotated[
+        str, typer.Option(help="Which of several replicas gets a request: round-robin, least-loaded or sticky.")
+    ] = "round-robin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -530,12 +533,13 @@ def read_metadata(texts: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-def read_sending(flags: SendingFlags, concurrency: int | None = None) -> "Sending":
+def read_sending(flags: SendingFlags, concurrency: int | None = None, policy: str = "round-robin") -> "Sending":
     """How requests are sent.
 
     Raises:
         UsageError: a time does not parse.
     """
+    from kvload.balancing import policy_of
     from kvload.units import parse_duration
     from kvload.workloads.run.plan import Sending
 
@@ -551,6 +555,7 @@ def read_sending(flags: SendingFlags, concurrency: int | None = None) -> "Sendin
         max_concurrency=flags.max_concurrency,
         concurrency=concurrency,
         warmups=flags.warmups,
+        policy=policy_of(policy),
     )
 
 
@@ -563,6 +568,7 @@ def read_run(
     *,
     concurrency: int | None = None,
     max_model_len: int | None = None,
+    policy: str = "round-robin",
 ) -> "RunOptions":
     """A run, but for its server.
 
@@ -573,7 +579,7 @@ def read_run(
 
     return RunOptions(
         schedule=read_schedule(trace, requests, arrivals),
-        sending=read_sending(sending, concurrency),
+        sending=read_sending(sending, concurrency, policy),
         slo=limits,
         max_model_len=max_model_len,
         reset_cache=not sending.keep_cache,

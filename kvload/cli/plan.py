@@ -36,6 +36,7 @@ def plan(
     import json
     from dataclasses import asdict
 
+    from kvload.balancing import policy_of
     from kvload.cli.predict_tables import print_plans
     from kvload.experiment.prediction import forecast
     from kvload.experiment.prediction import loads as trace_loads
@@ -58,7 +59,7 @@ def plan(
         ramps=ramp,
         repeat=repeat,
     )
-    wanted = Wanted(parse_limits(slo, where="--slo"), target, most, forecast.policy_of(policy))
+    wanted = Wanted(parse_limits(slo, where="--slo"), target, most, policy_of(policy))
     ratios = trace_loads.read_ratios(lengths, methods) if lengths is not None else {}
     found = [
         plan_servers(forecast.with_lengths(load, ratios.get(name), seed), models.of(name), wanted)

@@ -169,6 +169,7 @@ def trace(
     import json
     from dataclasses import asdict
 
+    from kvload.balancing import policy_of
     from kvload.cli.predict_tables import print_predictions
     from kvload.experiment.prediction import forecast
     from kvload.experiment.prediction import loads as trace_loads
@@ -192,7 +193,7 @@ def trace(
         repeat=repeat,
     )
     ratios = trace_loads.read_ratios(lengths, methods) if lengths is not None else None
-    options = forecast.Serving(replicas, forecast.policy_of(policy), draws, seed)
+    options = forecast.Serving(replicas, policy_of(policy), draws, seed)
 
     def arriving(load: "Load", at: float, number: int) -> "Load":
         return trace_loads.other_arrivals(load, at, burstiness, seed + 1 + number)

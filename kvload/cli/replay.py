@@ -100,6 +100,7 @@ def replay(
             limits_s,
             concurrency=arrivals.concurrency,
             max_model_len=server.max_model_len,
+            policy=server.policy,
         ),
         server=server.server,
         address=read_address(server, insecure=sending.insecure),

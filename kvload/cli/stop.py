@@ -26,12 +26,15 @@ def stop(
     if everything:
         chosen = known
     elif names:
-        by_name = {entry.name: entry for entry in known}
+        by_name = {entry.name: [entry] for entry in known}
+        for entry in known:
+            if entry.group is not None:
+                by_name.setdefault(entry.group, []).append(entry)
         missing = [name for name in names if name not in by_name]
         if missing:
             raise UsageError(f"there is no server '{missing[0]}'", hint=f"known: {', '.join(by_name) or 'none'}")
-        chosen = [by_name[name] for name in names]
-    elif len(known) > 1:
+        chosen = [entry for name in names for entry in by_name[name]]
+    elif len(known) > 1 and len({entry.group or entry.name for entry in known}) > 1:
         raise UsageError("several servers are there", hint=f"name one of {', '.join(e.name for e in known)}, or --all")
     else:
         chosen = known

@@ -47,7 +47,7 @@ class ReplayOptions:
     Attributes:
         trace: the trace's file.
         run: what is shared with other runs of the same experiment.
-        server: name of a launched server; the only one where this and ``address`` are None.
+        server: name of a launched server, or of its replicas; the only one where this and ``address`` are None.
         running: a server that was started for this run, instead.
         address: any OpenAI-compatible server instead.
         model: the name to ask for; where None a row's own if it is served, else the server's first.

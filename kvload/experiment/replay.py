@@ -4,11 +4,13 @@ import contextlib
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +125,7 @@ class _OneReplay:
         self.headers = request_headers(options.headers)
         self.address: Address
         self.server: Server | None = None
+        self.replicas: list[Server] = []
         self.vocabulary: int | None = None
         self.behind: list[ServerInfo] = []
         self._scraping = ExitStack()
@@ -150,6 +153,7 @@ class _OneReplay:
             slo=options.run.slo,
             swarm=options.swarm,
             servers=[one.name or "" for one in (server, *self.behind)] if self.behind else (),
+            others=[one.entry.address for one in self.replicas],
         )
         plan = replace(plan, swarm=self._with_token(plan.swarm))
         for oddity in self._probe(schedule):
@@ -162,17 +166,22 @@ class _OneReplay:
         log_start = self._log_size()
         self._evictions = self._eviction_counts()
 
-        def scrape(sample: ServerSample) -> None:
+        scraping = threading.Lock()
+
+        def scrape(sample: ServerSample, place: int) -> None:
             # without room on the disk the run itself says so
-            with contextlib.suppress(OSError):
-                run.append_scrape(sample)
-            replay.show_sample(sample)
+            with scraping, contextlib.suppress(OSError):
+                run.append_scrape(msgspec.structs.replace(sample, server=place) if place else sample)
+            if not place:
+                replay.show_sample(sample)
 
         def start(zero_monotonic: float) -> None:
             from kvload.servers.watch.scrape import Scraper
 
-            scraper = Scraper(self.address, server.engine, SCRAPE_EVERY_S, zero_monotonic, scrape, headers=self.headers)
-            self._scraping.enter_context(scraper)
+            for place, address in enumerate((self.address, *(one.entry.address for one in self.replicas))):
+                sink = partial(scrape, place=place)
+                scraper = Scraper(address, server.engine, SCRAPE_EVERY_S, zero_monotonic, sink, headers=self.headers)
+                self._scraping.enter_context(scraper)
             self._meter()
 
         hooks = Hooks(
@@ -211,7 +220,8 @@ class _OneReplay:
 
         here = self.address.host in {"127.0.0.1", "localhost", "::1"} if self.server is None else self.server.is_here
         if here:
-            self._energy = EnergyMeter(load_nvml(), gpus=self.server.entry.info.gpus if self.server is not None else ())
+            gpus = [gpu for one in self._launched for gpu in one.entry.info.gpus]
+            self._energy = EnergyMeter(load_nvml(), gpus=gpus)
             self._energy.start()
 
     def _end(self) -> None:
@@ -254,7 +264,11 @@ class _OneReplay:
             self.vocabulary = discover.vocab_size(self.address, self.headers)
             self.behind = discover.servers_behind(self.address, self.headers)
         else:
-            self.server = options.running or LocalServer(registry.find(options.server))
+            launched: list[Server] = [options.running] if options.running else []
+            if not launched:
+                launched += [LocalServer(entry) for entry in registry.find_all(options.server)]
+            self.server, *self.replicas = launched
+            self.behind = [one.entry.info for one in self.replicas]
             self.address = self.server.entry.address
             self.vocabulary = self.server.entry.vocab_size
             info = self.server.entry.info
@@ -346,7 +360,10 @@ class _OneReplay:
         from kvload.workloads.run.probe import probe
 
         timeout_s = self.options.run.sending.timeout_s
-        return probe(schedule.planned, self.address, headers=self.headers, timeout_s=timeout_s)
+        found = probe(schedule.planned, self.address, headers=self.headers, timeout_s=timeout_s)
+        for one in self.replicas:
+            found += probe(schedule.planned, one.entry.address, headers=self.headers, timeout_s=timeout_s)
+        return list(dict.fromkeys(found))
 
     def _warm_up(self, schedule: "Schedule") -> list[str]:
         if not self.options.run.sending.warmups:
@@ -354,13 +371,17 @@ class _OneReplay:
         from kvload.workloads.run.warmup import warm_up
 
         self.listener.on_notice(f"warming up with {self.options.run.sending.warmups} requests")
-        problems = warm_up(
-            schedule.planned,
-            self.address,
-            self.options.run.sending.warmups,
-            headers=self.headers,
-            timeout_s=self.options.run.sending.timeout_s,
-        )
+        problems = [
+            problem
+            for address in (self.address, *(one.entry.address for one in self.replicas))
+            for problem in warm_up(
+                schedule.planned,
+                address,
+                self.options.run.sending.warmups,
+                headers=self.headers,
+                timeout_s=self.options.run.sending.timeout_s,
+            )
+        ]
         for problem in problems:
             self.listener.on_notice(problem)
         return problems
@@ -372,11 +393,19 @@ class _OneReplay:
         from kvload.servers.launcher import reset_prefix_cache
 
         try:
-            done = reset_prefix_cache(self.server.entry)
+            done, *others = [reset_prefix_cache(one.entry) for one in self._launched]
         except KvloadError as error:
             self.listener.on_notice(f"the prefix cache was not emptied: {error.message}")
             return server
+        self.behind = [
+            msgspec.structs.replace(info, prefix_cache=state) for info, state in zip(self.behind, others, strict=True)
+        ]
         return msgspec.structs.replace(server, prefix_cache=done)
+
+    @property
+    def _launched(self) -> "list[Server]":
+        """Every server of the run that kvload launched."""
+        return [] if self.server is None else [self.server, *self.replicas]
 
     def _calibrate(self, schedule: "Schedule") -> dict[str, Any] | None:
         """The client's own error at this run's load; None where it is not to be measured."""
@@ -409,8 +438,9 @@ class _OneReplay:
         from kvload.errors import ServerError
         from kvload.http import request
 
-        if self.server is not None and (why := self.server.alive()) is not None:
-            return why
+        for one in self._launched:
+            if (why := one.alive()) is not None:
+                return f"{one.entry.name}: {why}" if self.replicas else why
         try:
             answer = request(self.address, "/health", headers=self.headers, timeout_s=5.0)
         except ServerError as error:

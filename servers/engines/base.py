@@ -38,6 +38,7 @@ class LaunchRequest:
         tensor_parallel: GPUs that each hold a part of every layer.
         gpus: those it may use (see :mod:`kvload.servers.host.devices`); all that this process sees where empty.
         cpus: processors it may use; any where empty.
+        group: name that it shares with its replicas; None for a server of its own.
         python: interpreter of the environment the engine is installed in; this one where None.
         engine_args: passed to the engine as they are.
         env: variables for the engine alone.
@@ -57,6 +58,7 @@ class LaunchRequest:
     tensor_parallel: int = 1
     gpus: tuple[str, ...] = ()
     cpus: tuple[int, ...] = ()
+    group: str | None = None
     python: str | None = None
     engine_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)

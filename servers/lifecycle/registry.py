@@ -49,7 +49,8 @@ class ServerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         vocab_size: tokens of the vocabulary, where the model says.
         reset_path: where a POST empties the prefix cache.
         launched_at: Unix seconds.
-        gpu_used_before_mib: memory in use on all GPUs before it was started.
+        gpu_used_before_mib: memory in use on its GPUs, or on all, before it was started.
+        group: name that it shares with its replicas.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ServerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     stop_grace_s: float = 10.0
     reset_path: str | None = None
     gpu_used_before_mib: int | None = None
+    group: str | None = None
 
     @property
     def address(self) -> Address:
@@ -272,6 +274,25 @@ def find(name: str | None = None) -> ServerEntry:
             hint=f"kvload logs {entry.name} shows its log; kvload stop {entry.name} clears it away",
         )
     return entry
+
+
+def members(group: str) -> list[ServerEntry]:
+    """The replicas that share a name, dead or alive, by their own names."""
+    return sorted((entry for entry in entries() if entry.group == group), key=lambda entry: entry.name)
+
+
+def find_all(name: str | None = None) -> list[ServerEntry]:
+    """The running server of that name, or all replicas that share it; without a name the only ones there are.
+
+    Raises:
+        UsageError, ServerError: as :func:`find`, for any of them.
+    """
+    if name is None:
+        running = [entry for entry in entries() if state_of(entry) == "ready"]
+        groups = {entry.group for entry in running}
+        name = next(iter(groups)) if len(groups) == 1 else None
+    replicas = [] if name is None or load(name) is not None else members(name)
+    return [find(entry.name) for entry in replicas] or [find(name)]
 
 
 def as_dict(entry: ServerEntry) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def new_entry(
         load_format=request.load_format,
         stop_grace_s=adapter.stop_grace_s,
         reset_path=adapter.reset_path if plan.prefix_cache == "reset" else None,
+        group=request.group,
         gpu_used_before_mib=gpu_used_mib(request.gpus) if build.device == "cuda" else None,
     )
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from kvload.balancing import Balancer, Policy
 from kvload.errors import UsageError
 from kvload.servers.embedded.account.base import PageAccount
 from kvload.servers.embedded.account.scored import ScoredAccount
@@ -17,8 +17,6 @@ from kvload.step_model import StepModel
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Policy = Literal["round-robin", "least-loaded", "sticky"]
-"""``sticky``: all turns of a session go to the server of its first one, sessions in turn."""
 
 
 GiveUp = Callable[[Sequence[SimulatedRequest], float], bool]
@@ -117,7 +115,7 @@ def serve(
         UsageError: the model does not know the size of the cache.
     """
     servers = [make_replica(model, coefficients) for _ in range(replicas)]
-    taken: dict[int, int] = {}
+    balancer = Balancer(policy, replicas)
     chosen = np.zeros(len(load), np.int64)
     requests: list[SimulatedRequest] = []
     arrivals, prompts, outputs = load.arrival_s.tolist(), load.prompt_tokens.tolist(), load.output_tokens.tolist()
@@ -132,14 +130,14 @@ def serve(
         if given_up:
             requests.append(request)
             continue
-        if policy == "least-loaded":
+
+        def under_way(now_s: float = request.arrival_s) -> list[int]:
             for replica in servers:
-                replica.run_until(request.arrival_s)
-            place = min(range(replicas), key=lambda each: (servers[each].outstanding, each))
-        elif policy == "sticky" and load.session is not None:
-            place = taken.setdefault(int(load.session[number]), len(taken) % replicas)
-        else:
-            place = number % replicas
+                replica.run_until(now_s)
+            return [replica.outstanding for replica in servers]
+
+        session = int(load.session[number]) if load.session is not None else None
+        place = balancer.choose(session, under_way)
         servers[place].run_until(request.arrival_s)
         servers[place].add(request)
         chosen[number] = place

@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kvload.address import Address
+from kvload.balancing import Balancer
 from kvload.records import RequestRecord
 from kvload.rundir import CHUNK_DTYPE
 from kvload.workloads.client.answer import Answer, parse_answer
+from kvload.workloads.client.group import LoopGroup
 from kvload.workloads.client.loop import StreamLoop
 from kvload.workloads.client.raw import RawStream
 from kvload.workloads.client.timeouts import NEVER_NS
@@ -78,6 +80,7 @@ class _Sent:
 
     planned: PlannedRequest
     due_ns: int
+    place: int = 0
 
 
 class Dispatcher:
@@ -89,6 +92,8 @@ class Dispatcher:
         zero_ns: the run's zero on the monotonic clock.
         sink: takes every record with its chunk rows (``CHUNK_DTYPE``), as requests end.
         servers: see :func:`~kvload.workloads.run.recording.build_record`.
+        others: equal servers beside the one at ``address``. A request goes where its plan says, else to the one with
+            the fewest of this worker's requests under way.
     """
 
     def __init__(
@@ -102,10 +107,16 @@ class Dispatcher:
         headers: Mapping[str, str] | None = None,
         worker: int = 0,
         servers: Sequence[str] = (),
+        others: Sequence[Address] = (),
     ) -> None:
         self.limits = limits or Limits()
         self.counts = Counts()
-        self.loop = StreamLoop(address, on_end=self._ended, headers=headers, timeout_s=self.limits.timeout_s)
+        limit_s = self.limits.timeout_s
+        self._group = (
+            LoopGroup((address, *others), on_end=self._ended, headers=headers, timeout_s=limit_s) if others else None
+        )
+        self.loop = self._group or StreamLoop(address, on_end=self._ended, headers=headers, timeout_s=limit_s)
+        self._balancer = Balancer("least-loaded", 1 + len(others))
         self.zero_ns = zero_ns
         self._sink = sink
         self._worker = worker
@@ -248,7 +259,13 @@ class Dispatcher:
             return
         self.counts.sent += 1
         request = sent.planned
-        self.loop.start(sent, request.path, request.body, f"kvload-{request.index}")
+        name = f"kvload-{request.index}"
+        if self._group is None:
+            self.loop.start(sent, request.path, request.body, name)
+            return
+        planned = request.server
+        sent.place = self._balancer.choose(None, self._group.under_way) if planned is None else planned
+        self._group.start(sent, request.path, request.body, name, sent.place)
 
     def _fill_places(self) -> None:
         places = self._places or 0
@@ -292,7 +309,13 @@ class Dispatcher:
         sent: _Sent = raw.key
         answer = parse_answer(raw, sent.planned.max_tokens or None)
         record = build_record(
-            sent.planned, answer, due_ns=sent.due_ns, zero_ns=self.zero_ns, worker=self._worker, servers=self._servers
+            sent.planned,
+            answer,
+            due_ns=sent.due_ns,
+            zero_ns=self.zero_ns,
+            worker=self._worker,
+            servers=self._servers,
+            place=sent.place,
         )
         if record.status == "ok":
             self.counts.done += 1

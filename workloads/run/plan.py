@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from kvload.address import Address
+from kvload.balancing import Balancer, Policy
 from kvload.errors import MachineError, UsageError
 from kvload.private import make_folder, open_file, write_bytes
 from kvload.units import request_limits
@@ -33,6 +34,7 @@ class Sending:
         max_concurrency: most requests in flight (open loop).
         concurrency: closed loop with so many in flight.
         warmups: requests sent before the run, which are no part of it.
+        policy: which of several equal servers a request goes to.
     """
 
     workers: int = 1
@@ -41,6 +43,7 @@ class Sending:
     max_concurrency: int | None = None
     concurrency: int | None = None
     warmups: int = 0
+    policy: Policy = "round-robin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,8 @@ class ReplayPlan:
     Attributes:
         planned: the schedule, by offset.
         address: the server.
-        servers: the names of the manifest's servers by position, where the first is a router.
+        servers: the names of the manifest's servers by position, where there are several.
+        others: equal servers beside the one at ``address``.
         headers: sent with every request; never written to disk.
         sending: how they are sent.
         slo: limits in seconds by name, for the live figures.
@@ -96,9 +100,11 @@ class ReplayPlan:
     slo: Mapping[str, float] = field(default_factory=dict)
     swarm: Swarm = field(default_factory=Swarm)
     servers: Sequence[str] = ()
+    others: Sequence[Address] = ()
 
     def __post_init__(self) -> None:
-        RequestHeads(self.address, self.headers)
+        for address in (self.address, *self.others):
+            RequestHeads(address, self.headers)
         sending, remote = self.sending, self.swarm.remote_workers
         if sending.workers < 0 or remote < 0 or self.all_workers < 1:
             raise UsageError("at least one worker is needed", where="--workers")
@@ -129,6 +135,7 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     span_s: float
     remote_workers: int = 0
     servers: list[str] = []
+    others: list[Address] = []
 
     def part_of(self, limit: int | None, shard: int) -> int | None:
         """One worker's part of a limit on concurrency."""
@@ -163,7 +170,9 @@ def _spool(plan: ReplayPlan, run_path: Path) -> Path:
         span_s=max((request.offset_s for request in plan.planned), default=0.0),
         remote_workers=plan.swarm.remote_workers,
         servers=list(plan.servers),
+        others=list(plan.others),
     )
+    places = places_of(plan)
     write_bytes(folder / "settings.json", msgspec.json.encode(settings))
     shares = shard_of(plan.planned, plan.all_workers)
     encoder = msgspec.msgpack.Encoder()
@@ -171,9 +180,24 @@ def _spool(plan: ReplayPlan, run_path: Path) -> Path:
         with open_file(shard_path(folder, shard), "wb") as file:
             for request in plan.planned:
                 if shares[request.index] == shard:
-                    encoded = encoder.encode(request)
+                    placed = msgspec.structs.replace(request, server=places.get(request.index))
+                    encoded = encoder.encode(placed if places else request)
                     file.write(_LENGTH.pack(len(encoded)) + encoded)
     return folder
+
+
+def places_of(plan: ReplayPlan) -> dict[int, int]:
+    """Which server each request goes to, where that can be told beforehand: the same for any number of workers."""
+    if not plan.others or plan.sending.policy == "least-loaded":
+        return {}
+    balancer = Balancer(plan.sending.policy, 1 + len(plan.others))
+    roots: dict[int, int] = {}
+    places = {}
+    for request in plan.planned:
+        root = roots[request.index] = request.index if request.previous is None else roots[request.previous]
+        session = request.session if request.session is not None else root
+        places[request.index] = balancer.choose(session, list)
+    return places
 
 
 def without_bodies(plan: ReplayPlan) -> ReplayPlan:

@@ -16,12 +16,14 @@ def build_record(
     zero_ns: int,
     worker: int = 0,
     servers: Sequence[str] = (),
+    place: int = 0,
 ) -> RequestRecord:
     """The record of one request that was sent.
 
     Args:
         due_ns, zero_ns: when it was due, and the run's zero, on the monotonic clock.
         servers: the names of the manifest's servers, by position.
+        place: of the server it was sent to; an answer that names another counts for that one.
     """
 
     def at(time_ns: int | None) -> float | None:
@@ -32,7 +34,7 @@ def build_record(
     return RequestRecord(
         **_planned_fields(planned, worker),
         **{name: getattr(answer, name) for name in _ANSWERED},
-        server=servers.index(named) if named is not None and is_known else 0,
+        server=servers.index(named) if named is not None and is_known else place,
         server_name=None if is_known else named,
         t_sched_s=(due_ns - zero_ns) / 1e9,
         t_send_s=at(answer.t_send_ns),
@@ -60,7 +62,9 @@ def _planned_fields(planned: PlannedRequest, worker: int) -> dict[str, Any]:
     return {"worker": worker, **{name: getattr(planned, name) for name in _PLANNED}}
 
 
-_PLANNED = tuple(name for name in RequestRecord.__struct_fields__ if name in PlannedRequest.__struct_fields__)
+_PLANNED = tuple(
+    name for name in RequestRecord.__struct_fields__ if name in PlannedRequest.__struct_fields__ and name != "server"
+)
 _ANSWERED = tuple(
     name for name in RequestRecord.__struct_fields__ if name in Answer.__dataclass_fields__ and name != "server_name"
 )

@@ -42,6 +42,7 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
             this turn adds.
         input_tokens: the prompt's length where it is known; of a later turn, of what is new in it.
         previous: index of the turn before this one, which must have ended; None for the first.
+        server: place of the server it goes to, among several; None to decide when it is sent.
     """
 
     index: int
@@ -61,6 +62,7 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
     turn: int | None = None
     think_time_s: float = 0.0
     previous: int | None = None
+    server: int | None = None
     follow_up: FollowUp | None = None
     expected: str | None = None
     scorer: str | None = None

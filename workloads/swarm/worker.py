@@ -102,6 +102,7 @@ class ReplayWorker:
             limits=limits,
             headers=self._headers,
             worker=self._shard,
+            others=settings.others,
             servers=settings.servers,
         )
         self._planned = []

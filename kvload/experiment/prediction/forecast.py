@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 import numpy as np
 
 from kvload.analysis.prediction.fit import draw
 from kvload.analysis.records.table import Floats
-from kvload.errors import UsageError
+from kvload.balancing import Policy
 from kvload.rundir import RunDir
-from kvload.servers.simulator.cluster import Load, Policy, Served, serve
+from kvload.servers.simulator.cluster import Load, Served, serve
 from kvload.step_model import StepModel, StepModels
 
 DRAWS = 20
@@ -68,19 +67,6 @@ class Serving:
     policy: Policy = "round-robin"
     draws: int = DRAWS
     seed: int = 0
-
-
-def policy_of(text: str) -> Policy:
-    """A policy by its name.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    for policy in get_args(Policy):
-        if policy == text:
-            found: Policy = policy
-            return found
-    raise UsageError(f"no policy '{text}'", where="--policy", hint=f"known: {', '.join(get_args(Policy))}")
 
 
 def predict(

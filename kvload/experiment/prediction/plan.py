@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvload.balancing import Policy
 from kvload.errors import UsageError
 from kvload.experiment.prediction.forecast import figures
-from kvload.servers.simulator.cluster import Load, Policy, Served, serve
+from kvload.servers.simulator.cluster import Load, Served, serve
 from kvload.servers.simulator.replica import SimulatedRequest
 from kvload.step_model import StepModel
 

@@ -163,7 +163,11 @@ def test_limits_on_concurrency_are_shared_out(tmp_path: Path) -> None:
     settings = read_settings(folder)
     assert [settings.part_of(settings.sending.max_concurrency, shard) for shard in range(3)] == [3, 3, 2]
     assert settings.part_of(None, 0) is None
-    for wrong in ({"max_concurrency": 2}, {"concurrency": 0}, {"concurrency": 4, "max_concurrency": 4}, {"workers": 0}):
-        sending = Sending(**{"workers": 3, **wrong})
+    for sending in (
+        Sending(workers=3, max_concurrency=2),
+        Sending(workers=3, concurrency=0),
+        Sending(workers=3, concurrency=4, max_concurrency=4),
+        Sending(workers=0),
+    ):
         with pytest.raises(UsageError):
             ReplayPlan(planned=planned, address=Address.parse("http://h"), sending=sending)
