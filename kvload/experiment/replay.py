@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kvload import __version__
-from kvload.errors import KvloadError, UsageError
+from kvload.errors import KvloadError, RunDirError, UsageError
 from kvload.experiment.options import ReplayOptions
 from kvload.private import write_bytes
 from kvload.records import GpuUse, RunManifest, ServerInfo, ServerSample
@@ -235,7 +235,9 @@ class _OneReplay:
         self._keep_evictions(run)
         self._keep_log(run, log_start)
         if self.behind:
-            self._say_who_answered(run)
+            # records that cannot be read are the report's to complain of
+            with contextlib.suppress(RunDirError):
+                self._say_who_answered(run)
         self.listener.on_complete(run)
 
     def _say_who_answered(self, run: RunDir) -> None:

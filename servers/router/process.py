@@ -1,6 +1,7 @@
 """Run a router until it is told to stop."""
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -66,6 +67,9 @@ def serve(
     limits = Bounds(body_bytes=body_bytes, in_flight=in_flight, quiet_s=quiet_s)
 
     async def run() -> None:
+        # what was imported stays: a collection that walks over it would stall every stream
+        gc.collect()
+        gc.freeze()
         runner = web.AppRunner(
             Proxy(decider, limits).application(),
             handler_cancellation=True,
