@@ -97,9 +97,10 @@ test-vllm: setup  ## the tests of the real vLLM, whose CPU build is installed on
 	tests/vllm/install.sh
 	$(BIN)/python -m pytest -q -m vllm tests/vllm/test_real_vllm.py
 
+# A part of it: make test-vllm-plugin ONLY="int4 or snapkv".
 test-vllm-plugin: setup  ## kvload's plugin in that vLLM, against second implementations (a quarter of an hour)
 	tests/vllm/install.sh
-	$(BIN)/python -m pytest -q -m vllm tests/vllm/test_packed.py tests/vllm/test_eviction.py
+	$(BIN)/python -m pytest -q -m vllm -k "$(ONLY)" tests/vllm/test_packed.py tests/vllm/test_eviction.py
 
 test-real: real-model  ## a real instruct model against transformers' own generate
 	$(BIN)/python -m pytest -q -m real tests/real
