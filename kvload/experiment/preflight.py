@@ -13,6 +13,8 @@ from kvload.address import Address
 from kvload.errors import KvloadError, MachineError, UsageError
 from kvload.experiment.plan import Arm, ExperimentPlan
 from kvload.keys import overridden
+from kvload.servers.catalogue.methods import MethodSpec, read_method
+from kvload.servers.engines.base import adapters, known
 
 _RECORD_BYTES = 1_500
 _TOKEN_BYTES = 12
@@ -63,6 +65,10 @@ def check(
 
 def _check_arm(plan: ExperimentPlan, arm: Arm, headers: Mapping[str, str]) -> int | None:
     """Check one arm; returns its server's limit on prompt and answer, where it is known."""
+    if arm.url is None and plan.place != "local":
+        # what a node's engine can do is told there: this machine may have neither the engine nor a GPU
+        _check_name(plan.launch.engine, arm.method or "none")
+        return plan.launch.max_model_len
     if arm.url is None:
         from kvload.servers.launcher import plan_for
 
@@ -74,6 +80,19 @@ def _check_arm(plan: ExperimentPlan, arm: Arm, headers: Mapping[str, str]) -> in
 
     address = Address.parse(arm.url, where="--arm", insecure=plan.run.insecure)
     return discover.server_info(address, request_headers(headers), model=plan.served_model).max_model_len
+
+
+def _check_name(engine: str, method: str) -> None:
+    """Refuse a method that no engine, or not the one that is asked for, has by any name that kvload knows."""
+    wanted = read_method(method)
+    made = known(engine)
+    offered = {name for one in ([made] if made is not None else adapters()) for name in one.offers()}
+    if isinstance(wanted, MethodSpec) and wanted.name not in offered:
+        raise UsageError(
+            f"{engine if made is not None else 'no engine'} has {'no' if made is not None else 'a'} method '{method}'",
+            where=f"--method {method}",
+            hint="kvload methods lists what each engine can do",
+        )
 
 
 def _check_schedule(plan: ExperimentPlan, folder: Path, trace: Path, runs: int, max_model_len: int | None) -> list[str]:

@@ -182,7 +182,8 @@ def check(plan: SweepPlan) -> None:
             hint="use a longer trace, or a lower --target",
         )
     launched = [arm for arm in plan.arms if arm.method is not None]
-    if launched:
+    # what a cluster's nodes can do is told there: this machine may have neither the engine nor a GPU
+    if launched and plan.place == "local":
         from kvload.servers.launcher import plan_for
 
         for arm in launched:

@@ -116,3 +116,11 @@ def test_a_disk_without_room_is_found(trace: Path, monkeypatch: pytest.MonkeyPat
 def test_a_load_that_the_workers_cannot_share_is_found(trace: Path) -> None:
     with pytest.raises(UsageError, match="cannot be shared by 4 workers"):
         check(trace, ["none"], {}, run=RunOptions(sending=Sending(concurrency=2, workers=4)))
+
+
+def test_of_a_clusters_arms_only_what_any_machine_knows_is_checked(trace: Path) -> None:
+    """The driver need not have the engine, nor a GPU."""
+    elsewhere = LaunchRequest(engine="sglang", method="none")
+    assert check(trace, ["none", "fp8-e4m3"], {}, launch=elsewhere, place="ray") == []
+    with pytest.raises(KvloadError, match="kivi4"):
+        check(trace, ["none", "kivi4"], {}, launch=elsewhere, place="ray")

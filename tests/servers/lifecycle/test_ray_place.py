@@ -59,9 +59,25 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def begin(words: list[str], log: Path) -> "subprocess.Popen[bytes]":
-    with log.open("wb") as file:
-        return subprocess.Popen([sys.executable, "-m", "kvload", *words], stdout=file, stderr=subprocess.STDOUT)
+Begin = Callable[[list[str], Path], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Starts ``kvload`` with its output in a file; ends what a test leaves behind."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(words: list[str], log: Path) -> "subprocess.Popen[bytes]":
+        with log.open("wb") as file:
+            command = [sys.executable, "-m", "kvload", *words]
+            started.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(60)
 
 
 def await_that(condition: Callable[[], bool], what: str, patience_s: float = 150.0) -> None:
@@ -88,7 +104,7 @@ def sending(out: Path, folder: str) -> bool:
 
 @pytest.mark.timeout(900)
 def test_a_comparison_over_three_nodes_survives_a_lost_node_and_a_killed_driver(
-    cluster: tuple[Any, list[Any]], trace: Path, tmp_path: Path
+    cluster: tuple[Any, list[Any]], begin: Begin, trace: Path, tmp_path: Path
 ) -> None:
     made, nodes = cluster
     out, log = tmp_path / "experiment", tmp_path / "log"
@@ -113,7 +129,8 @@ def test_a_comparison_over_three_nodes_survives_a_lost_node_and_a_killed_driver(
 
     # the driver is killed in mid-run: nothing stays behind, and what was complete stays complete
     driver = begin(["compare", "--resume", str(out), "--no-verify", *place], log)
-    await_that(lambda: sending(out, "r0-int8"), "the resumed arm never sent anything")
+    aside = out / "runs" / "r0-int8.unfinished-1"
+    await_that(lambda: aside.exists() and sending(out, "r0-int8"), "the resumed arm never sent anything")
     assert len(servers()) == 1
     driver.send_signal(signal.SIGKILL)
     driver.wait(30)

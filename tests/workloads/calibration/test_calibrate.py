@@ -133,7 +133,7 @@ def test_warming_up(tmp_path: Path) -> None:
     with MockProcess(MockSettings(ttft_s=0.01, itl_s=0.001), tmp_path / "truth") as server:
         planned = plan([0.0, 1.0, 2.0])
         assert warm_up(planned, server.address, 5, headers={}) == []
-        broken = plan([0.0], prompt="fault:http_500")
+        broken = plan([0.0], prompt="a fault:http_500")
         problems = warm_up(broken, server.address, 2, headers={})
     assert len(problems) == 2
     assert all("http_500" in problem for problem in problems)
