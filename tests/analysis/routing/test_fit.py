@@ -1,5 +1,6 @@
 """Routers fitted in worlds that are known, judged by draws that they have not seen."""
 
+import sys
 from dataclasses import replace
 
 import msgspec
@@ -261,3 +262,10 @@ def test_too_few_requests_are_refused() -> None:
 def test_coverage_is_of_rows_that_did_not_decide_it() -> None:
     rng = np.random.default_rng(20)
     assert held_share(rng.normal(size=3000), np.arange(3000), rng) == pytest.approx(0.8, abs=0.025)
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.tree", None)
+    with pytest.raises(UsageError) as caught:
+        fit_arm(world(100, 21, "task")[0], "negative")
+    assert "pip install 'kvload[route]'" in str(caught.value)
