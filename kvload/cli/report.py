@@ -60,7 +60,7 @@ def _check_kind(folder: Path) -> None:
     """
     from kvload.errors import UsageError
     from kvload.experiment.plan import PLAN_NAME
-    from kvload.experiment.sweep import PLAN_NAME as SWEEP_NAME
+    from kvload.experiment.sweep_plan import PLAN_NAME as SWEEP_NAME
 
     for name, what, command in ((PLAN_NAME, "a comparison", "compare"), (SWEEP_NAME, "a sweep", "sweep")):
         if (folder / name).is_file():

@@ -12,7 +12,7 @@ KINDS = {
     "sample": "kvload.records:ServerSample",
     "trace": "kvload.workloads.traces.trace:TraceRequest",
     "experiment": "kvload.experiment.plan:ExperimentPlan",
-    "sweep-plan": "kvload.experiment.sweep:SweepPlan",
+    "sweep-plan": "kvload.experiment.sweep_plan:SweepPlan",
 }
 """What has a schema, and the type it is made from."""
 

@@ -89,7 +89,7 @@ def sweep(
     """Raise the load on several methods and show what each carries within the limits."""
     from kvload.cli import sweep_runs
     from kvload.errors import UsageError
-    from kvload.experiment import sweep as sweeps
+    from kvload.experiment import sweep_plan as sweeps
 
     limits = read_limits(slo, goodput)
     headers = read_headers(sending)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvload.experiment.options import RunOptions
     from kvload.experiment.plan import Arm
     from kvload.experiment.slots import Slot
-    from kvload.experiment.sweep import SweepPlan
+    from kvload.experiment.sweep_plan import SweepPlan
     from kvload.servers.engines.base import LaunchRequest
     from kvload.servers.launcher import LaunchEvent
     from kvload.servers.lifecycle.places import Place
@@ -85,7 +85,7 @@ def plan_of(
         UsageError, TraceError: something cannot be used.
     """
     from kvload.experiment.plan import arm_urls, make_arms, trace_digest
-    from kvload.experiment.sweep import SweepPlan
+    from kvload.experiment.sweep_plan import SweepPlan
     from kvload.servers.lifecycle.masking import mask_command
     from kvload.units import parse_duration
     from kvload.workloads.schedule.build import count_requests
@@ -141,17 +141,19 @@ def make(
     """
     from kvload.cli.replay_display import Display
     from kvload.experiment import sweep as sweeps
+    from kvload.experiment import sweep_plan
     from kvload.experiment.forecast import left_text
     from kvload.experiment.replay import Listener
+    from kvload.experiment.sweep_results import points_of
     from kvload.servers.launcher import place_of
 
-    sweeps.check(plan)
+    sweep_plan.check(plan)
     place = None if plan.place == "local" else place_of(plan.place, plan.place_address)
     slots = slots_of(plan, place)
     folder = out or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-sweep"
     if is_new and not dry_run:
-        sweeps.save(plan, folder)
-        shutil.copyfile(plan.trace, sweeps.trace_copy(plan, folder))
+        sweep_plan.save(plan, folder)
+        shutil.copyfile(plan.trace, sweep_plan.trace_copy(plan, folder))
     lock = threading.RLock()
     with Display() as display:
 
@@ -196,7 +198,7 @@ def make(
         try:
             failed = runner.run()
         except KeyboardInterrupt:
-            kept = len(sweeps.points_of(plan, folder))
+            kept = len(points_of(plan, folder))
             display.notice(
                 f"interrupted: the {kept} levels that were finished are kept in {folder};"
                 f" go on with kvload sweep --resume {folder}, look at them with kvload sweep {folder}"
@@ -240,7 +242,7 @@ def slots_of(plan: "SweepPlan", place: "Place | None") -> "tuple[Slot, ...]":
 def show(plan: "SweepPlan", folder: Path, shown: Shown, *, failed: Mapping[str, str] | None = None) -> int:
     """Print a sweep and write its files into its folder."""
     from kvload.analysis.report import html_sweep, sweep_json, sweep_plot, sweep_terminal
-    from kvload.experiment.sweep import results
+    from kvload.experiment.sweep_results import results
     from kvload.terminal import console
 
     found = results(plan, folder, failed=failed, slo_limits=shown.limits, price_per_gpu_hour=shown.price_per_gpu_hour)

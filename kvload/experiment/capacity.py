@@ -10,7 +10,7 @@ from kvload.errors import UsageError
 from kvload.experiment.ending import error_of
 from kvload.experiment.options import ReplayOptions
 from kvload.experiment.replay import Listener, replay_once
-from kvload.experiment.sweep import needed
+from kvload.experiment.sweep_plan import needed
 
 if TYPE_CHECKING:
     from kvload.analysis.sweep.model import Point, Sweep

@@ -10,130 +10,35 @@ is kept in one folder and can be gone on with::
     OUT/results.json ...      what was found (written by the command)
 """
 
-import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvload.errors import KvloadError, RunDirError, ServerError, UsageError
-from kvload.experiment.ending import answered, error_of
+from kvload.errors import KvloadError, ServerError
+from kvload.experiment.ending import error_of
 from kvload.experiment.forecast import Forecast
 from kvload.experiment.lanes import Lanes
-from kvload.experiment.options import ReplayOptions, RunOptions
-from kvload.experiment.placement import PlacedRun, PlacementLog, is_gone, read_placement
-from kvload.experiment.plan import Arm, is_complete, set_aside
+from kvload.experiment.options import ReplayOptions
+from kvload.experiment.placement import PlacedRun, PlacementLog, is_gone
+from kvload.experiment.plan import Arm, set_aside
 from kvload.experiment.replay import Listener, replay_once
 from kvload.experiment.run import check_answers, senders, serving
 from kvload.experiment.slots import Slot, spread
-from kvload.private import make_folder, write_bytes
-from kvload.records import RunManifest
-from kvload.rundir import RunDir
+from kvload.private import make_folder
 from kvload.servers.engines.base import LaunchRequest
 from kvload.workloads.run.plan import Swarm
 
 if TYPE_CHECKING:
-    from kvload.analysis.sweep.model import Point, Sweep
+    from kvload.analysis.sweep.model import Point
     from kvload.servers.launcher import LaunchEvent
     from kvload.servers.lifecycle.places import Place, Room, Server
 
-PLAN_NAME = "sweep.json"
-GONE = 0.1
-"""Below this attainment nothing is left to be seen at higher loads: a walk stops."""
-
-AUTO_LEVELS = 8
-"""Levels a search is expected to take, for the estimate of its time alone."""
-
-REQUESTS_IN_FLIGHT = 16
-"""A closed loop sends at least so many requests for each one in flight: the first of each are an empty server's."""
-
-
-class SweepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that decides the outcome of a sweep.
-
-    Attributes:
-        trace, trace_sha256, rows: the trace's path as given, its content's digest, and how many requests it has.
-        axis: what is raised: the rate (requests a second) or the concurrency (closed loop).
-        levels: the loads in rising order; empty for a search that starts at ``start`` and stops when capacity is known
-            to ``tolerance``, or after ``most`` levels.
-        target: share of sent requests that must meet the limits.
-        duration_s: a rate is kept up for at least so long, where the trace has the requests for it.
-        warm_up_s: requests of a rate's first seconds do not count, since they find an emptier server than it is in
-            service; of a closed loop the first of every place in flight do not. 0 for none.
-        burstiness: shape of the gamma gaps between arrivals; 1 is Poisson.
-        launch, run: what all arms share, as in a comparison's plan.
-        gpus, price_per_gpu_hour: GPUs of one server and their price, for the cost; None where nothing is to be said
-            about it.
-        spread: GPUs that walks are spread over, side by side; empty where one follows the other.
-        place, place_address: where servers are started, see :func:`kvload.servers.launcher.place_of`.
-    """
-
-    trace: str
-    trace_sha256: str
-    rows: int
-    arms: tuple[Arm, ...]
-    axis: Literal["rate", "concurrency"]
-    levels: tuple[float, ...] = ()
-    start: float = 1.0
-    tolerance: float = 0.1
-    most: int = 12
-    repeats: int = 1
-    target: float = 0.9
-    duration_s: float = 60.0
-    warm_up_s: float = 0.0
-    burstiness: float = 1.0
-    launch: LaunchRequest = msgspec.field(default_factory=LaunchRequest)
-    run: RunOptions = msgspec.field(default_factory=RunOptions)
-    gpus: int | None = None
-    price_per_gpu_hour: float | None = None
-    spread: tuple[str, ...] = ()
-    place: str = "local"
-    place_address: str = "auto"
-    command: str | None = None
-
-    def walks(self) -> list[tuple[Arm, int]]:
-        """Arms and repeats in the order they are walked: every repeat starts one arm later than the one before it."""
-        found = []
-        for repeat in range(self.repeats):
-            turn = repeat % len(self.arms)
-            found += [(arm, repeat) for arm in self.arms[turn:] + self.arms[:turn]]
-        return found
-
-    def requests_at(self, level: float) -> int:
-        """How many requests are sent at a level of load: enough to prove the target, and to keep the load up."""
-        held = level * (self.duration_s if self.axis == "rate" else REQUESTS_IN_FLIGHT)
-        wanted = max(needed(self.target), math.ceil(held)) + self.warm_up_at(level)
-        return min(wanted, self.run.schedule.limit or self.rows, self.rows)
-
-    def warm_up_at(self, level: float) -> int:
-        """How many of the requests at a level do not count, about."""
-        if not self.warm_up_s:
-            return 0
-        return math.ceil(level * self.warm_up_s) if self.axis == "rate" else math.ceil(level)
-
-    def span_s(self, level: float) -> float:
-        """About how long sending takes at a level."""
-        return self.requests_at(level) / level if self.axis == "rate" else self.duration_s
-
-    def launch_s(self, arm: Arm) -> float:
-        """About how long an arm's server takes to start."""
-        from kvload.servers.engines.base import Adapter, known
-
-        return 0.0 if arm.url else (known(self.launch.engine) or Adapter).start_estimate_s
-
-
-def needed(target: float) -> int:
-    """Requests that must all meet the limits before Wilson's 95 % interval lies above the target.
-
-    >>> needed(0.99), needed(0.9)
-    (381, 35)
-    """
-    z2 = 1.959964**2
-    return math.ceil(z2 * target / (1 - target) - 1e-9) if target < 1 else 1
+from kvload.experiment.sweep_plan import AUTO_LEVELS, SweepPlan, next_level, run_path, trace_copy
+from kvload.experiment.sweep_results import measured, points_of
 
 
 @dataclass(frozen=True)
@@ -166,56 +71,6 @@ class _Lane:
     launch: LaunchRequest
     swarm: Swarm
     room: "Room | None" = None
-
-
-def check(plan: SweepPlan) -> None:
-    """Find what cannot work before anything has run: too few requests, methods or settings the engine refuses.
-
-    Raises:
-        UsageError: the plan cannot be carried out.
-    """
-    least = min(plan.run.schedule.limit or plan.rows, plan.rows)
-    if least < needed(plan.target):
-        raise UsageError(
-            f"{least} requests cannot prove a share of {plan.target:.3g}: it takes {needed(plan.target)} a load",
-            where="--target",
-            hint="use a longer trace, or a lower --target",
-        )
-    launched = [arm for arm in plan.arms if arm.method is not None]
-    # what a cluster's nodes can do is told there: this machine may have neither the engine nor a GPU
-    if launched and plan.place == "local":
-        from kvload.servers.launcher import plan_for
-
-        for arm in launched:
-            plan_for(replace(plan.launch, method=arm.method or "none"))
-
-
-def next_level(plan: SweepPlan, done: "list[Point]", first_walk: "list[float]") -> float | None:
-    """The load to try next in one walk of one arm; None where the walk is over.
-
-    Args:
-        plan: the sweep.
-        done: the walk's points so far.
-        first_walk: the levels of the arm's first walk, which later ones of a search repeat; empty in the first.
-    """
-    from kvload.analysis.run.capacity import next_rate
-
-    if not plan.levels and not first_walk:
-        if len(done) >= plan.most:
-            return None
-        attempts = [(point.level, point.sent, point.met) for point in done]
-        # Levels are tried again by the walks that repeat this one.
-        found = next_rate(attempts, start_rps=plan.start, target=plan.target, tolerance=plan.tolerance, tries=1)
-        if found is None:
-            return None
-        if plan.axis == "rate":
-            return float(f"{found:.4g}")
-        whole = float(max(round(found), 1))
-        return None if any(point.level == whole for point in done) else whole
-    tried = {point.level for point in done}
-    if plan.levels and any(point.met < GONE * point.sent for point in done):
-        return None
-    return next((level for level in plan.levels or sorted(first_walk) if level not in tried), None)
 
 
 class SweepRunner:
@@ -413,169 +268,3 @@ class SweepRunner:
             if arm.name not in self.failed and (levels := self._levels_s(arm, repeat)):
                 steps += [self.plan.launch_s(arm), *levels]
         return steps
-
-
-def trace_copy(plan: SweepPlan, out: Path) -> Path:
-    """The sweep's own copy of its trace."""
-    return out / ("trace" + "".join(Path(plan.trace).suffixes[-2:]))
-
-
-def run_path(out: Path, arm: Arm, level: float, repeat: int) -> Path:
-    """The folder of one run within a sweep's folder."""
-    slug = re.sub(r"[^A-Za-z0-9.=_-]+", "-", arm.name).strip("-")
-    return out / "runs" / f"{slug}-at-{level:g}-r{repeat}"
-
-
-def save(plan: SweepPlan, out: Path) -> None:
-    """Keep the plan in the sweep's folder.
-
-    Raises:
-        UsageError: the folder holds something else already.
-    """
-    if out.exists() and any(out.iterdir()):
-        raise UsageError("the folder is not empty", where=f"--out {out}", hint=f"go on with it by --resume {out}")
-    make_folder(out)
-    write_bytes(out / PLAN_NAME, msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
-
-
-def load(out: Path) -> SweepPlan:
-    """Read the plan of a sweep's folder.
-
-    Raises:
-        RunDirError: there is none, or it does not parse.
-    """
-    path = out / PLAN_NAME
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=SweepPlan)
-    except OSError as error:
-        raise RunDirError(f"not a sweep's folder: {error.strerror}", where=str(path)) from error
-    except msgspec.MsgspecError as error:
-        raise RunDirError(f"the plan does not parse: {error}", where=str(path)) from error
-
-
-def measured(plan: SweepPlan, run: RunDir, level: float, slo_limits: Mapping[str, float] | None = None) -> "Point":
-    """One run as a point, without its warm-up."""
-    from kvload.analysis.sweep.points import point_of
-
-    return point_of(
-        run,
-        level,
-        slo_limits=slo_limits,
-        warm_up_s=plan.warm_up_s if plan.axis == "rate" else 0.0,
-        first_left_out=plan.warm_up_at(level) if plan.axis == "concurrency" else 0,
-        at_least=needed(plan.target) if plan.warm_up_s else 0,
-    )
-
-
-def points_of(plan: SweepPlan, out: Path, slo_limits: Mapping[str, float] | None = None) -> "list[Point]":
-    """The points of all complete runs, judged by the plan's limits or others (seconds by metric)."""
-    found: list[Point] = []
-    unanswered: list[Point] = []
-    for folder in sorted((out / "runs").glob("*-at-*-r*")) if out.exists() else []:
-        level = re.search(r"-at-([0-9.e+-]+)-r[0-9]+$", folder.name)
-        if level and is_complete(folder):
-            run = RunDir.open(folder)
-            kept = unanswered if _says_nothing(run.manifest()) else found
-            kept.append(measured(plan, run, float(level[1]), slo_limits))
-    # At a load that is too high all may fail; an arm of which nothing else is known was not measured.
-    arms = {point.arm for point in found}
-    return [*found, *(point for point in unanswered if point.arm in arms)]
-
-
-def _says_nothing(manifest: RunManifest) -> bool:
-    return bool(manifest.sent) and not answered(manifest)
-
-
-def results(
-    plan: SweepPlan,
-    out: Path,
-    *,
-    failed: Mapping[str, str] | None = None,
-    slo_limits: Mapping[str, float] | None = None,
-    price_per_gpu_hour: float | None = None,
-) -> "Sweep":
-    """What a sweep's folder shows, complete or not.
-
-    Args:
-        plan, out: the sweep and its folder.
-        failed: why arms could not be measured on.
-        slo_limits: limits in seconds that replace the plan's.
-        price_per_gpu_hour: replaces the plan's.
-
-    Raises:
-        RunDirError: no run is complete.
-    """
-    from kvload.analysis.sweep.curve import curves_of
-    from kvload.analysis.sweep.model import Sweep
-
-    points = points_of(plan, out, slo_limits)
-    if not points:
-        raise RunDirError("no run is complete", where=str(out), hint=f"kvload sweep --resume {out}")
-    manifests = {point.arm: RunDir.open(out / "runs" / point.run).manifest() for point in reversed(points)}
-    baseline = next(arm.name for arm in plan.arms if arm.baseline)
-    price = plan.price_per_gpu_hour if price_per_gpu_hour is None else price_per_gpu_hour
-    gpus = plan.gpus or (1 if price is not None else None)
-    curves, dispersion = curves_of(
-        points,
-        [arm.name for arm in plan.arms],
-        axis=plan.axis,
-        baseline=baseline,
-        target=plan.target,
-        servers={arm: manifest.server for arm, manifest in manifests.items()},
-        failed=failed,
-        price_per_hour=price * gpus if price is not None and gpus else None,
-        seed=plan.run.schedule.seed,
-    )
-    first = manifests[points[0].arm]
-    starts = [manifest.started_at for manifest in manifests.values() if manifest.started_at is not None]
-    spent_s = sum(point.duration_s or 0.0 for point in points)
-    return Sweep(
-        axis=plan.axis,
-        trace=msgspec.structs.replace(first.trace, path=Path(plan.trace).name),
-        mode=first.mode,
-        limits_s=dict(plan.run.slo if slo_limits is None else slo_limits),
-        target=plan.target,
-        repeats=plan.repeats,
-        curves=curves,
-        dispersion=dispersion,
-        started_at=min(starts, default=None),
-        command=plan.command,
-        gpus=plan.gpus,
-        gpu_hours=spent_s / 3600 * plan.gpus if plan.gpus else None,
-        price_per_gpu_hour=price,
-        notes=(*_notes(plan, points, dispersion), *_time_notes(out)),
-    )
-
-
-def _time_notes(out: Path) -> list[str]:
-    kept = read_placement(out)
-    return [note for note in (kept.time_note() if kept else None,) if note is not None]
-
-
-def _notes(plan: SweepPlan, points: "list[Point]", dispersion: float | None) -> tuple[str, ...]:
-    notes = []
-    if dispersion is None:
-        notes.append("each load was run once: what drifts between equal runs is not in the intervals (--repeats 3)")
-    elif dispersion > 1.5:
-        notes.append(
-            f"equal runs differ {dispersion**0.5:.2g} times as much as counting explains; the intervals hold that"
-        )
-    bound = [point for point in points if point.client_bound]
-    if bound:
-        notes.append(
-            f"the client was the limit in {len(bound)} of {len(points)} runs "
-            f"(from {min(point.level for point in bound):g} on): raise --workers"
-        )
-    short = sorted(
-        {
-            point.level
-            for point in points
-            if plan.axis == "rate" and point.sent + point.warm_up < math.floor(point.level * plan.duration_s)
-        }
-    )
-    if short:
-        notes.append(
-            f"the trace is too short to keep {short[0]:g}/s up for {plan.duration_s:g} s: "
-            "queues had less time to build up than they would in service"
-        )
-    return tuple(notes)

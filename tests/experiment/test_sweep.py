@@ -11,10 +11,10 @@ import pytest
 from kvload.analysis.sweep.model import Point
 from kvload.cli.main import run
 from kvload.errors import UsageError
-from kvload.experiment import sweep as sweeps
 from kvload.experiment.options import RunOptions
 from kvload.experiment.plan import make_arms
-from kvload.experiment.sweep import SweepPlan, check, needed, next_level
+from kvload.experiment.sweep_plan import SweepPlan, check, needed, next_level
+from kvload.experiment.sweep_results import points_of
 from kvload.servers.engines.base import LaunchRequest
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
@@ -233,4 +233,4 @@ def test_a_sweep_without_limits_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_points_are_read_from_complete_runs_alone(tmp_path: Path) -> None:
-    assert sweeps.points_of(plan(), tmp_path / "nothing") == []
+    assert points_of(plan(), tmp_path / "nothing") == []
