@@ -6,7 +6,7 @@ fraction of the conversation it stands for.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -22,17 +22,19 @@ _NEW = (
     "conversation so far"
 )
 _SHORTER = "later turns shorter than the turn before: read as what is new in them, sent after the conversation so far"
+_LIKE = "later turns of sessions in which a turn before gave only what is new: read as new as well"
 _WHOLE = "later turns that repeat the turn before: read as whole prompts"
 
 
 @dataclass(frozen=True)
 class _Former:
-    """What is remembered of a turn: digests instead of texts, whole blocks only."""
+    """What is remembered of a turn: digests instead of texts, whole blocks only; whether it gave only what is new."""
 
     length: int
     answer: int
     blocks: int
     digest: bytes
+    is_new: bool = False
 
 
 class Conversations:
@@ -62,7 +64,9 @@ class Conversations:
         if continues_conversation(request):
             return request
         reason = None
-        if (request.input_length or 0) < former.length:
+        if former.is_new and not request.block_ids:
+            reason = _LIKE
+        elif (request.input_length or 0) < former.length:
             reason = _SHORTER
         elif request.block_ids and request.block_size:
             if former.blocks:
@@ -73,6 +77,8 @@ class Conversations:
         if reason is None:
             return request
         self._notes.rows(reason)
+        if request.session is not None:
+            self._former[request.session] = replace(self._former[request.session], is_new=True)
         return msgspec.structs.replace(request, continues=True)
 
 

@@ -15,6 +15,9 @@ TIMES = (
 )
 """When a request came."""
 
+SESSIONS = ("session_id", "sessionId", "conversation_id", "conversationId", "chat_id", "thread_id")
+"""The conversation that a request is a turn of."""
+
 INPUT_LENGTHS = (
     "input_length",
     "prompt_tokens",

@@ -26,6 +26,9 @@ _SLOW, _FAST = 20.0, 500.0
 _FEW = 0.002
 """Requests a second at or below which a trace that may be in seconds is taken for milliseconds."""
 
+_ENOUGH = 3
+"""Times from which on a low rate is one: two requests may be any time apart."""
+
 _BLOCK_SIZES = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096, 8, 4, 2, 1)
 
 
@@ -76,15 +79,19 @@ def time_unit(found: Survey, path: Path) -> tuple[str, str | None]:
     if epoch is not None:
         return epoch, None if epoch == stated else f"times are read as {_WORDS[epoch]} since 1970"
     first, last = min(found.times), max(found.times)
-    if not found.is_open or last == first:
+    if last == first:
         return stated, None
     rate = (len(found.times) - 1) / (last - first)
+    if not found.is_open:
+        is_odd = stated == "s" and len(found.times) >= _ENOUGH and rate < _SLOW / 1000
+        told = f"times are read as seconds: they make {rate:.2g} requests a second (--time-unit ms if they do not)"
+        return stated, told if is_odd else None
     if stated == "ms":
         return _milliseconds(found.times, rate, path)
     if stated == "s" and rate < _SLOW / 1000:
         if rate <= _FEW:
             return "ms", f"times are read as milliseconds: as seconds they make {rate:.2g} requests a second"
-        raise _unclear(rate, rate * 1000, path)
+        raise _unclear(rate, "seconds", rate * 1000, "milliseconds", path)
     return stated, None
 
 
@@ -116,6 +123,8 @@ _WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nan
 
 def _milliseconds(times: Sequence[float], rate_per_ms: float, path: Path) -> tuple[str, str | None]:
     rate = rate_per_ms * 1000
+    if rate <= _FEW and len(times) >= _ENOUGH:
+        raise _unclear(rate, "milliseconds", rate * 1000, "microseconds", path)
     if rate <= _SLOW:
         return "ms", None
     fractional = any(value != int(value) for value in times)
@@ -125,14 +134,15 @@ def _milliseconds(times: Sequence[float], rate_per_ms: float, path: Path) -> tup
             f"times are read as seconds: {why}as milliseconds they make {rate:,.0f} requests a second "
             "(--time-unit ms if they do)"
         )
-    raise _unclear(rate_per_ms, rate, path)
+    raise _unclear(rate_per_ms, "seconds", rate, "milliseconds", path)
 
 
-def _unclear(as_seconds: float, as_milliseconds: float, path: Path) -> TraceError:
+def _unclear(slow: float, slow_unit: str, fast: float, fast_unit: str, path: Path) -> TraceError:
+    names = {word: unit for unit, word in _WORDS.items()}
     return TraceError(
-        f"times may be seconds ({as_seconds:.2g} requests a second) or milliseconds ({as_milliseconds:.3g})",
+        f"times may be {slow_unit} ({slow:.2g} requests a second) or {fast_unit} ({fast:.3g})",
         where=str(path),
-        hint="say which: --time-unit s or --time-unit ms",
+        hint=f"say which: --time-unit {names[slow_unit]} or --time-unit {names[fast_unit]}",
     )
 
 

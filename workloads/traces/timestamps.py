@@ -7,8 +7,11 @@ from kvload.workloads.traces.survey import TICKS_PER_S
 
 _DIGITS = 7
 _PATTERN = re.compile(
-    r"(?P<second>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:[.,](?P<fraction>\d{1,9}))?(?P<zone>Z|[+-]\d\d:?\d\d)?", re.ASCII
+    r"(?P<second>\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?|\d{8}T\d{6})(?:[.,](?P<fraction>\d{1,9}))?"
+    r"(?:\s?(?P<zone>Z|UTC|GMT|[+-]\d\d(?::?\d\d)?))?",
+    re.ASCII | re.IGNORECASE,
 )
+_ZONES = {"Z": "+00:00", "UTC": "+00:00", "GMT": "+00:00"}
 
 
 class TickParser:
@@ -27,7 +30,9 @@ class TickParser:
         if not match:
             return None
         second, fraction, zone = match.groups()
-        key = second + (zone or "")
+        if fraction is not None and second.count(":") == 1:
+            return None  # a fraction of a minute
+        key = second.upper() + _ZONES.get((zone or "").upper(), zone or "")
         if key != self._second:
             try:
                 moment = datetime.fromisoformat(key)

@@ -13,6 +13,7 @@ ifeval     the share of verifiable instructions that the answer follows (IFEval,
 ========== ===========================================================================================================
 
 What a word is in each script is told in :mod:`.words`; exact, contains, f1 and items leave out the articles a, an, the.
+Reasoning between marks (``<think>``) is no part of an answer; only its agreement with another covers all of its text.
 """
 
 import importlib
@@ -23,6 +24,7 @@ from kvload.analysis.quality.scorers.choices import choice
 from kvload.analysis.quality.scorers.instructions import ifeval
 from kvload.analysis.quality.scorers.numbers import numeric
 from kvload.analysis.quality.scorers.overlap import common_subsequence, contains, exact, f1, items, likeness, rouge_l
+from kvload.analysis.quality.scorers.reasoning import without_reasoning
 from kvload.errors import UsageError
 
 __all__ = ["MAX_CHARACTERS", "SCORERS", "agreement", "common_subsequence", "score"]
@@ -49,7 +51,7 @@ def score(name: str, answer: str, expected: str, *, is_cut: bool = False) -> flo
     scorer = SCORERS.get(name)
     if scorer is None:
         raise UsageError(f"no such scorer: '{name}'", hint=f"known: {', '.join(SCORERS)}")
-    given, wanted = answer[:MAX_CHARACTERS], expected[:MAX_CHARACTERS]
+    given, wanted = without_reasoning(answer)[:MAX_CHARACTERS], expected[:MAX_CHARACTERS]
     if scorer is numeric or scorer is choice:
         return scorer(given, wanted, is_cut=is_cut)
     return scorer(given, wanted)

@@ -4,7 +4,8 @@ import importlib
 from functools import cache
 from typing import Any
 
-from kvload.analysis.quality.scorers.numbers import boxed_text
+from kvload.analysis.quality.scorers.numbers import IN_OTHER_TONGUES, boxed_text
+from kvload.analysis.quality.scorers.reasoning import tagged_answer
 from kvload.analysis.quality.scorers.words import folded
 from kvload.errors import UsageError
 
@@ -12,18 +13,22 @@ _ALONE = r"(?<![\p{Lu}\p{Ll}\p{Lt}\p{N}])"
 _LETTER = _ALONE + r"(?P<letter>[A-HJ-Z]|I(?!\s+\p{Ll}))(?![\p{Lu}\p{Ll}\p{Lt}\p{N}'])"
 _SMALL = _ALONE + r"(?P<small>[a-z])(?=\s*(?:$|[.,;:)\]\n。，]))"
 _MARKS = r"[\s*_(\[{\"'“「:：$\\]*"
+_AROUND = " \t\n()[]{}<>*_.,:;\"'`$“”「」（）。、\\"
 _NOUN = r"(?:\s*(?:option|choice|letter|answer)\b)?"
 
+_FILLED = r"(?:\s+(?:to|for|of|here|then|would|must|should|can\s+only)\b[^.\n]{0,60}?)?"
+_VERB = r"\s*(?:is|be|was|[:=：])(?!\s*not\b)"
+_SURELY = r"(?:\s+(?:clearly|therefore|thus|likely|probably|definitely))?(?:\s*(?:the|option|choice|letter|[:：])\s*)*"
 _DECLARED = "|".join(
     (
-        r"\b(?:answer|choice|option|solution)s?\b(?:\s+(?:to|for|of|here|then|would|must|should|can\s+only)\b[^.\n]{0,60}?)?"
-        r"(?:\s*(?:is|be|was|[:=：])(?!\s*not\b))*(?:\s+(?:clearly|therefore|thus|likely|probably|definitely))?"
-        r"(?:\s*(?:the|option|choice|letter|[:：])\s*)*",
+        rf"\b(?:answer|solution)s?\b{_FILLED}(?:{_VERB})*{_SURELY}",
+        rf"\b(?:choice|option)s?\b{_FILLED}(?:{_VERB})+{_SURELY}",
         r"\b(?:choose|pick|select|chose|go(?:ing)?\s+with|settle\s+on)\b" + _NOUN,
         r"(?:答案|答え|正解|選択肢|正确选项|正確選項|정답|답)\s*(?:应该|應該)?\s*(?:是|为|為|选|選|は|은|는)?\s*[:：]?\s*(?:选项|選項)?",
         r"(?:故选|故選|应选|應選|选择|選擇|选|選)\s*(?:项|項)?\s*[:：]?",
-        r"\brespuesta\s+(?:correcta\s+)?es(?:\s+la)?(?:\s+opci[oó]n)?|\br[eé]ponse\s+(?:correcte\s+)?est(?:\s+la)?",
-        r"\b(?:richtige\s+)?Antwort\s+(?:ist|lautet)|\bresposta\s+(?:correta\s+)?é(?:\s+a)?|\bответ\s*[:—-]?",
+        r"<answer>",
+        rf"(?:{IN_OTHER_TONGUES})(?:\s+(?:la|a|o|de|die|opci[oó]n|opção|opzione|optie|option|letra|lettre|lettera|"
+        r"Buchstabe|буква|вариант|pilihan|الخيار|विकल्प)\b)*",
     )
 )
 _PRAISED = (
@@ -42,8 +47,8 @@ def choice(answer: str, expected: str, *, is_cut: bool = False) -> float:
 
     The letter is the last one declared ("the answer is B", ``\\boxed{C}``, "B is correct", and the like in some other
     languages); else the one that the answer begins with ("B) Paris"), or consists of; else the last that "it is B"
-    points to; else the first marked as a choice ("(B)", "B.", "**B**") of which nothing bad is said, or alone at the
-    end of a line. "I" and "a" in a sentence are no letters.
+    or "option B" points to; else the first marked as a choice ("(B)", "B.", "**B**") of which nothing bad is said, or
+    alone at the end of a line. "I" and "a" in a sentence are no letters.
 
     Args:
         is_cut: the answer was cut off, so that only a declared letter counts.
@@ -60,28 +65,53 @@ def choice(answer: str, expected: str, *, is_cut: bool = False) -> float:
 def settled_letter(text: str, *, declared_only: bool = False) -> str | None:
     """The letter that a text settles on, in upper case; None where it has none."""
     plain = folded(text).strip()
-    if len(plain) == 1 and plain.isascii() and plain.isalpha():
-        return plain.upper()
+    if (alone := _alone(plain)) is not None:
+        return alone
+    tagged = tagged_answer(plain)
+    if tagged is not None and (inner := settled_letter(tagged)) is not None:
+        return inner
     if "\\" in plain:
-        boxed = boxed_text(plain)
-        inner = None if boxed is None else _patterns()["inner"].search(boxed)
-        if inner is not None:
-            return str(inner["letter"])
         plain = _patterns()["latex"].sub(r"\1", plain)
+        boxed = boxed_text(plain)
+        if boxed is not None and (inner := _boxed_letter(boxed)) is not None:
+            return inner
     found = [match for name in ("declared", "praised") for match in _patterns()[name].finditer(plain)]
     if found:
         last = max(found, key=lambda match: int(match.end()))
-        return str(last["letter"] or last["small"]).upper() if "small" in last.groupdict() else str(last["letter"])
+        return _letter(last)
     if declared_only:
         return None
-    begun = _patterns()["begun"].match(plain)
-    if begun is not None:
-        return str(begun["letter"])
-    hinted = list(_patterns()["hinted"].finditer(plain))
-    if hinted:
-        return str(hinted[-1]["letter"])
-    marked = _patterns()["marked"].search(plain)
-    return None if marked is None else str(marked["letter"])
+    for name in ("begun", "begun_small"):
+        if (begun := _patterns()[name].match(plain)) is not None:
+            return _letter(begun)
+    for name in ("called", "hinted"):
+        if pointed := list(_patterns()[name].finditer(plain)):
+            return _letter(pointed[-1])
+    for name in ("marked", "marked_small"):
+        if (marked := _patterns()[name].search(plain)) is not None:
+            return _letter(marked)
+    return None
+
+
+def _letter(match: Any) -> str:
+    found = match.groupdict()
+    return str(found.get("letter") or found["small"]).upper()
+
+
+def _alone(text: str) -> str | None:
+    """The letter of a text that is nothing else but marks around it, in upper case."""
+    bare = text.strip(_AROUND)
+    return bare.upper() if len(bare) == 1 and bare.isascii() and bare.isalpha() else None
+
+
+def _boxed_letter(boxed: str) -> str | None:
+    alone = _alone(boxed)
+    if alone is not None:
+        return alone
+    for name in ("inner", "begun_small"):
+        if (found := _patterns()[name].search(boxed)) is not None:
+            return _letter(found)
+    return None
 
 
 @cache
@@ -89,7 +119,7 @@ def _patterns() -> dict[str, Any]:
     regex = importlib.import_module("regex")
     flags = regex.V1 | regex.MULTILINE
     # what declares is matched without regard to case, the letter is not
-    declared = rf"(?i:{_DECLARED}){_MARKS}(?:{_LETTER}|{_SMALL})"
+    declared = rf"(?i:{_DECLARED}){_MARKS}(?:{_LETTER}|{_SMALL})(?!(?i:{_BLAMED}))"
     framed = rf"(?<=[(\[*_\"“「]){_LETTER}(?=[)\]*_\"”」.:])"
     marked = rf"(?:{framed}|(?<=^\s*){_LETTER}(?=[).:])|{_LETTER}(?=[)])|{_LETTER}(?=\W*$))"
     begun = rf"[\s*_(\[\"“「]*{_LETTER}(?!(?i:{_BLAMED}))(?:(?=[)\]*_\"”」.:,：，]|\s*$)|(?<=[B-H])(?=\s))"
@@ -99,6 +129,11 @@ def _patterns() -> dict[str, Any]:
         "declared": regex.compile(declared, flags),
         "praised": regex.compile(rf"{_LETTER}(?i:{_PRAISED})", flags),
         "begun": regex.compile(begun, regex.V1),
+        "begun_small": regex.compile(
+            rf"[\s*_]*(?:\((?P<small>[a-z])\)|(?P<small>[a-z])\))(?!\w|(?i:{_BLAMED}))", regex.V1
+        ),
+        "called": regex.compile(rf"(?i:\b(?:option|choice)){_MARKS}(?:{_LETTER}|{_SMALL})(?!(?i:{_BLAMED}))", flags),
+        "marked_small": regex.compile(rf"(?<!\w)\((?P<small>[a-hj-u])\)(?!\w|(?i:{_BLAMED}))", flags),
         "hinted": regex.compile(rf"(?i:{_HINTED}){_MARKS}{_LETTER}", flags),
         "marked": regex.compile(rf"{marked}(?!(?i:{_BLAMED}))", flags),
     }

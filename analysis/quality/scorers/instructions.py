@@ -5,12 +5,14 @@ without asking whether an answer in capitals or small letters is English. Senten
 abbreviations and initials left out, where the original asks a trained splitter.
 """
 
+import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from kvload.analysis.quality.scorers.words import UNSPACED
 from kvload.errors import UsageError
 
 _ABBREVIATIONS = frozenset(
@@ -19,6 +21,7 @@ _ABBREVIATIONS = frozenset(
         "u.s", "u.k", "a.m", "p.m", "approx", "dept", "est",
     }
 )  # fmt: skip
+_RELATIONS = (None, "at least", "less than")
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _FENCE = re.compile(r"^```(?:json|JSON|Json)?\s*|\s*```$")
 
@@ -54,6 +57,8 @@ def _follows(answer: str, wanted: Mapping[str, Any]) -> bool:
 def _compared(count: int, relation: object, limit: object) -> bool:
     if not isinstance(limit, int | float):
         raise TypeError("no limit")
+    if relation not in _RELATIONS:
+        raise ValueError("no such relation")
     return count < limit if relation == "less than" else count >= limit
 
 
@@ -63,12 +68,26 @@ def _keywords_exist(answer: str, wanted: Mapping[str, Any]) -> bool:
 
 
 def _keyword_frequency(answer: str, wanted: Mapping[str, Any]) -> bool:
-    count = answer.lower().count(wanted["keyword"].strip().lower())
+    keyword = wanted["keyword"].strip().lower()
+    if not keyword:
+        raise ValueError("no keyword")
+    count = answer.lower().count(keyword)
     return _compared(count, wanted.get("relation"), wanted["frequency"])
 
 
 def _no_forbidden_word(answer: str, wanted: Mapping[str, Any]) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", answer, re.IGNORECASE) for word in wanted["forbidden_words"])
+    return not any(_has_word(answer, word.strip()) for word in wanted["forbidden_words"])
+
+
+def _has_word(answer: str, word: str) -> bool:
+    """Whether the text has the word; words of scripts without spaces have no ends, and so stand anywhere in it."""
+    if not word:
+        raise ValueError("no word")
+    regex = importlib.import_module("regex")
+    unspaced = regex.compile(f"[{UNSPACED}]", regex.V1)
+    before = "" if unspaced.match(word[0]) else r"(?<!\w)"
+    after = "" if unspaced.match(word[-1]) else r"(?!\w)"
+    return re.search(f"{before}{re.escape(word)}{after}", answer, re.IGNORECASE) is not None
 
 
 def _letter_frequency(answer: str, wanted: Mapping[str, Any]) -> bool:

@@ -6,30 +6,48 @@ import re
 from functools import cache
 from typing import Any
 
+from kvload.analysis.quality.scorers.reasoning import tagged_answer
 from kvload.analysis.quality.scorers.words import folded
 from kvload.errors import UsageError
 
+IN_OTHER_TONGUES = (
+    r"\b(?:respuesta|resultado|soluci[oó]n|r[eé]ponse|r[eé]sultat|Antwort|Ergebnis|L[oö]sung|resposta|solução|"
+    r"risposta|risultato|soluzione|antwoord|resultaat|svaret|odpowied[zź]|odpowiedzią|wynik|cevap|yanıt|jawaban\w*|"
+    r"đáp\s+án|câu\s+trả\s+lời|kết\s+quả|ответ\w*|результат|відповідь)\b[^.\n:=：\d]{0,30}?"
+    r"(?:\b(?:es|est|ist|lautet|betr[aä]gt|é|è|is|to|jest|adalah|là|är|er)\b|[:=：—])|"
+    r"\b(?:cevap|yanıt|jawaban\w*|ответ)\b|"
+    r"(?:答案|结果|結果|答え|正解|결과|정답|답)\s*(?:应该|應該)?\s*(?:是|为|為|は|은|는|[:=：])|"
+    r"(?:الجواب|الإجابة|الناتج|النتيجة)(?:\s+(?:النهائية|النهائي|الصحيحة|الصحيح))?\s*(?:هو|هي|[:=])|"
+    r"(?:उत्तर|जवाब)(?:\s+(?:है|[:=]))?"
+)
+"""Words that declare an answer in languages other than English."""
+
 DECLARED = (
     r"\b(?:answers?|result)\b[^.\n:=]{0,40}?(?:\b(?:is|are|was|be|equals|comes(?:\s+out)?\s+to)\b(?!\s+not\b)|[:=])|"
-    r"答案\s*(?:是|为|為|[:=])|答え\s*(?:は|[:=])|正解\s*(?:は|[:=])|정답\s*(?:은|는|[:=])|답\s*(?:은|[:=])|"
-    r"\brespuesta\s+(?:\w+\s+)?(?:es|[:=])|\br[eé]ponse\s*(?:est|[:=])|\b(?:Antwort|Ergebnis|L[oö]sung)\s*(?:ist|lautet|[:=])|"
-    r"\bresposta\s*(?:é|[:=])|\bответ\s*[:=—-]|\bответ\b"
+    r"<answer>|" + IN_OTHER_TONGUES
 )
-"""Words that declare an answer, in some languages; matched without regard to case."""
+"""Words that declare an answer; matched without regard to case."""
 
 _CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
 """Letters before a number make it part of a name (``x2``, ``GPT-4``); scripts without cases write counts like that."""
-_DIGITS = r"(?:\d{1,3}(?:[,\u00a0\u202f\u2009']\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+)(?!\d)(?:\.\d+)?|\.\d+"
+_DIGITS = (
+    # thousands set off by plain spaces: where a list would not look like that
+    r"(?:\d{1,3}(?: \d{3})* 0\d\d(?: \d{3})*|\d{1,2}(?: \d{3}){2,}|"
+    r"\d{1,3}(?:[,\u00a0\u202f\u2009']\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+)(?!\d)(?:\.\d+)?|\.\d+"
+)
 _SIGN = rf"(?:(?<![\p{{N}})\]}}])(?<!{_CASED})[-+])?"
 _CURRENCY = r"(?:\p{Sc}\s?)?"
 _BEFORE = rf"(?<!\^)(?<!\^\{{)(?<!{_CASED})(?<!{_CASED}-)(?<!\p{{N}})(?<!\d[./])"
 _PATTERN = (
     rf"{_BEFORE}(?P<sign>{_SIGN}{_CURRENCY}{_SIGN})(?P<whole>{_DIGITS})"
     r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?"
-    r"(?:\s?(?P<ten>(?:\*|×|x|·|\\times)\s?10\s?\^\s?\{?(?P<power>[-+]?\d{1,3})\}?))?"
+    r"(?:\s?(?P<ten>(?:\*|×|x|·|\\times)\s?10\s?\^\s?\{?(?P<power>[-+]?\d{1,3})\}?)|\s?\^\s?\{?(?P<raised>[-+]?\d{1,3})(?!\d)\}?)?"
     r"(?:(?P<parts>\s\d{1,6}/\d{1,6}(?!\d))|\s?/\s?(?P<below>\d+(?:\.\d+)?(?!\d)))?(?!\.\d)"
 )
-_FRACTION = r"\\[dt]?frac\s*\{([^{}]{1,40})\}\s*\{([^{}]{1,40})\}"
+_FRACTION = (
+    r"(?P<minus>(?<![\p{N}\p{L})}\]]\s?)-\s?)?"
+    r"\\[cdt]?frac\s*(?:\{(?P<above>[^{}]{1,40})\}|(?P<above>\d))\s*(?:\{(?P<below>[^{}]{1,40})\}|(?P<below>\d))"
+)
 _HEADING = r"####\s*(?:\d+[.)]\s+\p{L}|(?:step|part|problem|question|case|phase)\b)"
 _REACH = 200
 """Characters behind a declaration in which its number must come."""
@@ -49,7 +67,8 @@ def numeric(answer: str, expected: str, *, is_cut: bool = False) -> float:
 
     The number is the first one behind the last ``####`` (GSM8K's mark), else that of the last ``\\boxed{}``, else of
     the last declaration ("the answer is 18 (9 eggs at $2 each)"), else the last of all. Units may be glued on,
-    thousands set off; ``1/3``, ``\\frac{1}{3}`` and ``2 1/2`` are fractions, ``5 * 10^3`` is 5000.
+    thousands set off; ``1/3``, ``\\frac{1}{3}`` and ``2 1/2`` are fractions, ``5 * 10^3`` and ``5 000`` are 5000. A
+    number in ``<answer>`` ... ``</answer>`` comes before all others.
 
     Args:
         is_cut: the answer was cut off, so that only a declared number counts: the last one may be any.
@@ -68,7 +87,11 @@ def numeric(answer: str, expected: str, *, is_cut: bool = False) -> float:
 
 def settled_number(text: str, *, declared_only: bool = False) -> float | None:
     """The number that a text settles on; None where it has none."""
-    plain = _latex().sub(r" \1/\2", text) if "\\" in text else text
+    tagged = tagged_answer(text)
+    inner = None if tagged is None else settled_number(tagged)
+    if inner is not None:
+        return inner
+    plain = _latex().sub(_fraction, text) if "\\" in text else text
     plain = _bare(_folded_numbers(plain))
     for marked in _behind_marks(plain):
         found = numbers(marked)
@@ -124,6 +147,11 @@ def _behind_marks(text: str) -> list[str]:
     return [*at_once[:1], *named[:1]]
 
 
+def _fraction(match: Any) -> str:
+    sign = "-" if match["minus"] else ""
+    return f" {sign}{match['above']}/{match['below']}"
+
+
 def _sentence(line: str) -> str:
     """The line up to its sentence's end, without what stands in parentheses."""
     regex = importlib.import_module("regex")
@@ -133,8 +161,9 @@ def _sentence(line: str) -> str:
 
 def _bare(text: str) -> str:
     """Without LaTeX's thousands (``70{,}000``), spaces (``\\,``, ``\\!``) and escaped signs, and without bold marks."""
+    spaced = re.sub(r"(?<=\d)\\[ ;:](?=\d{3}(?!\d))", "\u202f", text)
     return (
-        text.replace("{,}", ",").replace("\\!", "").replace("\\,", "").replace("\\$", "$").replace("\\%", "%")
+        spaced.replace("{,}", ",").replace("\\!", "").replace("\\,", "").replace("\\$", "$").replace("\\%", "%")
     ).replace("**", "")
 
 
@@ -150,8 +179,13 @@ def _keep_spaces(text: str) -> str:
 def _value(match: Any) -> float | None:
     digits = "".join(character for character in match["whole"] if character.isdigit() or character == ".")
     value = float(digits + (match["exponent"] or ""))
-    if match["power"] is not None:
-        value *= 10.0 ** int(match["power"])
+    try:
+        if match["power"] is not None:
+            value *= 10.0 ** int(match["power"])
+        if match["raised"] is not None:
+            value **= int(match["raised"])
+    except (OverflowError, ZeroDivisionError):
+        return None
     if match["parts"] is not None:
         above, below = match["parts"].split("/")
         if int(below) == 0:

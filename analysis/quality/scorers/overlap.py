@@ -111,4 +111,5 @@ def _bare(text: str) -> str:
 
 def _items(text: str) -> set[str]:
     parts = (_ITEM_MARKS.sub("", part.strip()) for part in _ITEM_ENDS.split(text))
-    return {" ".join(item) for item in map(_words, parts) if item}
+    # an item that is an article alone is one: "a, b, c" has three
+    return {" ".join(item) for item in (_words(part) or words(part) for part in parts) if item}

@@ -24,7 +24,7 @@ _NUMBER = rf"(?:{_SIGNED})?\d+(?:\.\d+)?(?![\p{{L}}\p{{M}}--[{UNSPACED}]])"
 _FRACTION = rf"(?:{_SIGNED})?\d+/\d+(?![\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]])"
 _CHARACTER = rf"[\p{{L}}\p{{M}}&&[{UNSPACED}]]\p{{M}}*"
 _WORD = rf"[\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]+(?:['\u2019.](?=\p{{L}})[\p{{L}}\p{{M}}\p{{N}}--[{UNSPACED}]]+)*"
-_SIGN = r"[\p{Sm}\p{So}^--[|~°©®™]]"
+_SIGN = r"[\p{Sm}\p{So}^--[|~°©®™]]|(?<=\p{L})\#(?![\p{L}\p{N}])"
 _THOUSANDS = r"(?<![\d.,])\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d,])"
 _ARTICLES = frozenset({"a", "an", "the"})
 _RAISED = {"<super>": "^", "<sub>": " ", "<fraction>": " "}

@@ -94,3 +94,19 @@ def test_what_is_no_list_of_instructions_is_told(expected: str) -> None:
 @given(st.text(max_size=40), st.sampled_from(TABLE))
 def test_any_answer_is_scored(text: str, row: tuple[str, dict[str, Any], str, str]) -> None:
     assert score("ifeval", text, json.dumps([{"id": row[0], **row[1]}])) in {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "word", "follows"),
+    [("你好世界", "世界", 0.0), ("c++ it is", "c++", 0.0), ("classy", "class", 1.0), ("a class", "class", 0.0)],
+)
+def test_forbidden_words_of_any_script(answer: str, word: str, follows: float) -> None:
+    wanted = [{"id": "keywords:forbidden_words", "forbidden_words": [word]}]
+    assert score("ifeval", answer, json.dumps(wanted)) == follows
+
+
+@pytest.mark.parametrize("changed", [{"relation": "at most"}, {"keyword": ""}])
+def test_what_an_instruction_cannot_mean_is_refused(changed: dict[str, Any]) -> None:
+    wanted = {"id": "keywords:frequency", "keyword": "x", "frequency": 1, "relation": "at least"} | changed
+    with pytest.raises(UsageError, match="not a list of instructions"):
+        score("ifeval", "x", json.dumps([wanted]))

@@ -239,3 +239,109 @@ def test_any_text_is_scored(name: str, text: str) -> None:
     some = {"numeric": "1", "choice": "A", "regex": "a", "ifeval": '[{"id": "punctuation:no_comma"}]'}
     expected = some.get(name, "a word")
     assert 0 <= score(name, text, expected) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "expected", "wanted"),
+    [
+        ("numeric", "<think>maybe \\boxed{7}</think>It is 9.", "9", 1),
+        ("numeric", "so the answer is 7</think>\n\n9", "9", 1),
+        ("numeric", "<think>The answer is 7", "7", 0),
+        ("numeric", "[THINK]answer: 3[/THINK]4", "4", 1),
+        ("numeric", "\u25c1think\u25b7the answer is 3\u25c1/think\u25b74", "4", 1),
+        ("numeric", "<|channel|>analysis<|message|>answer is 3<|end|><|channel|>final<|message|>4", "4", 1),
+        ("numeric", "The <think> tag is the answer: 5", "5", 1),
+        ("choice", "<think>The answer is A.</think>\n\nB", "B", 1),
+        ("choice", "<think>The answer is A", "A", 0),
+        ("choice", "B <thinking>is A better? the answer is A</thinking>", "B", 1),
+        ("exact", "<think>Rome? No.</think>Paris", "Paris", 1),
+        ("f1", "<think>Paris London</think>Paris", "Paris", 1),
+        ("regex", "<think>No</think>Yes", "^Yes$", 1),
+        ("ifeval", "<think>a, b</think>ab", '[{"id": "punctuation:no_comma"}]', 1),
+        ("numeric", "<answer>18</answer> in 3 steps", "18", 1),
+        ("numeric", "<reasoning>answer: 7</reasoning>\n<answer>9</answer>", "9", 1),
+        ("numeric", "<answer></answer> so 5", "5", 1),
+        ("choice", "<answer>b</answer>", "B", 1),
+        ("choice", "<answer>The answer is B, not A</answer> A", "B", 1),
+    ],
+)
+def test_what_stands_in_marks(name: str, answer: str, expected: str, wanted: float) -> None:
+    assert score(name, answer, expected) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("\\boxed{-\\frac{3}{4}}", "-0.75", 1),
+        ("3 - \\frac{1}{2}", "0.5", 1),
+        ("\\boxed{\\frac12}", "0.5", 1),
+        ("\\cfrac{1}{2}", "1/2", 1),
+        ("\\boxed{10^{3}}", "1000", 1),
+        ("The answer is 2^10", "1024", 1),
+        ("10\u00b2 cm", "100", 1),
+        ("so 5^2 = 25", "25", 1),
+        ("3*10^999", "5", 0),
+        ("0^-1", "5", 0),
+        ("\\boxed{1\\ 000}", "1000", 1),
+        ("1 000 000", "1000000", 1),
+        ("It is 12 050 people", "12050", 1),
+        ("lists 100 200 300", "300", 1),
+        ("5 100", "100", 1),
+    ],
+)
+def test_numbers_as_formulas_write_them(answer: str, expected: str, wanted: float) -> None:
+    assert score("numeric", answer, expected) == wanted
+
+
+DECLARATIONS = [
+    "La r\u00e9ponse finale est {}",
+    "Le r\u00e9sultat est {}",
+    "El resultado final es {}",
+    "Die Antwort lautet {}",
+    "Die Antwort betr\u00e4gt {}",
+    "La risposta corretta \u00e8 {}",
+    "A resposta correta \u00e9 {}",
+    "Het juiste antwoord is {}",
+    "Svaret \u00e4r {}",
+    "Odpowied\u017a to {}",
+    "\u041e\u0442\u0432\u0435\u0442: {}",
+    "Cevap {}",
+    "Jawaban yang benar adalah {}",
+    "\u0110\u00e1p \u00e1n \u0111\u00fang l\u00e0 {}",
+    "\u6240\u4ee5\u7b54\u6848\u5e94\u8be5\u662f{}",
+    "\u7b54\u3048\uff1a{}",
+    "\ub2f5\uc740 {}",
+    "\u0627\u0644\u0625\u062c\u0627\u0628\u0629 \u0627\u0644\u0635\u062d\u064a\u062d\u0629 \u0647\u064a {}",
+    "\u0938\u0939\u0940 \u0909\u0924\u094d\u0924\u0930 {}",
+]
+
+
+@pytest.mark.parametrize("declared", DECLARATIONS)
+def test_answers_are_declared_in_many_languages(declared: str) -> None:
+    assert score("numeric", declared.format(18) + ", 9 * 2", "18") == 1
+    assert score("choice", declared.format("B") + ", (A)", "B") == 1
+    assert score("choice", declared.format("B") + ", (A)", "B", is_cut=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("(b)", "B", 1),
+        ("b)", "B", 1),
+        ("(b) London, since (a) is wrong", "B", 1),
+        ("it should be (b).", "B", 1),
+        ("\u249d", "B", 1),
+        ("egg(s)", "S", 0),
+        ("\\boxed{b}", "B", 1),
+        ("\\boxed{\\text{(b)}}", "B", 1),
+        ("\\boxed{\\mathrm{b}}", "B", 1),
+        ("Answer: B\nOption A is too small.", "B", 1),
+        ("Answer: B\nThe answer choices C and D are distractors", "B", 1),
+        ("The answer is B. Option C describes Paris.", "B", 1),
+        ("I believe option B", "B", 1),
+        ("The right choice is b", "B", 1),
+        ("The answer is A is wrong; B is right", "B", 1),
+    ],
+)
+def test_letters_in_brackets_and_letters_only_mentioned(answer: str, expected: str, wanted: float) -> None:
+    assert score("choice", answer, expected) == wanted

@@ -120,3 +120,11 @@ def test_a_stretch_of_words_is_contained(parts: list[str], data: st.DataObject) 
     start = data.draw(st.integers(0, len(parts) - 1))
     stretch = list(itertools.islice(parts, start, None))
     assert score("contains", " ".join(parts), " ".join(stretch)) == 1
+
+
+def test_a_sign_behind_a_name_and_an_item_of_an_article() -> None:
+    assert score("exact", "C#", "C") == 0
+    assert score("exact", "# Title", "Title") == 1
+    assert score("items", "", "a") == 0
+    assert score("items", "a, b", "b; a") == 1
+    assert score("items", "b", "a, b") < 1

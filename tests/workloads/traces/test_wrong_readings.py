@@ -429,3 +429,117 @@ def test_date_times_of_logs(tmp_path: Path) -> None:
     times = ["2025-06-01 10:00:00,250", "2025-06-01T12:00:01.5+02:00", "2025-06-01T10:00:02.123456789Z"]
     requests, _ = read(tmp_path, [{"timestamp": time, "body": {"prompt": "x"}} for time in times])
     assert [request.arrival for request in requests] == [0, 1.25, 1.8734567]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "apart"),
+    [
+        ("2025-06-01T10:00", "2025-06-01T10:01", 60),
+        ("20250601T100000Z", "20250601T100001Z", 1),
+        ("2025-06-01T10:00:00+02", "2025-06-01T08:00:01Z", 1),
+        ("2025-06-01t10:00:00z", "2025-06-01t10:00:01.5z", 1.5),
+        ("2025-06-01 10:00:00 UTC", "2025-06-01 10:00:02 GMT", 2),
+        ("2025-06-01 10:00:00 +0000", "2025-06-01 12:00:03 +0200", 3),
+        ("2025-06-01 10:00:00", "2025-06-01T12:00:01+02:00", 1),
+    ],
+)
+def test_date_times_in_other_spellings(tmp_path: Path, first: str, second: str, apart: float) -> None:
+    requests, _ = read(tmp_path, at(first, second))
+    assert [request.arrival for request in requests] == [0, apart]
+
+
+@pytest.mark.parametrize("time", ["2025-06-01T10:00.5", "2025-06-01T24:00:01", "2025-13-01T10:00:00", "10:00:00"])
+def test_what_is_no_date_time_is_refused(tmp_path: Path, time: str) -> None:
+    with pytest.raises(TraceError, match="not a time"):
+        read(tmp_path, at(time))
+
+
+def test_microseconds_are_asked_about(tmp_path: Path) -> None:
+    rows = at(0, 3_000_000, 6_000_000, 9_100_000)
+    with pytest.raises(TraceError, match=r"milliseconds .* or microseconds"):
+        read(tmp_path, rows)
+    requests, _ = read(tmp_path, rows, time_unit="us")
+    assert [request.arrival for request in requests] == [0, 3, 6, 9.1]
+    assert read(tmp_path, at(0, 3_000_000))[0][1].arrival == 3000
+
+
+def test_a_fixed_unit_is_told_where_it_makes_an_odd_rate(tmp_path: Path) -> None:
+    rows = [{"arrival": 1000.0 * number, "input_length": 5} for number in range(4)]
+    requests, told = read(tmp_path, rows)
+    assert requests[1].arrival == 1000
+    assert any("read as seconds" in sentence and "--time-unit ms" in sentence for sentence in told)
+    assert read(tmp_path, rows, time_unit="ms")[0][1].arrival == 1
+
+
+@pytest.mark.parametrize("name", ["arrival_time", "timestamp_ms", "ts", "startTime", "arrived_at"])
+def test_a_time_under_another_name_is_not_left_out(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TraceError, match=f"'{name}', where this format has 'timestamp'"):
+        read(tmp_path, [{name: 0, **LENGTHS}], format="mooncake")
+
+
+@pytest.mark.parametrize("name", ["session_id", "sessionId", "conversation_id", "conversationId", "thread_id"])
+def test_sessions_under_other_names(tmp_path: Path, name: str) -> None:
+    requests, _ = read(tmp_path, [{**row, name: "a"} for row in at(0, 900)])
+    assert [(request.session, request.turn) for request in requests] == [("a", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize("session", [[1], {"a": 1}, True, 1.5])
+def test_a_session_that_is_no_name_is_refused(tmp_path: Path, session: object) -> None:
+    with pytest.raises(TraceError, match="a session's name"):
+        read(tmp_path, [{**row, "session_id": session} for row in at(0)])
+
+
+def test_turns_behind_a_new_part_are_new_parts_too(tmp_path: Path) -> None:
+    lengths = (1000, 100, 150, 2000)
+    rows = [
+        {"timestamp": 900 * turn, "session_id": "a", "input_length": length, "output_length": 10}
+        for turn, length in enumerate(lengths)
+    ]
+    requests, told = read(tmp_path, rows)
+    assert [continues_conversation(request) for request in requests[1:]] == [True, True, True]
+    assert any("read as new as well" in sentence for sentence in told)
+
+
+def test_what_a_conversation_says_for_all_its_turns(tmp_path: Path) -> None:
+    row = {
+        "session_id": "a",
+        "temperature": 0.5,
+        "model": "m",
+        "system_message": "Be brief",
+        "turns": [{"text": "x"}, {"text": "y", "temperature": 1}],
+    }
+    requests, told = read(tmp_path, [row])
+    assert [request.sampling for request in requests] == [{"temperature": 0.5}, {"temperature": 1}]
+    assert {request.model for request in requests} == {"m"}
+    assert any("system_message" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+def test_a_system_prompt_beside_the_messages(tmp_path: Path, name: str) -> None:
+    turns = [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "a"}, {"from": "human", "value": "r"}]
+    requests, told = read(tmp_path, [{"id": "a", name: "Be brief", "tools": "[1]", "conversations": turns}])
+    first, second = (request.messages for request in requests)
+    assert first == [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "q"}]
+    assert second == [{"role": "user", "content": "r"}]
+    assert any("tools" in sentence for sentence in told)
+
+
+def test_a_full_row_of_evalscopes_is_known(tmp_path: Path) -> None:
+    row = {"timestamp": 1, "body": {"prompt": "x"}, "request_id": "r", "completion_tokens": 7}
+    requests, _ = read(tmp_path, [row])
+    assert detect_format(tmp_path / "trace") == "evalscope"
+    assert (requests[0].id, requests[0].output_length) == ("r", 7)
+
+
+def test_a_log_whose_requests_are_written_as_texts(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    body = {"messages": messages, "response_format": {"type": "json_object"}, "max_tokens": 5}
+    log = {"startTime": "2024-05-01 10:00:00+00:00", "prompt_tokens": 5, "completion_tokens": 6, "model": "m"}
+    rows = [
+        {**log, "messages": {}, "proxy_server_request": json.dumps(body)},
+        {**log, "messages": json.dumps(messages)},
+    ]
+    requests, _ = read(tmp_path, rows)
+    assert [request.messages for request in requests] == [messages, messages]
+    assert requests[0].sampling == {"response_format": {"type": "json_object"}}
+    assert requests[0].max_tokens == 5

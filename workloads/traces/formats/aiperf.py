@@ -25,6 +25,8 @@ _KNOWN = {
     "model",
     "extra",
 }
+_FIRST = {*_CONTENT, "timestamp", "delay", "session_id", "role", "type"}
+"""Fields of a conversation that are not those of each of its turns."""
 
 
 def _matches(head: Head) -> int:
@@ -42,8 +44,10 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
         if not turns:
             raise cursor.error("field 'turns' is empty")
         name = row.get("session_id", f"line {number}")
+        shared = {key: value for key, value in row.items() if key not in _FIRST}
         for position, value in enumerate(turns):
             fields = {"text": value} if isinstance(value, str) else cursor.mapping(value, f"turns[{position}]")
+            fields = {**shared, **fields}
             if position == 0 and "timestamp" in row:
                 fields = {"timestamp": row["timestamp"], **fields}
             session, turn = counter.count(cursor, name)

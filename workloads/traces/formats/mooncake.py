@@ -10,6 +10,7 @@ tokens (ServeGen, vLLM's timed traces), and ``timestamp`` may be a float, in sec
 from collections.abc import Iterator
 from typing import Any
 
+from kvload.workloads.traces.names import SESSIONS, TIMES
 from kvload.workloads.traces.reader import Cursor, Format, Head
 from kvload.workloads.traces.request_fields import REQUEST_FIELDS, extra_body, named_rest, sampling_of, split_request
 from kvload.workloads.traces.trace import TraceRequest
@@ -18,7 +19,17 @@ from kvload.workloads.traces.turns import TurnCounter
 BLOCK_TOKENS = 512
 _ONLY_HERE = ("input_length", "text_input", "payload")
 _BESIDE_MESSAGES = ("timestamp", "hash_ids", "delay", "session_id")
-_KNOWN = {*_ONLY_HERE, *_BESIDE_MESSAGES, "output_length", "messages", "message_mode", "extra", "model", "max_tokens"}
+_KNOWN = {
+    *_ONLY_HERE,
+    *_BESIDE_MESSAGES,
+    *SESSIONS,
+    "output_length",
+    "messages",
+    "message_mode",
+    "extra",
+    "model",
+    "max_tokens",
+}
 
 
 def _matches(head: Head) -> int:
@@ -31,7 +42,10 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
     turns = TurnCounter()
     for number, row in enumerate(cursor.objects()):
         arrival, delay = row.get("timestamp"), row.get("delay")
-        session, turn = turns.count(cursor, row.get("session_id"))
+        if arrival is None:
+            _refuse_other_times(cursor, row)
+        named = next((name for name in SESSIONS if row.get(name) is not None), SESSIONS[0])
+        session, turn = turns.count(cursor, row.get(named), named)
         think_time = None if delay is None else cursor.pause(delay, "delay", unit="ms")
         yield TraceRequest(
             id=str(number),
@@ -41,6 +55,18 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
             think_time=think_time if turn else None,
             **_content(cursor, row),
         )
+
+
+def _refuse_other_times(cursor: Cursor, row: dict[str, Any]) -> None:
+    """Complain about a time under a name that says nothing of its unit; without it all requests would come at once."""
+    for name, value in row.items():
+        plain = name.lower()
+        is_time = name in TIMES or plain.startswith(("timestamp", "arrival", "arrived"))
+        if is_time and name != "timestamp" and value is not None:
+            raise cursor.error(
+                f"the time stands in '{name}', where this format has 'timestamp'",
+                hint="call it 'timestamp' and say its unit: --time-unit s or --time-unit ms",
+            )
 
 
 def _content(cursor: Cursor, row: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ without it the logged lengths are made up.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from kvload.workloads.traces.names import INPUT_LENGTHS, OUTPUT_LENGTHS, TIMES
 from kvload.workloads.traces.reader import Cursor, Format, Head
 from kvload.workloads.traces.request_fields import REQUEST_FIELDS, split_request
@@ -22,6 +24,7 @@ _ANSWER = (
     "latency", "completionStartTime", "completion_start_time", "duration", "cache_hit", "cache_key", "api_base",
     "system_fingerprint", "response_time", "custom_llm_provider", "error",
 )  # fmt: skip
+_WRITTEN = {*_BODIES, _USAGE, "messages"}
 _READ = (*TIMES, *INPUT_LENGTHS, *OUTPUT_LENGTHS, _USAGE, *_BODIES, *_IDS, *_ANSWER)
 
 
@@ -48,6 +51,7 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
 
 
 def _content(cursor: Cursor, row: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: _decoded(value) if name in _WRITTEN else value for name, value in row.items()}
     usage = row[_USAGE] if isinstance(row.get(_USAGE), dict) else row
     body = next((row[name] for name in _BODIES if isinstance(row.get(name), dict) and row[name]), None)
     request = {**row, **body} if body is not None else dict(row)
@@ -70,6 +74,16 @@ def _content(cursor: Cursor, row: Mapping[str, Any]) -> dict[str, Any]:
     if row.get("status") == "failure" or row.get("error"):
         found["extra"]["failed"] = True
     return found | {name: length for name, length in lengths.items() if length is not None}
+
+
+def _decoded(value: object) -> object:
+    """JSON that a database's dump wrote as a text; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return value
 
 
 def _length(cursor: Cursor, usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
+from kvload.workloads.traces.request_fields import NOT_SENT, REQUEST_FIELDS
 from kvload.workloads.traces.trace import TraceRequest
 
 _LISTS = ("conversations", "conversation")
@@ -32,6 +33,9 @@ _ROLES = {
 }
 
 
+_SYSTEM = ("system", "system_prompt", "system_message")
+"""Where the system's prompt stands beside the messages."""
+
 _ASKING = ("user", "tool")
 """Roles that an answer of the assistant follows: a question, or what a tool that it called gave back."""
 
@@ -51,6 +55,13 @@ def _turns(cursor: Cursor, item: dict[str, Any], number: int) -> Iterator[TraceR
     name = next((name for name in _LISTS if name in item), _LISTS[0])
     session = str(item.get("id", number))
     asked: list[dict[str, Any]] = []
+    for key in _SYSTEM:
+        if item.get(key):
+            asked.append({"role": "system", "content": cursor.text(item[key], key)})
+            break
+    for key in item.keys() & REQUEST_FIELDS:
+        if item[key]:
+            cursor.notes.group(NOT_SENT, key)
     turn = 0
     for position, message in enumerate(cursor.array(cursor.needed(item, name), name)):
         role, text = _message(cursor, message, f"{name}[{position}]")
@@ -70,9 +81,9 @@ def _request(session: str, turn: int, asked: list[dict[str, Any]], extra: dict[s
 def _message(cursor: Cursor, value: object, name: str) -> tuple[str, str]:
     message = cursor.mapping(value, name)
     role = message.get("from", message.get("role"))
-    if not isinstance(role, str) or role not in _ROLES:
+    if not isinstance(role, str) or role.lower() not in _ROLES:
         raise cursor.wrong(f"{name}.from", role, f"one of {', '.join(_ROLES)}")
-    return _ROLES[role], cursor.text(message.get("value", message.get("content")), f"{name}.value")
+    return _ROLES[role.lower()], cursor.text(message.get("value", message.get("content")), f"{name}.value")
 
 
 FORMAT = Format(
