@@ -7,7 +7,7 @@ field of a request that kvload knows is kept in ``extra`` and named once.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from kvload.workloads.traces.names import OUTPUT_LENGTHS
+from kvload.workloads.traces.names import OUTPUT_LENGTHS, TIMES
 from kvload.workloads.traces.reader import Cursor
 
 SAMPLING_FIELDS = frozenset(
@@ -64,6 +64,16 @@ def named_rest(cursor: Cursor, row: Mapping[str, Any], known: Collection[str]) -
     for key in rest:
         cursor.notes.group(NOT_SENT, key)
     return rest
+
+
+def tell_times(cursor: Cursor, row: Mapping[str, Any]) -> None:
+    """Tell of fields that look like times in a format that has none, since no request waits for them."""
+    for name in TIMES:
+        if row.get(name) is not None:
+            cursor.notes.rows(
+                f"'{name}' looks like a time, but this format has none: requests are not sent by it (call it 'arrival' "
+                "beside an 'id', in seconds, for kvload's own format)"
+            )
 
 
 def extra_body(cursor: Cursor, value: object, name: str) -> dict[str, Any]:

@@ -543,3 +543,26 @@ def test_a_log_whose_requests_are_written_as_texts(tmp_path: Path) -> None:
     assert [request.messages for request in requests] == [messages, messages]
     assert requests[0].sampling == {"response_format": {"type": "json_object"}}
     assert requests[0].max_tokens == 5
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "x"}, {"messages": [{"role": "user", "content": "x"}]}])
+def test_a_time_that_no_request_waits_for_is_told(tmp_path: Path, asked: dict[str, Any]) -> None:
+    requests, told = read(tmp_path, [{**asked, "arrival_time": number} for number in range(3)])
+    assert [request.arrival for request in requests] == [None] * 3
+    assert any("'arrival_time' looks like a time" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("sampling_params", "sampling"), ("output_tokens", "output_length"), ("conversation_id", "session")],
+)
+def test_other_formats_names_in_kvloads_own(tmp_path: Path, key: str, meant: str) -> None:
+    _, told = read(tmp_path, [{"id": "a", "arrival": 0, "prompt": "x", key: {}}])
+    assert any(f"'{key}' is no field" in sentence and f"is '{meant}' meant?" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("pack", [dict, json.dumps])
+def test_usage_within_a_logged_answer(tmp_path: Path, pack: Any) -> None:
+    answer = pack({"usage": {"prompt_tokens": 5, "completion_tokens": 3}})
+    requests, _ = read(tmp_path, [{"created": 1700000000, "request": {"prompt": "x"}, "response": answer}])
+    assert (requests[0].input_length, requests[0].output_length) == (5, 3)

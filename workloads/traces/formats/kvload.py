@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from kvload.workloads.traces.names import TIMES
+from kvload.workloads.traces.names import INPUT_LENGTHS, OUTPUT_LENGTHS, SESSIONS, TIMES
 from kvload.workloads.traces.reader import Cursor, Format, Head
 from kvload.workloads.traces.request_fields import REQUEST_FIELDS, SAMPLING_FIELDS, extra_body, sampling_of
 from kvload.workloads.traces.trace import TraceRequest
@@ -15,6 +15,16 @@ _FIELDS = frozenset(TraceRequest.__struct_fields__)
 _CONTENT = ("messages", "prompt", "prompt_token_ids")
 _SENT = SAMPLING_FIELDS | {"extra_body", "n", "best_of"}
 _LENGTHS = ("input_length", "output_length", "max_tokens")
+_MEANT = {
+    "sampling_params": "sampling",
+    "parameters": "sampling",
+    **dict.fromkeys(TIMES, "arrival"),
+    **dict.fromkeys(INPUT_LENGTHS, "input_length"),
+    **dict.fromkeys(OUTPUT_LENGTHS, "output_length"),
+    **dict.fromkeys(SESSIONS, "session"),
+}
+"""Other formats' names for fields of this one."""
+
 _ALIKE = 0.8
 """Likeness from which on an unknown key is taken for a misspelt one."""
 
@@ -62,7 +72,7 @@ def _request(cursor: Cursor, row: dict[str, Any], number: int) -> TraceRequest:
 def _tell_misspelt(cursor: Cursor, key: str) -> None:
     known = _FIELDS | SAMPLING_FIELDS
     plain = {name.replace("_", ""): name for name in known}
-    meant = plain.get(key.replace("_", "").replace("-", "").lower())
+    meant = _MEANT.get(key) or plain.get(key.replace("_", "").replace("-", "").lower())
     if meant is None:
         close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=_ALIKE)
         meant = close[0] if close else None

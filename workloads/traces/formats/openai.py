@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import REQUEST_FIELDS, split_request
+from kvload.workloads.traces.request_fields import REQUEST_FIELDS, split_request, tell_times
 from kvload.workloads.traces.trace import TraceRequest
 
 _NATIVE = ("text", "input_ids")
@@ -25,6 +25,7 @@ def _matches(head: Head) -> int:
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
     for number, row in enumerate(cursor.objects()):
+        tell_times(cursor, row)
         if "custom_id" in row:
             name = cursor.text(row["custom_id"], "custom_id")
             yield TraceRequest(id=name, **split_request(cursor, cursor.mapping(cursor.needed(row, "body"), "body")))

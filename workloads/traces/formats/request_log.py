@@ -24,7 +24,7 @@ _ANSWER = (
     "latency", "completionStartTime", "completion_start_time", "duration", "cache_hit", "cache_key", "api_base",
     "system_fingerprint", "response_time", "custom_llm_provider", "error",
 )  # fmt: skip
-_WRITTEN = {*_BODIES, _USAGE, "messages"}
+_WRITTEN = {*_BODIES, _USAGE, "messages", "response"}
 _READ = (*TIMES, *INPUT_LENGTHS, *OUTPUT_LENGTHS, _USAGE, *_BODIES, *_IDS, *_ANSWER)
 
 
@@ -52,7 +52,9 @@ def _read(cursor: Cursor) -> Iterator[TraceRequest]:
 
 def _content(cursor: Cursor, row: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: _decoded(value) if name in _WRITTEN else value for name, value in row.items()}
-    usage = row[_USAGE] if isinstance(row.get(_USAGE), dict) else row
+    answer = row.get("response")
+    inner = answer.get(_USAGE) if isinstance(answer, dict) else None
+    usage = next((each for each in (row.get(_USAGE), inner) if isinstance(each, dict)), row)
     body = next((row[name] for name in _BODIES if isinstance(row.get(name), dict) and row[name]), None)
     request = {**row, **body} if body is not None else dict(row)
     for name in ("messages", "prompt"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kvload.workloads.traces.names import OUTPUT_LENGTHS
 from kvload.workloads.traces.reader import Cursor, Format, Head
-from kvload.workloads.traces.request_fields import REQUEST_FIELDS, split_request
+from kvload.workloads.traces.request_fields import REQUEST_FIELDS, split_request, tell_times
 from kvload.workloads.traces.trace import TraceRequest
 
 _KNOWN = REQUEST_FIELDS | set(OUTPUT_LENGTHS)
@@ -16,6 +16,7 @@ def _matches(head: Head) -> int:
 
 def _read(cursor: Cursor) -> Iterator[TraceRequest]:
     for number, row in enumerate(cursor.objects()):
+        tell_times(cursor, row)
         yield TraceRequest(id=str(number), **split_request(cursor, row))
 
 

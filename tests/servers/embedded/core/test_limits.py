@@ -1,6 +1,7 @@
 """The longest answer a request may have."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -71,3 +72,55 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         return answer
 
     assert b" 408 " in asyncio.run(ask())
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "drip"),
+    [
+        (b"", b""),
+        (b"POST /v1/com", b""),
+        (HEAD, b"X-More: x\r\n"),
+        (HEAD + b"Content-Length: 99999\r\n\r\n{", b" "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nff", b""),
+        (HEAD + b"Expect: 100-continue\r\nContent-Length: 10\r\n\r\n", b""),
+        (b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", b" "),
+        (b"GET /version HTTP/1.1\r\nHost: x\r\n\r\nGET /ver", b"s"),
+    ],
+)
+def test_a_half_sent_request_ends(monkeypatch: pytest.MonkeyPatch, first: bytes, drip: bytes) -> None:
+    """Whether the rest never comes or drips in for ever, the server ends the connection and keeps nothing of it."""
+    monkeypatch.setattr(api, "BODY_TIMEOUT_S", 0.1)
+
+    async def ask() -> int:
+        service = service_of(ReferenceCache(GEOMETRY, total=25, page=4))
+        app = api.build_app(service)
+        runner = web.AppRunner(app, access_log=None, keepalive_timeout=0.1, lingering_time=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(first)
+
+        async def go_on() -> None:
+            while drip:
+                await asyncio.sleep(0.02)
+                writer.write(drip)
+
+        dripping = asyncio.create_task(go_on())
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(30):
+                while await reader.read(4096):
+                    pass
+        dripping.cancel()
+        writer.close()
+        await asyncio.sleep(0.05)
+        assert runner.server is not None
+        left = len(runner.server.connections)
+        await runner.cleanup()
+        return left
+
+    assert asyncio.run(ask()) == 0
