@@ -11,7 +11,7 @@ from kvload.errors import UsageError
 
 _ALONE = r"(?<![\p{Lu}\p{Ll}\p{Lt}\p{N}])"
 _LETTER = _ALONE + r"(?P<letter>[A-HJ-Z]|I(?!\s+\p{Ll}))(?![\p{Lu}\p{Ll}\p{Lt}\p{N}'])"
-_SMALL = _ALONE + r"(?P<small>[a-z])(?=\s*(?:$|[.,;:)\]\n。，]))"
+_SMALL = _ALONE + r"(?P<small>[a-z])(?=\s*(?:$|[.,;:)\]\n。，'\"”」*`]))"
 _MARKS = r"[\s*_(\[{\"'“「:：$\\]*"
 _AROUND = " \t\n()[]{}<>*_.,:;\"'`$“”「」（）。、\\"
 _NOUN = r"(?:\s*(?:option|choice|letter|answer)\b)?"
@@ -37,7 +37,8 @@ _PRAISED = (
 )
 _BLAMED = (
     r"\s*[)\].:*]*\s*(?:(?:is|are|seems|looks|would\s+be)\s+(?:clearly\s+)?"
-    r"(?:wrong|incorrect|false|not\b|out\b|ruled\s+out|impossible)|(?:isn't|is\s+not|cannot\s+be|can't\s+be)\b)"
+    r"(?:wrong|incorrect|false|not\b|out\b|ruled\s+out|impossible)|(?:isn't|is\s+not|cannot\s+be|can't\s+be)\b)|"
+    r"\s*[)\]]?\s*(?:项|項)?\s*是?(?:不正确|不正確|不对|不對|错|錯|有误|有誤)"
 )
 _HINTED = r"\b(?:it's|(?:must|should|would|has\s+to|have\s+to)\s+be|is|but(?:\s+rather)?|so|therefore|thus|hence)\b"
 

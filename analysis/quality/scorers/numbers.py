@@ -41,7 +41,7 @@ _BEFORE = rf"(?<!\^)(?<!\^\{{)(?<!{_CASED})(?<!{_CASED}-)(?<!\p{{N}})(?<!\d[./])
 _PATTERN = (
     rf"{_BEFORE}(?P<sign>{_SIGN}{_CURRENCY}{_SIGN})(?P<whole>{_DIGITS})"
     r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?"
-    r"(?:\s?(?P<ten>(?:\*|×|x|·|\\times)\s?10\s?\^\s?\{?(?P<power>[-+]?\d{1,3})\}?)|\s?\^\s?\{?(?P<raised>[-+]?\d{1,3})(?!\d)\}?)?"
+    r"(?:\s?(?P<ten>(?:\*|×|x|·|\\times|\\cdot)\s?10\s?\^\s?\{?(?P<power>[-+]?\d{1,3})\}?)|\s?\^\s?\{?(?P<raised>[-+]?\d{1,3})(?!\d)\}?)?"
     r"(?:(?P<parts>\s\d{1,6}/\d{1,6}(?!\d))|\s?/\s?(?P<below>\d+(?:\.\d+)?(?!\d)))?(?!\.\d)"
 )
 _FRACTION = (

@@ -287,6 +287,7 @@ def test_what_stands_in_marks(name: str, answer: str, expected: str, wanted: flo
         ("It is 12 050 people", "12050", 1),
         ("lists 100 200 300", "300", 1),
         ("5 100", "100", 1),
+        ("\\boxed{1.2 \\cdot 10^{5}}", "120000", 1),
     ],
 )
 def test_numbers_as_formulas_write_them(answer: str, expected: str, wanted: float) -> None:
@@ -340,6 +341,9 @@ def test_answers_are_declared_in_many_languages(declared: str) -> None:
         ("The answer is B. Option C describes Paris.", "B", 1),
         ("I believe option B", "B", 1),
         ("The right choice is b", "B", 1),
+        ("the correct answer is 'b'", "B", 1),
+        ("选项C是正确的，选项D不正确", "C", 1),
+        ("A错误，B错误，C正确，D错误", "C", 1),
         ("The answer is A is wrong; B is right", "B", 1),
     ],
 )
