@@ -141,9 +141,14 @@ def test_a_budget_nobody_exceeds_changes_no_token(state: Path, prompts: list[lis
 
 
 def test_what_the_plugin_cannot_do_ends_the_start_with_a_sentence(state: Path) -> None:
-    raw = {"KVLOAD_VLLM_METHOD": '{"method": "snapkv", "budgets": 3}'}
+    """As where somebody runs vLLM with the plugin by themselves and misspells an option."""
+    raw = {
+        "KVLOAD_VLLM_METHOD": '{"method": "snapkv", "budgets": 3}',
+        "PYTHONPATH": str(plugin_folder(state)),
+        "VLLM_PLUGINS": "kvload",
+    }
     with pytest.raises(StartFailedError) as failed:
-        launch(wanted("h2o", env=raw, name="wrong"), lambda _: None)
+        launch(wanted("none", env=raw, name="wrong"), lambda _: None)
     assert failed.value.log_end
 
 

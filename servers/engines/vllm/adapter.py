@@ -79,11 +79,9 @@ class VllmAdapter(InstalledEngine):
         evicting = next((method for method in brought if not packed.is_packed(method)), None)
         if evicting is None:
             return ()
-        shared = plugin.conditions(evicting, arguments)
-        if len(brought) == sum(not packed.is_packed(method) for method in brought):
-            return shared
-        # Packed pages are blocks of another size: that is theirs, as it is of vLLM's own compressed caches.
-        return tuple(flag for flag in shared if flag == "--no-enable-prefix-caching")
+        # Blocks stay as large as each arm's kernel wants them: 16 tokens on a GPU in any case, where packed pages have
+        # 64 and vLLM's CPU attention takes no fewer than 32.
+        return tuple(flag for flag in plugin.conditions(evicting, arguments) if flag == "--no-enable-prefix-caching")
 
     def is_cpu_build(self, found: Installed) -> bool:
         """By its version, or by the torch beside it."""
