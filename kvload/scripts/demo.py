@@ -17,7 +17,7 @@ from pathlib import Path
 SERVER = "demo"
 QUESTIONS = ["--requests", "36", "--context", "512", "--tasks", "recall,list,recite", "--rate", "4", "--seed", "7"]
 LONG_ANSWERS = ["--requests", "120", "--input-mean", "64", "--input-max", "256", "--output-mean", "96", "--seed", "3"]
-SWEEP = ["--method", "none", "--method", "int8", "--rates", "2,5,10", "--duration", "6s", "--target", "0.8"]
+SWEEP = ["--method", "none", "--method", "int8", "--rates", "4,12,36", "--duration", "6s", "--target", "0.8"]
 SHORT_OF_ROOM = ["--kv-memory", "8MiB", "--max-model-len", "1024", "--mode", "forced", "--limit", "48"]
 METHODS = ["none", "int8", "streamingllm:recent=128"]
 
