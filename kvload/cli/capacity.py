@@ -17,8 +17,9 @@ from kvload.cli.options import (
     ServerFlags,
     TraceFlags,
     grouped,
+)
+from kvload.cli.readings import (
     one_trace,
-    read_address,
     read_arrivals,
     read_gates,
     read_headers,
@@ -26,6 +27,7 @@ from kvload.cli.options import (
     read_run,
     trace_and_limits,
 )
+from kvload.cli.server_readings import read_address
 
 if TYPE_CHECKING:
     from kvload.analysis.sweep.model import Point, Sweep

@@ -20,17 +20,18 @@ from kvload.cli.options import (
     RequestFlags,
     TraceFlags,
     grouped,
+)
+from kvload.cli.readings import (
     one_trace,
     read_arm_keys,
     read_arrivals,
-    read_beside,
     read_gates,
     read_headers,
-    read_launch,
     read_page,
     read_run,
     trace_and_limits,
 )
+from kvload.cli.server_readings import read_beside, read_launch
 
 
 class FloorChoice(StrEnum):

@@ -120,7 +120,7 @@ def replaced(plan: "ExperimentPlan", flags: "BesideFlags", gpus: str | None) -> 
     """
     import msgspec
 
-    from kvload.cli.options import read_beside
+    from kvload.cli.server_readings import read_beside
     from kvload.servers.host.devices import parse_gpus
 
     every = plan.gpus if gpus is None else parse_gpus(gpus, os.environ)

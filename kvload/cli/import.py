@@ -27,7 +27,7 @@ def import_file(
     """Make a run folder of what another load generator saved; then: kvload report, kvload compare RUN RUN."""
     import sys
 
-    from kvload.cli.options import read_limits
+    from kvload.cli.readings import read_limits
     from kvload.experiment.foreign import read, write
 
     saved = read(file)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from kvload.cli.options import LaunchFlags, grouped, read_launch
+from kvload.cli.options import LaunchFlags, grouped
+from kvload.cli.server_readings import read_launch
 
 if TYPE_CHECKING:
     from kvload.servers.lifecycle.places import Server

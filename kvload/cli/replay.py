@@ -17,8 +17,9 @@ from kvload.cli.options import (
     ServerFlags,
     TraceFlags,
     grouped,
+)
+from kvload.cli.readings import (
     one_trace,
-    read_address,
     read_arrivals,
     read_gates,
     read_headers,
@@ -27,6 +28,7 @@ from kvload.cli.options import (
     read_share,
     trace_and_limits,
 )
+from kvload.cli.server_readings import read_address
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -30,7 +30,7 @@ def report(
     from kvload.analysis import gates
     from kvload.analysis.report import html_report, json_report, terminal
     from kvload.analysis.run.summary import summarise
-    from kvload.cli.options import read_gates, read_limits
+    from kvload.cli.readings import read_gates, read_limits
     from kvload.rundir import RunDir
     from kvload.terminal import console
 

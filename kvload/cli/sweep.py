@@ -18,13 +18,9 @@ from kvload.cli.options import (
     Slo,
     TraceFlags,
     grouped,
-    read_arrivals,
-    read_beside,
-    read_headers,
-    read_launch,
-    read_limits,
-    read_run,
 )
+from kvload.cli.readings import read_arrivals, read_headers, read_limits, read_run
+from kvload.cli.server_readings import read_beside, read_launch
 
 app = typer.Typer(add_completion=False)
 

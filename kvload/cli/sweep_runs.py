@@ -216,7 +216,7 @@ def replaced(plan: "SweepPlan", flags: "BesideFlags", gpus: str | None) -> "Swee
     """
     import msgspec
 
-    from kvload.cli.options import read_beside
+    from kvload.cli.server_readings import read_beside
     from kvload.servers.host.devices import parse_gpus
 
     every = plan.spread if gpus is None else parse_gpus(gpus, os.environ)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvload.cli.main import run
-from kvload.cli.options import read_limits
 from kvload.cli.published_limits import PUBLISHED
+from kvload.cli.readings import read_limits
 from tests.analysis.synthetic import mixed
 
 

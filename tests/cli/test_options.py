@@ -9,7 +9,7 @@ import typer
 import typer.main
 from typer.testing import CliRunner
 
-from kvload.cli import options
+from kvload.cli import options, readings
 from kvload.errors import UsageError
 
 
@@ -84,23 +84,23 @@ def test_a_group_is_one_option_a_field_and_arrives_as_one_value() -> None:
 
 def test_limits_come_from_one_flag_in_either_spelling() -> None:
     vllm = options.LimitFlags(goodput="ttft:200")
-    assert options.trace_and_limits(["tpot:50", "trace.jsonl"], vllm) == (["trace.jsonl"], {"ttft": 0.2, "tpot": 0.05})
+    assert readings.trace_and_limits(["tpot:50", "trace.jsonl"], vllm) == (["trace.jsonl"], {"ttft": 0.2, "tpot": 0.05})
     ours = options.LimitFlags(slo="ttft=200ms")
-    assert options.trace_and_limits(["trace.jsonl"], ours) == (["trace.jsonl"], {"ttft": 0.2})
+    assert readings.trace_and_limits(["trace.jsonl"], ours) == (["trace.jsonl"], {"ttft": 0.2})
     with pytest.raises(UsageError, match="give one of them"):
-        options.trace_and_limits(["tpot:50"], ours)
+        readings.trace_and_limits(["tpot:50"], ours)
     with pytest.raises(UsageError, match="no unit"):
-        options.trace_and_limits([], options.LimitFlags(slo="ttft=500"))
+        readings.trace_and_limits([], options.LimitFlags(slo="ttft=500"))
 
 
 def test_a_header_is_not_repeated_in_a_complaint() -> None:
-    assert options.read_headers(options.SendingFlags(header=["A: b", "C:d"])) == {"A": "b", "C": "d"}
+    assert readings.read_headers(options.SendingFlags(header=["A: b", "C:d"])) == {"A": "b", "C": "d"}
     with pytest.raises(UsageError) as caught:
-        options.read_headers(options.SendingFlags(header=["secret"]))
+        readings.read_headers(options.SendingFlags(header=["secret"]))
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["5", "9-5", "a-b", "-5", "0-99999999999", "²-³"])
 def test_what_is_no_range_of_token_ids(text: str) -> None:
     with pytest.raises(UsageError, match="not a range"):
-        options.read_schedule(options.TraceFlags(), options.RequestFlags(token_range=text), None)  # type: ignore[arg-type]
+        readings.read_schedule(options.TraceFlags(), options.RequestFlags(token_range=text), None)  # type: ignore[arg-type]

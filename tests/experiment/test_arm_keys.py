@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from kvload.cli.options import SendingFlags, read_arm_keys, read_headers
+from kvload.cli.options import SendingFlags
+from kvload.cli.readings import read_arm_keys, read_headers
 from kvload.errors import UsageError
 from kvload.experiment import run as runs
 from kvload.experiment.plan import ExperimentPlan, make_arms
