@@ -1,7 +1,7 @@
 """What ``kvload predict`` and ``kvload plan`` print."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,31 +74,30 @@ def _accuracy(found: "HeldOut | None") -> str:
 
 
 def print_predictions(found: Sequence["Prediction"], slo: Mapping[str, float], replicas: int) -> None:
-    """One line a method and rate, then what to keep in mind."""
-    table = _table(
-        "requests/s", "method", "TTFT p50", "TTFT p99", "TPOT", "meets SLO" if slo else "tokens/s", "goodput/s"
-    )
+    """A method and rate with its interval below it, then beside the baseline, then what to keep in mind."""
+    share = "attainment" if slo else "tokens_per_s"
+    columns = [_latency(found, "ttft.p50", "TTFT p50"), _latency(found, "ttft.p99", "p99")]
+    columns += [_latency(found, "tpot.mean", "TPOT"), (share, *(("meet SLO, %", 100.0) if slo else ("tokens/s", 1.0)))]
+    table = _table("req/s", "method", *(heading for _, heading, _ in columns), "goodput/s")
     for each in found:
-        table.add_row(
-            f"{each.rate_rps:.3g}",
-            each.method,
-            _range(each, "ttft.p50"),
-            _range(each, "ttft.p99"),
-            _range(each, "tpot.mean"),
-            _share(each) if slo else f"{each.central['tokens_per_s']:,.0f}",
-            f"{each.central['goodput']:.3g}",
-        )
+        middle = [_digits(each.central[name] * scale) for name, _, scale in columns]
+        table.add_row(_digits(each.rate_rps), each.method, *middle, _digits(each.central["goodput"]))
+        if each.low != each.high:
+            ends = [(each.low[name] * scale, each.high[name] * scale) for name, _, scale in columns]
+            table.add_row("", "", *(f"{_digits(low, 2)} to {_digits(high, 2)}" for low, high in ends), style="dim")
     _print(table)
     servers = "one server" if replicas == 1 else f"{replicas} servers"
-    _say(f"{servers}, simulated; in brackets the middle 80 % of what it may be. No server was asked.")
-    for each in found:
-        if not each.ratio:
-            continue
-        goodput, latency = each.ratio["goodput"], each.ratio["e2e.mean"]
-        _say(f"{each.rate_rps:.3g}/s {each.method}: E2E {_times(latency)}, goodput {_times(goodput)} the baseline's")
-    for each in found:
-        for note in _notes(each):
-            _say(f"{each.rate_rps:.3g}/s {each.method}: {note}")
+    _say(f"{servers}, simulated; below each figure the middle 80 % of what it may be. No server was asked.")
+    beside = [each for each in found if each.ratio]
+    if beside:
+        table = _table("req/s", "method", f"E2E mean, times {found[0].method}'s", "goodput, times")
+        for each in beside:
+            cells = [_times(each.ratio[name]) for name in ("e2e.mean", "goodput")]
+            table.add_row(_digits(each.rate_rps), each.method, *cells)
+        _say("")
+        _print(table)
+    for note in _notes(found):
+        _say(note)
 
 
 def print_checks(found: "Checked") -> None:
@@ -186,23 +185,63 @@ def print_plans(found: Sequence["Plan"], gpu_hour: float | None, gpus: int) -> N
     _say("simulated; memory: no room in the cache, compute: servers busy or steps too long, tail: bursts")
 
 
-def _notes(each: "Prediction") -> list[str]:
+def _notes(found: Sequence["Prediction"]) -> list[str]:
+    """What to keep in mind, a line for each method and matter."""
     notes = []
-    if each.near_saturation:
-        notes.append(f"near saturation ({each.busy:.0%} busy): waiting times hang on small errors of the step time")
-    for name, share in each.outside.items():
-        what = {"decodes": "more requests at once", "context": "longer contexts"}[name]
-        notes.append(f"{share:.0%} of the steps have {what} than were measured: outside what the model knows")
-    if each.refused:
-        notes.append(f"{each.refused} requests are larger than the whole cache")
-    if each.preemptions:
-        notes.append(f"{each.preemptions} preemptions")
+    for method in dict.fromkeys(each.method for each in found):
+        of = [each for each in found if each.method == method]
+        busy = [each for each in of if each.near_saturation]
+        if busy:
+            share = _span([each.busy for each in busy], _round_percent)
+            notes.append(
+                f"{method}: near saturation at {_rates(busy)} ({share} busy): waiting times hang on small errors "
+                "of the step time"
+            )
+        for name, what in (("decodes", "more requests at once"), ("context", "longer contexts")):
+            beyond = [each for each in of if name in each.outside]
+            if beyond:
+                share = _span([each.outside[name] for each in beyond], _round_percent)
+                notes.append(
+                    f"{method}: outside what the model knows at {_rates(beyond)}: {share} of the steps have {what} "
+                    "than were measured"
+                )
+        refused = [each for each in of if each.refused]
+        if refused:
+            notes.append(f"{method}: {refused[0].refused} requests are larger than the whole cache")
+        preempted = [each for each in of if each.preemptions]
+        if preempted:
+            notes.append(
+                f"{method}: {', '.join(f'{each.preemptions:,} at {_rates([each])}' for each in preempted)} preempted"
+            )
     return notes
 
 
-def _range(each: "Prediction", name: str) -> str:
-    low, high = _time(each.low[name]), _time(each.high[name])
-    return f"{_time(each.central[name])} ({low} to {high})"
+def _rates(of: Sequence["Prediction"]) -> str:
+    """The loads that are meant, as in ``4/s`` or ``4 to 20/s``."""
+    return _span([each.rate_rps for each in of], _digits) + "/s"
+
+
+def _span(values: Sequence[float], form: Callable[[float], str]) -> str:
+    low, high = form(min(values)), form(max(values))
+    return low if low == high else f"{low.removesuffix(' %')} to {high}"
+
+
+def _latency(found: Sequence["Prediction"], name: str, heading: str) -> tuple[str, str, float]:
+    """A column of times: the figure's name, the heading with its unit, and that many of the unit in a second."""
+    seconds = max((each.high[name] for each in found if not math.isnan(each.high[name])), default=0.0) >= 1
+    return (name, f"{heading}, s", 1.0) if seconds else (name, f"{heading}, ms", 1e3)
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    """So many significant digits, and never an exponent."""
+    if math.isnan(value):
+        return "-"
+    whole = abs(value) >= 10**digits or (digits == 2 and abs(value) >= 10)
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+
+
+def _round_percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _time(value_s: float) -> str:
@@ -210,12 +249,8 @@ def _time(value_s: float) -> str:
     return f"{value_s * 1e3:.3g} ms" if value_s < 1 else f"{value_s:.3g} s"
 
 
-def _share(each: "Prediction") -> str:
-    return f"{each.central['attainment']:.1%} ({each.low['attainment']:.0%} to {each.high['attainment']:.0%})"
-
-
 def _times(ratio: tuple[float, float, float]) -> str:
-    return f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f}) times"
+    return f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})"
 
 
 def _table(*headings: str) -> "Table":

@@ -1,6 +1,7 @@
 """Predictions from run folders: fitted, held against other runs of the same (simulated) server, and planned with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -226,6 +227,36 @@ def test_other_arrivals_widen_what_may_be() -> None:
     (other,) = predict(load, models, ["none"], SLO, Serving(draws=8), arriving=again)
     wide = [each.high["ttft.p99"] / each.low["ttft.p99"] for each in (same, other)]
     assert wide[1] > 1.5 * wide[0]
+
+
+def test_what_is_said_lies_among_what_may_be_where_the_load_itself_is_a_lucky_one() -> None:
+    models = StepModels(kvload_version="0", models=[server(), server("int4", 0.3, 200_000)])
+    even = replace(load_at(9.0, 200, 1), arrival_s=np.arange(200) / 9.0)
+
+    def again(each: Load, rate: float, number: int) -> Load:
+        return other_arrivals(each, rate, 1.0, number)
+
+    found = predict({9.0: even}, models, ["none", "int4"], SLO, Serving(draws=8), arriving=again)
+    for each in found:
+        for name in ("ttft.p50", "ttft.p99", "tpot.mean", "attainment"):
+            assert each.low[name] <= each.central[name] <= each.high[name]
+    for central, low, high in found[1].ratio.values():
+        assert low <= central <= high
+
+
+def test_a_prediction_of_many_rates_fits_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    models = StepModels(kvload_version="0", models=[server(), server("fp8-e4m3", 0.5), server("int4", 0.3, 200_000)])
+    file = tmp_path / "model.json"
+    write(file, models)
+    made = make_run(tmp_path / "run", server(), 3.0, 1, count=60)
+    capsys.readouterr()
+    arguments = ["predict", str(made), "--model", str(file), "--rate", "2,20,60", "--slo", "ttft=500ms", "--draws", "3"]
+    assert run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    # A matter is told once for each method, not once for each rate.
+    assert sum("near saturation" in line for line in lines) == 3
+    assert sum(" to " in line for line in lines) >= 9
 
 
 def test_steps_are_held_out_of_what_runs_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

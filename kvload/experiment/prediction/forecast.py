@@ -31,6 +31,9 @@ class Prediction:
     """A method at one rate: central figures, and the middle 80 % of the draws.
 
     Attributes:
+        central: of the load itself under the model's step times; where arrivals are drawn as well, the median of all
+            simulations, since no one draw of arrivals is more likely than another.
+        ratio: to the baseline under the same arrivals: central, low, high.
         busy: share of the time that the servers work.
         outside: features of a step that leave what was measured, with the share of steps that do.
         refused: requests that the pool can never hold.
@@ -104,7 +107,7 @@ def predict(
                 came = stretched if arriving is None else arriving(stretched, rate, number)
                 served = serve(came, _drawn(model, rng), replicas=serving.replicas, policy=serving.policy)
                 runs.append(figures(served, came, slo))
-            found.append(_prediction(method, rate, model, central, runs, baseline))
+            found.append(_prediction(method, rate, model, central, runs, baseline, drawn_arrivals=arriving is not None))
             baseline = baseline or runs
     return found
 
@@ -184,7 +187,14 @@ def _prediction(
     central: Served,
     runs: list[dict[str, float]],
     baseline: Sequence[Mapping[str, float]] | None,
+    *,
+    drawn_arrivals: bool,
 ) -> Prediction:
+    def middle(values: Floats) -> float:
+        if not drawn_arrivals or np.isnan(values).all():
+            return float(values[0])
+        return float(np.nanmedian(values))
+
     drawn = runs[1:] or runs
     spread = {name: np.array([run[name] for run in drawn]) for name in runs[0]}
     ratio = {}
@@ -194,12 +204,12 @@ def _prediction(
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratios = ours / theirs
             low, high = np.nanquantile(ratios[1:] if len(ratios) > 1 else ratios, [0.1, 0.9])
-            ratio[name] = (float(ratios[0]), float(low), float(high))
+            ratio[name] = (middle(ratios), float(low), float(high))
     ends = [replica.now_s for replica in central.replicas]
     return Prediction(
         method,
         rate,
-        central=runs[0],
+        central={name: middle(np.array([run[name] for run in runs])) for name in runs[0]},
         low={name: float(np.nanquantile(values, 0.1)) for name, values in spread.items()},
         high={name: float(np.nanquantile(values, 0.9)) for name, values in spread.items()},
         ratio=ratio,
