@@ -182,6 +182,21 @@ class RunLimit:
     worst_s: float | None
 
 
+@dataclass(frozen=True)
+class Course:
+    """How the runs of a comparison were made, in sentences.
+
+    Attributes:
+        time: how long they took, side by side or in a row.
+        bends: what the way they were made changes beyond noise, or may change without that having been measured.
+        notes: where they were made, and what was found to change nothing.
+    """
+
+    time: list[str]
+    bends: list[str]
+    notes: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Everything that is said about a set of arms.
@@ -198,6 +213,7 @@ class Comparison:
         answers: the quality of the answers; None where none were kept, or lengths were forced.
         notes: what holds for all of them.
         pairs: the pairs themselves, by arm, for files with one row a pair.
+        course: how the runs were made; None where that is not known.
     """
 
     trace: TraceInfo
@@ -214,6 +230,7 @@ class Comparison:
     answers: Answers | None
     notes: list[str]
     pairs: dict[str, Pairs] = field(repr=False)
+    course: Course | None = None
 
     @property
     def baseline(self) -> ArmSummary:

@@ -25,7 +25,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         name: plain(getattr(comparison, name))
         for name in (
             *("trace", "mode", "repeats", "level", "closed_loop", "arms", "comparisons", "verdicts", "resolution"),
-            *("notes", "run_limits"),
+            *("notes", "course", "run_limits"),
         )
     }
     answers = comparison.answers

@@ -22,6 +22,12 @@ def what_was_compared(comparison: Comparison) -> list[str]:
     return [*lines, *first_screen.limits(comparison)]
 
 
+def course_of(comparison: Comparison) -> list[str]:
+    """How the runs were made: how long they took, what that bends, where they were."""
+    course = comparison.course
+    return [] if course is None else [*course.time, *course.bends, *course.notes]
+
+
 def notes_of(comparison: Comparison) -> list[str]:
     """Notes of the whole and of each arm."""
     quality = comparison.answers.quality.notes if comparison.answers else []

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from kvload.analysis.comparison.model import Comparison
 from kvload.analysis.report import first_screen
-from kvload.analysis.report.compare_tables import notes_of, tables_of, what_was_compared
+from kvload.analysis.report.compare_tables import course_of, notes_of, tables_of, what_was_compared
 from kvload.analysis.report.rich_layout import facts, foreign, heading, lines, table
 from kvload.terminal import plain
 
@@ -44,6 +44,9 @@ def render(comparison: Comparison, console: Console, *, details: bool = True) ->
     if not any(change.lengths for change in comparison.comparisons):
         heading(console, "Answer lengths")
         lines(console, ["refused: lengths were forced, so they say nothing about the model"])
+    if course := course_of(comparison):
+        heading(console, "How the runs were made")
+        lines(console, course, "· ")
     if notes := notes_of(comparison):
         heading(console, "Notes")
         lines(console, notes, "· ")
@@ -70,6 +73,7 @@ def _first_screen(comparison: Comparison, console: Console) -> None:
         console.print(grid)
     trust, steps = first_screen.trust(comparison), first_screen.next_steps(comparison)
     more = [("Trust", trust)] if trust else []
+    more += [("Runs", made) for made in first_screen.course(comparison)]
     more += [("Next", step) for step in steps[:2]]
     if more:
         console.print()

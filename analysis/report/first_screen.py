@@ -218,6 +218,12 @@ def trust(comparison: Comparison) -> str:
     return "; ".join(parts)
 
 
+def course(comparison: Comparison) -> list[str]:
+    """How runs were made side by side: how long they took, and what that may bend; nothing of those in a row."""
+    made = comparison.course
+    return [] if made is None or not (made.notes or made.bends) else [*made.time, *made.bends]
+
+
 def limits(comparison: Comparison) -> list[str]:
     """The limits of single requests, and what became of those on percentiles of whole runs."""
     each = ", ".join(f"{words.METRIC_NAMES[name]} ≤ {words.seconds(v)}" for name, v in comparison.limits_s.items())

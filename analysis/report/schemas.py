@@ -6,7 +6,7 @@ import msgspec
 
 from kvload.analysis.comparison.answers import ArmQuality
 from kvload.analysis.comparison.arms import ArmSummary
-from kvload.analysis.comparison.model import ArmComparison, Resolution, RunLimit, Verdict
+from kvload.analysis.comparison.model import ArmComparison, Course, Resolution, RunLimit, Verdict
 from kvload.analysis.quality.assess import Quality
 from kvload.analysis.records.latency import METRICS
 from kvload.analysis.report.json_report import PREFIX
@@ -99,6 +99,7 @@ _COMPARISON: dict[str, Any] = {
     "verdicts": dict[str, Verdict],
     "resolution": Resolution | None,
     "notes": list[str],
+    "course": Course | None,
     "run_limits": list[RunLimit],
     "quality": _quality | None,
     "slo": dict[str, float],

@@ -19,6 +19,7 @@ from kvload.cli.options import (
     RepeatedSendingFlags,
     RequestFlags,
     TraceFlags,
+    VerifyEach,
     grouped,
 )
 from kvload.cli.readings import (
@@ -83,7 +84,7 @@ def compare(
             rich_help_panel="Side by side",
         ),
     ] = True,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each server's cache first.")] = True,
+    verify: VerifyEach = None,
     trace: TraceFlags = TraceFlags(),
     arrivals: ArrivalFlags = ArrivalFlags(),
     requests: RequestFlags = RequestFlags(),
@@ -100,6 +101,10 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Replay one trace under several methods and compare request by request."""
+    from dataclasses import replace
+
+    import msgspec
+
     from kvload.cli.compare_runs import Outcome, make_runs, replaced, show, show_experiment
     from kvload.errors import UsageError
     from kvload.experiment.comparison import default_folder, existing_arms, new_plan
@@ -126,11 +131,13 @@ def compare(
         plan, folder = load(resume), resume
         if launch.gpus is not None or beside.serial or beside.place != "local":
             plan = replaced(plan, beside, launch.gpus)
+        if verify is not None:
+            plan = msgspec.structs.replace(plan, launch=replace(plan.launch, verify=verify))
     else:
         path = trace_path(one_trace(paths, "kvload compare TRACE --method ..."))
         due = read_arrivals(trace, arrivals, requests.seed)
         request = read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or [])
-        request, gpus, per_arm = read_beside(beside, request)
+        request, gpus, per_arm = read_beside(beside, replace(request, verify=verify is not False))
         plan = new_plan(
             path,
             methods=method or [],
@@ -164,7 +171,6 @@ def compare(
         is_new=resume is None,
         headers=headers,
         arm_headers=read_arm_keys(arm_key, [each.name for each in plan.arms]),
-        verify=verify,
         swarm=swarm,
         dry_run=dry_run,
         quiet=quiet,

@@ -48,7 +48,6 @@ def make_runs(
     is_new: bool,
     headers: Mapping[str, str],
     arm_headers: Mapping[str, Mapping[str, str]],
-    verify: bool,
     swarm: "Swarm",
     dry_run: bool,
     quiet: bool,
@@ -65,7 +64,7 @@ def make_runs(
     from kvload.servers.launcher import place_of
 
     place = None if plan.place == "local" else place_of(plan.place, plan.place_address)
-    sent = Sent(headers, arm_headers, verify, swarm, place)
+    sent = Sent(headers, arm_headers, swarm, place)
     slots = slots_of(plan, place)
     if slots and swarm.web_port is not None:
         raise UsageError("runs side by side have no page", where="--web, --gpus", hint="--serial has one")
@@ -270,13 +269,13 @@ def show(
     from kvload.analysis.comparison.compare import compare
     from kvload.analysis.report import compare_json, compare_terminal
     from kvload.errors import PairingError
-    from kvload.experiment.beside import notes as placement_notes
     from kvload.experiment.comparison import write_files, write_worse_answers
+    from kvload.experiment.course import course_of
     from kvload.terminal import console
 
     comparison = compare(arms, slo_limits=outcome.limits or None)
     if plan is not None and out is not None:
-        comparison.notes.extend(placement_notes(plan, out))
+        comparison = dataclasses.replace(comparison, course=course_of(plan, out))
     as_dict = compare_json.as_dict(comparison)
     if outcome.as_json:
         json.dump(as_dict, sys.stdout, indent=2, ensure_ascii=False)

@@ -44,6 +44,14 @@ Slo = Annotated[
 Goodput = Annotated[str, typer.Option(help="The same as vLLM writes it, in ms: ttft:200 tpot:50.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+VerifyEach = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Check each server's cache first; so it is where left out, or as the folder of --resume says.",
+        show_default=False,
+    ),
+]
 
 
 Warmups = Annotated[int, typer.Option("--num-warmups", "--warmups", help="Requests before each run.", min=0)]

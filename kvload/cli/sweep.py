@@ -17,6 +17,7 @@ from kvload.cli.options import (
     RequestFlags,
     Slo,
     TraceFlags,
+    VerifyEach,
     grouped,
 )
 from kvload.cli.readings import read_arrivals, read_headers, read_limits, read_run
@@ -69,7 +70,7 @@ def sweep(
     model: Model = None,
     launch: LaunchFlags = LaunchFlags(),
     beside: BesideFlags = BesideFlags(),
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check each server's cache first.")] = True,
+    verify: VerifyEach = None,
     trace: TraceFlags = TraceFlags(),
     burstiness: Burstiness = None,
     requests: RequestFlags = RequestFlags(),
@@ -83,6 +84,10 @@ def sweep(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Raise the load on several methods and show what each carries within the limits."""
+    from dataclasses import replace
+
+    import msgspec
+
     from kvload.cli import sweep_runs
     from kvload.errors import UsageError
     from kvload.experiment import sweep_plan as sweeps
@@ -96,14 +101,16 @@ def sweep(
         plan = sweeps.load(resume)
         if launch.gpus is not None or beside.serial or beside.place != "local":
             plan = sweep_runs.replaced(plan, beside, launch.gpus)
-        return sweep_runs.make(plan, resume, headers, show, verify=verify, dry_run=dry_run, is_new=False)
+        if verify is not None:
+            plan = msgspec.structs.replace(plan, launch=replace(plan.launch, verify=verify))
+        return sweep_runs.make(plan, resume, headers, show, dry_run=dry_run, is_new=False)
     if what is None:
         raise UsageError("a trace is required", where="TRACE", hint="kvload sweep TRACE --method ... --slo ...")
     if (Path(what) / sweeps.PLAN_NAME).is_file():
         return sweep_runs.show(sweeps.load(Path(what)), Path(what), show)
     axis, levels = sweep_runs.parse_loads(rates, concurrency)
     request = read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or [])
-    request, spread, per_arm = read_beside(beside, request)
+    request, spread, per_arm = read_beside(beside, replace(request, verify=verify is not False))
     plan = sweep_runs.plan_of(
         what,
         methods=method or [],
@@ -125,4 +132,4 @@ def sweep(
         place_address=beside.address,
         price_per_gpu_hour=gpu_hour,
     )
-    return sweep_runs.make(plan, out, headers, show, verify=verify, dry_run=dry_run, is_new=True)
+    return sweep_runs.make(plan, out, headers, show, dry_run=dry_run, is_new=True)

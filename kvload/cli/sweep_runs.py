@@ -129,7 +129,6 @@ def make(
     headers: Mapping[str, str],
     shown: Shown,
     *,
-    verify: bool,
     dry_run: bool,
     is_new: bool,
 ) -> int:
@@ -189,9 +188,7 @@ def make(
                 for_slot=watcher_of,
             )
 
-        runner = sweeps.SweepRunner(
-            plan, folder, watcher_of(None), headers=headers, verify=verify, slots=slots, place=place
-        )
+        runner = sweeps.SweepRunner(plan, folder, watcher_of(None), headers=headers, slots=slots, place=place)
         _announce(plan, runner.forecast.left_s / max(len(slots), 1), folder, display.notice)
         if dry_run:
             return ExitStatus.OK

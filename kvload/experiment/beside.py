@@ -1,27 +1,22 @@
 """The runs of a comparison side by side: each on GPUs and processors of its own, launches beside what is measured."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from kvload.errors import KvloadError, MachineError, ServerError
 from kvload.experiment.lanes import Lanes
-from kvload.experiment.placement import PlacedRun, PlacementLog, is_cards, is_gone, read_placement
+from kvload.experiment.placement import INTERRUPTED, PlacementLog, is_cards, is_gone
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete
 from kvload.experiment.run import Sent, Took, Watcher, completed, make_run, pending, run_path
-from kvload.experiment.slots import Slot, key_of, name_of, spread
-from kvload.rundir import RunDir
+from kvload.experiment.slots import Slot, key_of, spread
 from kvload.servers.launcher import LaunchEvent, StartFailedError
 
 if TYPE_CHECKING:
-    from kvload.analysis.comparison.beside import Change
-    from kvload.analysis.records.table import RecordTable
+    pass
 
 HEAD_START_S = 60.0
 """How long the other lanes wait at most until the first server has begun to start."""
@@ -106,7 +101,7 @@ class _Beside:
             if self.baseline_error is None:
                 self._run_alone()
         finally:
-            self._log.add(None)
+            self._log.save()
         if self.baseline_error is not None:
             self.baseline_error.hint = self.baseline_error.hint or f"go on with kvload compare --resume {self.out}"
             raise self.baseline_error
@@ -130,11 +125,12 @@ class _Beside:
         """Make one run; False where the slot is of no more use."""
         number = self._all.index(run) if run in self._all else len(self._all)
         self.watcher.on_run(run, slot, number + 1, len(self._all) + self.plan.alone)
-        placed = PlacedRun(arm=run.arm, repeat=run.repeat, slot=slot.name, began_at=time.time())
+        placed = self._log.begin(run.arm, run.repeat, slot, alone=run == self.plan.alone_run())
         try:
             took = self._make_in(slot, run, self.watcher.for_run(run, slot))
         except KeyboardInterrupt:
             self.lanes.end()
+            self._log.add_lost(placed, INTERRUPTED)
             return True
         except MachineError:
             raise
@@ -143,11 +139,9 @@ class _Beside:
                 self.lanes.give_back(run)
                 self.watcher.on_notice(f"nothing more is run on {slot.name}: {error.message}")
                 return False
-            self._log.add(msgspec.structs.replace(placed, failed=error.message))
+            self._log.add_lost(placed, error.message)
             return self._failed(slot, run, error)
-        self._log.add(
-            msgspec.structs.replace(placed, launch_s=took.launch_s, replay_s=took.replay_s, stop_s=took.stop_s), slot
-        )
+        self._log.add(placed.with_parts(took.launch_s, took.replay_s, took.stop_s), slot)
         return True
 
     def _make_in(self, slot: Slot, run: PlannedRun, heard: Watcher) -> Took:
@@ -192,55 +186,3 @@ class _Beside:
 def _died(error: KvloadError) -> bool:
     """A server that served and then died: the run it was in says so itself."""
     return isinstance(error, ServerError) and not isinstance(error, StartFailedError) and "server died" in error.message
-
-
-def alone_run(plan: ExperimentPlan, out: Path) -> RunDir | None:
-    """The complete run of the baseline with nothing beside it."""
-    path = run_path(out, plan.alone_run())
-    return RunDir.open(path) if is_complete(path) else None
-
-
-def notes(plan: ExperimentPlan, out: Path) -> list[str]:
-    """What a report says of runs that were made side by side; nothing of others.
-
-    Wall time against that of the same parts one after the other, whether the baseline is slower beside others than
-    alone, and whether GPUs differ on it.
-    """
-    from kvload.analysis.comparison import beside
-    from kvload.analysis.records.table import load, proven
-
-    kept = read_placement(out)
-    if kept is None:
-        return []
-    said = [note for note in (kept.time_note(),) if note is not None]
-    equal = {arm.name for arm in plan.arms if arm.baseline or arm.floor}
-    runs = [run for name, made in completed(plan, out).items() if name in equal for run in made]
-    tables = [proven(load(run)) for run in runs]
-    alone = alone_run(plan, out)
-    if alone is None:
-        said.append("whether arms slow each other down was not measured: the baseline did not run alone")
-    for change in beside.interference(proven(load(alone)), tables) if alone is not None else ():
-        said.append(_words(change, "arms slow each other down: --serial measures them without"))
-    groups: dict[str, list[RecordTable]] = {}
-    for run, table in zip(runs, tables, strict=True):
-        groups.setdefault(name_of(*key_of(run.manifest().server)), []).append(table)
-    for change in beside.placement(dict(sorted(groups.items()))):
-        said.append(_words(change, "the GPUs differ, which is in the intervals, since every arm changes between them"))
-    return said
-
-
-def _words(change: "Change", if_over: str) -> str:
-    excess = f"the baseline's {change.metric.upper()} is {abs(change.relative):.1%}"
-    way = "longer" if change.relative >= 0 else "shorter"
-    compared = f"{excess} {way} {_on(change.second)} than {_on(change.first)}"
-    if change.floor is not None and change.floor > 1:
-        return f"{compared}; equal runs differ by more than that can tell (over 100 %)"
-    if change.floor is None:
-        return f"{compared}; too few runs to say whether that is noise"
-    if change.is_over:
-        return f"{compared}, over the {change.floor:.1%} that equal runs differ by: {if_over}"
-    return f"{compared}, within the {change.floor:.1%} that equal runs differ by"
-
-
-def _on(place: str) -> str:
-    return f"on {place}" if place.startswith(("GPU", "node")) else place

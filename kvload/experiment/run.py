@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from kvload.errors import KvloadError, MachineError, ServerError
 from kvload.experiment.ending import answered, causes, error_of
 from kvload.experiment.options import ReplayOptions, RunOptions
+from kvload.experiment.placement import INTERRUPTED, PlacementLog
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete, set_aside
 from kvload.experiment.replay import Listener, replay_once
+from kvload.experiment.slots import Slot
 from kvload.keys import overridden
 from kvload.private import make_folder
 from kvload.records import RunManifest
@@ -47,14 +49,12 @@ class Sent:
     Attributes:
         headers: sent with every request; they may hold keys.
         arm_headers: for the servers of single arms, in place of headers of the same name.
-        verify: check each launched server's cache before it is used.
         swarm: Locust's web page while a run goes on.
         place: where servers are started; this machine where None.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)
     arm_headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    verify: bool = True
     swarm: Swarm = field(default_factory=Swarm)
     place: "Place | None" = None
 
@@ -99,16 +99,24 @@ def run_all(plan: ExperimentPlan, out: Path, watcher: Watcher, sent: Sent | None
     """
     runs = plan.runs()
     failed: dict[str, KvloadError] = {}
+    slot = Slot(0, plan.launch.gpus)
+    log = PlacementLog(out, (slot,))
     for run in pending(plan, out):
         if run.arm in failed:
             continue
         watcher.on_run(run, runs.index(run) + 1, len(runs))
         arm = plan.arm(run.arm)
+        placed = log.begin(run.arm, run.repeat, slot)
         try:
-            make_run(plan, out, run, plan.launch, watcher, sent or Sent())
+            took = make_run(plan, out, run, plan.launch, watcher, sent or Sent())
+            log.add(placed.with_parts(took.launch_s, took.replay_s, took.stop_s), slot)
+        except KeyboardInterrupt:
+            log.add_lost(placed, INTERRUPTED)
+            raise
         except MachineError:
             raise
         except KvloadError as error:
+            log.add_lost(placed, error.message)
             if arm.baseline:
                 error.hint = error.hint or f"go on with kvload compare --resume {out}"
                 raise
@@ -144,7 +152,7 @@ def make_run(
     began = time.monotonic()
     headers = overridden(sent.headers, sent.arm_headers.get(arm.base, {}))
     with (
-        serving(arm, launch, watcher.on_launch, verify=sent.verify, place=sent.place, room=room) as server,
+        serving(arm, launch, watcher.on_launch, place=sent.place, room=room) as server,
         senders(plan.run, sent.place, server, headers, sent.swarm) as (run_options, swarm),
     ):
         ready = time.monotonic()
@@ -189,7 +197,6 @@ def serving(
     wanted: "LaunchRequest",
     on_event: "Callable[[LaunchEvent], None]",
     *,
-    verify: bool,
     place: "Place | None" = None,
     room: "Room | None" = None,
 ) -> "Iterator[Server | None]":
@@ -199,7 +206,6 @@ def serving(
         arm: its method is launched.
         wanted: the server, but for its method.
         on_event: told what the server does until it is ready.
-        verify: check its cache before it is used.
         place, room: where it is started; on this machine where None.
     """
     if arm.url is not None:
@@ -208,7 +214,7 @@ def serving(
     from kvload.servers.launcher import place_of
 
     arguments = (*wanted.engine_args, *arm.engine_args)
-    request = replace(wanted, method=arm.method or "none", engine_args=arguments, name=None, verify=verify)
+    request = replace(wanted, method=arm.method or "none", engine_args=arguments, name=None)
     server = (place or place_of("local")).start(request, on_event, room)
     try:
         yield server

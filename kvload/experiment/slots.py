@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 CLIENT_SHARE = 4
 """At most one processor in so many goes to the load generator: servers are what is measured."""
 
+THIS_MACHINE = "this machine"
+
 Run = TypeVar("Run")
 
 
@@ -51,7 +53,9 @@ def key_of(server: ServerInfo) -> tuple[str | None, tuple[str, ...]]:
 
 
 def name_of(node: str | None, gpus: Sequence[str]) -> str:
-    """``GPU 0``, ``GPUs 2,3``, or a node's name."""
+    """``GPU 0``, ``GPUs 2,3``, a node's name, or that of this machine where no GPU was named."""
+    if node is None and not gpus:
+        return THIS_MACHINE
     return node if node is not None else f"GPU{'s' if len(gpus) > 1 else ''} {','.join(gpus)}"
 
 

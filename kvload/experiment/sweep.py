@@ -16,14 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from kvload.errors import KvloadError, ServerError
 from kvload.experiment.ending import error_of
 from kvload.experiment.forecast import Forecast
 from kvload.experiment.lanes import Lanes
 from kvload.experiment.options import ReplayOptions
-from kvload.experiment.placement import PlacedRun, PlacementLog, is_gone
+from kvload.experiment.placement import INTERRUPTED, PlacementLog, is_gone
 from kvload.experiment.plan import Arm, set_aside
 from kvload.experiment.replay import Listener, replay_once
 from kvload.experiment.run import check_answers, senders, serving
@@ -81,7 +79,6 @@ class SweepRunner:
         out: its folder.
         watcher: who is told.
         headers: sent with every request; not part of the plan, since they may hold keys.
-        verify: check each launched server's cache before it is used.
         slots: where walks go on side by side; one after the other where there are none.
         place: where servers are started; this machine where None.
     """
@@ -93,7 +90,6 @@ class SweepRunner:
         watcher: SweepWatcher,
         *,
         headers: Mapping[str, str] | None = None,
-        verify: bool = True,
         slots: Sequence[Slot] = (),
         place: "Place | None" = None,
     ) -> None:
@@ -101,7 +97,6 @@ class SweepRunner:
         self.out = out
         self.watcher = watcher
         self.headers = headers or {}
-        self.verify = verify
         self.slots = slots
         self.place = place
         self.failed: dict[str, str] = {}
@@ -119,14 +114,23 @@ class SweepRunner:
             return self.failed
         walks = self.plan.walks()
         lane = _Lane(self.watcher, self.forecast, self.plan.launch, Swarm())
+        slot = Slot(0, self.plan.launch.gpus)
+        log = PlacementLog(self.out, (slot,))
         for number, (arm, repeat) in enumerate(walks):
             if arm.name in self.failed or self._next(arm, repeat) is None:
                 continue
+            placed, began = log.begin(arm.name, repeat, slot), time.monotonic()
             try:
                 self._walk(arm, repeat, walks[number + 1 :], lane)
+            except KeyboardInterrupt:
+                log.add_cut(placed.with_parts(None, time.monotonic() - began, None), INTERRUPTED)
+                raise
             except ServerError as error:
+                log.add_cut(placed.with_parts(None, time.monotonic() - began, None), error.message)
                 self.failed[arm.name] = error.message
                 self.watcher.on_failed(arm, error)
+            else:
+                log.add(placed.with_parts(None, time.monotonic() - began, None), slot)
         return self.failed
 
     def _run_beside(self) -> None:
@@ -147,12 +151,13 @@ class SweepRunner:
             left = queues[number][queues[number].index(walk) + 1 :] if walk in queues[number] else []
             launch = replace(self.plan.launch, gpus=slot.gpus, cpus=slot.server_cpus)
             lane = _Lane(watcher, Forecast([]), launch, Swarm(cpus=slot.client_cpus), slot.room)
-            placed = PlacedRun(arm=arm.name, repeat=repeat, slot=slot.name, began_at=time.time())
+            placed = log.begin(arm.name, repeat, slot)
             began = time.monotonic()
             try:
                 self._walk(arm, repeat, left, lane)
             except KeyboardInterrupt:
                 lanes.end()
+                log.add_cut(placed.with_parts(None, time.monotonic() - began, None), INTERRUPTED)
                 return True
             except ServerError as error:
                 if is_gone(error):
@@ -160,9 +165,9 @@ class SweepRunner:
                     return False
                 self.failed[arm.name] = error.message
                 watcher.on_failed(arm, error)
-                log.add(msgspec.structs.replace(placed, failed=error.message))
+                log.add_cut(placed.with_parts(None, time.monotonic() - began, None), error.message)
                 return log.useless(slot, error) is None
-            log.add(msgspec.structs.replace(placed, replay_s=time.monotonic() - began), slot)
+            log.add(placed.with_parts(None, time.monotonic() - began, None), slot)
             done.add(walk)
             return True
 
@@ -170,7 +175,7 @@ class SweepRunner:
         try:
             lanes.run()
         finally:
-            log.add(None)
+            log.save()
         for arm, repeat in walks:
             if (arm, repeat) not in done and arm.name not in self.failed:
                 self.failed[arm.name] = "no GPU was left to run it on"
@@ -190,9 +195,7 @@ class SweepRunner:
         plan, forecast, watcher = self.plan, lane.forecast, lane.watcher
         forecast.expect([plan.launch_s(arm), *self._levels_s(arm, repeat), *self._expected(later)])
         forecast.begin()
-        with serving(
-            arm, lane.launch, watcher.on_launch, verify=self.verify, place=self.place, room=lane.room
-        ) as server:
+        with serving(arm, lane.launch, watcher.on_launch, place=self.place, room=lane.room) as server:
             forecast.end()
             while (level := self._next(arm, repeat)) is not None:
                 forecast.expect([*self._levels_s(arm, repeat), *self._expected(later)])

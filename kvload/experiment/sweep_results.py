@@ -117,7 +117,7 @@ def results(
 
 def _time_notes(out: Path) -> list[str]:
     kept = read_placement(out)
-    return [note for note in (kept.time_note() if kept else None,) if note is not None]
+    return kept.time_notes("walk") if kept else []
 
 
 def _notes(plan: SweepPlan, points: "list[Point]", dispersion: float | None) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,18 @@ import pytest
 from kvload.cli.main import run
 from kvload.errors import KvloadError, UsageError
 from kvload.experiment import comparison
-from kvload.experiment.beside import BesideWatcher, notes, run_beside
+from kvload.experiment.beside import BesideWatcher, run_beside
+from kvload.experiment.course import course_of
 from kvload.experiment.options import RunOptions
 from kvload.experiment.placement import read_placement
-from kvload.experiment.plan import ExperimentPlan, PlannedRun
-from kvload.experiment.run import Sent, Watcher, completed, pending
+from kvload.experiment.plan import ExperimentPlan, PlannedRun, load
+from kvload.experiment.run import Watcher, completed, pending
 from kvload.experiment.slots import Slot, make_slots
 from kvload.rundir import RunDir
 from kvload.servers.engines import base
 from kvload.servers.engines.base import LaunchRequest
 from kvload.servers.lifecycle import registry
 from kvload.workloads.run.plan import Sending
-
-UNCHECKED = Sent(verify=False)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def places(plan: ExperimentPlan) -> tuple[Slot, ...]:
 @pytest.mark.slow
 def test_all_runs_are_made_on_gpus_of_their_own_and_the_time_saved_is_said(tmp_path: Path) -> None:
     plan, out = make_plan(tmp_path, repeats=2)
-    assert run_beside(plan, out, places(plan), BesideWatcher(), UNCHECKED) == {}
+    assert run_beside(plan, out, places(plan), BesideWatcher()) == {}
     assert pending(plan, out) == []
     used: dict[str, set[str]] = {}
     for arm, runs in completed(plan, out).items():
@@ -74,10 +75,14 @@ def test_all_runs_are_made_on_gpus_of_their_own_and_the_time_saved_is_said(tmp_p
     assert placement is not None
     assert len(placement.runs) == 7  # six and the baseline alone
     assert placement.serial_s > placement.wall_s > 0
-    said = notes(plan, out)
-    assert "7 runs side by side on GPU 0, GPU 1" in said[0]
+    course = course_of(plan, out)
+    assert course is not None
+    assert "6 runs side by side on GPU 0, GPU 1 and the baseline alone took" in course.time[0]
+    said = [*course.bends, *course.notes]
     assert any("beside others than alone" in note for note in said)
     assert any("on GPU 1 than on GPU 0" in note for note in said)
+    assert any("a server was being launched next door" in note for note in said)
+    assert sum(note.startswith("GPU ") for note in said) == 2
     assert registry.entries() == []
 
 
@@ -97,7 +102,7 @@ def test_a_server_killed_in_mid_run_fails_its_arm_alone_and_resuming_finishes_it
 
         return replace(watcher, listener=replace(watcher.listener, on_progress=kill))
 
-    failed = run_beside(plan, out, places(plan), BesideWatcher(for_run=for_run), UNCHECKED)
+    failed = run_beside(plan, out, places(plan), BesideWatcher(for_run=for_run))
     assert killed
     assert list(failed) == ["int8"]
     assert "server died" in str(failed["int8"])
@@ -107,7 +112,7 @@ def test_a_server_killed_in_mid_run_fails_its_arm_alone_and_resuming_finishes_it
     assert (partial.sent or 0) + (partial.unsent or 0) == 25
     assert registry.entries() == []
     before = (out / "runs" / "r0-none" / "manifest.json").read_bytes()
-    assert run_beside(plan, out, places(plan), BesideWatcher(), UNCHECKED) == {}
+    assert run_beside(plan, out, places(plan), BesideWatcher()) == {}
     assert pending(plan, out) == []
     assert (out / "runs" / "r0-none" / "manifest.json").read_bytes() == before
     assert (out / "runs" / "r0-int8.unfinished-1").is_dir()
@@ -120,7 +125,7 @@ def test_a_dead_gpu_fails_one_arm_and_the_others_are_made_on_the_rest(
     monkeypatch.setenv("BROKEN_GPU", "1")
     plan, out = make_plan(tmp_path, methods=["none", "int8", "int4"])
     said: list[str] = []
-    failed = run_beside(plan, out, places(plan), BesideWatcher(on_notice=said.append), UNCHECKED)
+    failed = run_beside(plan, out, places(plan), BesideWatcher(on_notice=said.append))
     assert len(failed) == 1
     (error,) = failed.values()
     assert "No CUDA GPUs are available" in str(error)
@@ -128,13 +133,13 @@ def test_a_dead_gpu_fails_one_arm_and_the_others_are_made_on_the_rest(
     made = [one.manifest().server.gpus for runs in completed(plan, out).values() for one in runs]
     assert made == [["0"]] * 3
     monkeypatch.delenv("BROKEN_GPU")
-    assert run_beside(plan, out, places(plan), BesideWatcher(), UNCHECKED) == {}
+    assert run_beside(plan, out, places(plan), BesideWatcher()) == {}
 
 
 def test_a_baseline_that_does_not_start_ends_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, out = make_plan(tmp_path, launch=LaunchRequest(engine="mock", model="/nowhere"))
     with pytest.raises(KvloadError):
-        run_beside(plan, out, places(plan), BesideWatcher(), UNCHECKED)
+        run_beside(plan, out, places(plan), BesideWatcher())
     assert registry.entries() == []
 
 
@@ -151,7 +156,7 @@ def test_ctrl_c_ends_all_lanes_and_leaves_no_server(tmp_path: Path) -> None:
         return replace(watcher, listener=replace(watcher.listener, on_progress=stop))
 
     with pytest.raises(KeyboardInterrupt):
-        run_beside(plan, out, places(plan), BesideWatcher(for_run=for_run), UNCHECKED)
+        run_beside(plan, out, places(plan), BesideWatcher(for_run=for_run))
     assert registry.entries() == []
     assert len(pending(plan, out)) >= 4
 
@@ -176,6 +181,40 @@ def test_the_command_shows_where_each_run_goes(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
+def test_one_after_the_other_interrupted_and_resumed_the_time_of_both_sessions_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan, _ = make_plan(tmp_path, gap_s=0.1)
+    out = tmp_path / "serial"
+    words = ["compare", plan.trace, "--engine", "mock", "--gpus", "0,1", "--serial", "--no-verify", "--no-calibrate"]
+    words += ["--method", "none", "--method", "int8", "--repeats", "1", "--warmups", "0", "--out", str(out)]
+
+    def interrupt() -> None:
+        records = out / "runs" / "r0-int8" / "records"
+        while not any(path.stat().st_size for path in records.glob("*.jsonl")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run(words) == 130
+    thread.join()
+    assert "1 of 3 runs are kept" in capfd.readouterr().err
+    assert registry.entries() == []
+    assert run(["compare", "--resume", str(out), "--details"]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "3 runs one after the other on GPU 0 took" in said
+    assert "in 2 sessions" in said
+    assert "went into a run that was interrupted or failed" in said
+    placement = read_placement(out)
+    assert placement is not None
+    first, second = placement.sessions
+    assert placement.wall_s == pytest.approx(first.wall_s + second.wall_s)
+    assert placement.serial_s + sum(made.lost_s or 0.0 for made in placement.runs) <= placement.wall_s
+    assert load(out).launch.verify is False
+
+
+@pytest.mark.slow
 def test_walks_of_a_sweep_go_on_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plan, _ = make_plan(tmp_path)
     words = ["sweep", plan.trace, "--engine", "mock", "--gpus", "0,1", "--no-verify", "--method", "none"]
@@ -187,7 +226,7 @@ def test_walks_of_a_sweep_go_on_side_by_side(tmp_path: Path, capfd: pytest.Captu
     assert "GPU 1: int8 at 16/s" in said
     found = json.loads((tmp_path / "sweep" / "results.json").read_text())
     assert [len(curve["levels"]) for curve in found["curves"]] == [2, 2]
-    assert any("2 runs side by side on GPU 0, GPU 1" in note for note in found["notes"])
+    assert any("2 walks side by side on GPU 0, GPU 1" in note for note in found["notes"])
     servers = {path.name: RunDir.open(path).manifest().server for path in (tmp_path / "sweep" / "runs").iterdir()}
     assert {name: server.gpus for name, server in servers.items()} == {
         "none-at-8-r0": ["0"],
