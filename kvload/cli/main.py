@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments after the program's name; those of the process where None.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # as a shell's script leaves it for what it starts with "&": a replay heeds it nevertheless, a launch must too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     status = run(sys.argv[1:] if argv is None else list(argv))
     sys.exit(status)
 

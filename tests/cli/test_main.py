@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -31,6 +32,24 @@ def test_an_unknown_command_is_a_usage_error_with_a_suggestion(capsys: pytest.Ca
 def test_an_unknown_flag_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--nonsense"]) == 2
     assert "--nonsense" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_what_a_script_started_in_the_background() -> None:
+    """There SIGINT is ignored from the start, which children inherit."""
+    code = (
+        "import time; from kvload.cli import main;"
+        "main._dispatch = lambda _: print('up', flush=True) or time.sleep(60); main.main([])"
+    )
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, restore_signals=False)
+    finally:
+        signal.signal(signal.SIGINT, former)
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
 
 
 def test_a_users_mistake_gets_a_message_and_no_traceback() -> None:
