@@ -50,6 +50,9 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         prompt_digest: see :func:`prompt_digest`.
         input_tokens: prompt length as planned, in tokens, where the trace states it.
         prompt_tokens: prompt length as the server counted it (``usage.prompt_tokens``).
+        cached_tokens: those of ``prompt_tokens`` that the server took from its prefix cache, where it says so
+            (``usage.prompt_tokens_details.cached_tokens``).
+        cached_doubt: why that count was not believed, so that there is none.
         server: position in :attr:`RunManifest.servers` of the one that answered.
         server_name: what the answer's :data:`SERVER_HEADER` said, where no server of the manifest has that name.
         t_sched_s: when the schedule wanted the request to start.
@@ -97,6 +100,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     task: str | None = None
     input_tokens: Count | None = None
     prompt_tokens: Count | None = None
+    cached_tokens: Count | None = None
+    cached_doubt: str | None = None
     min_tokens: Count = 0
     ignore_eos: bool = False
     temperature: float = 0.0

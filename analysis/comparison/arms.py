@@ -90,6 +90,13 @@ class ArmSummary:
         scraped = self.runs[0].server.pool_tokens
         return self.info.pool_tokens if scraped is None else scraped
 
+    @property
+    def hit_share(self) -> float | None:
+        """Share of prompt tokens that came from the prefix cache, on average over the repeats; None where unknown."""
+        shares = [run.server.hit_share for run in self.runs]
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if known and len(known) == len(shares) else None
+
 
 def summarise(
     arm: LoadedArm, limits_s: Mapping[str, float], *, rng: np.random.Generator, level: float = estimates.LEVEL
@@ -111,7 +118,7 @@ def summarise(
             partial=run.manifest.partial,
             throughput=throughput_of(run.table, run.manifest),
             trust=trust.judge(run.table, run.manifest),
-            server=server_side.summarise(run.samples, run.table),
+            server=server_side.summarise(run.samples, run.table, run.manifest.servers),
             started_at=run.manifest.started_at,
             eviction=run.manifest.eviction,
         )

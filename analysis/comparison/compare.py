@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kvload.analysis import words
 from kvload.analysis.comparison import arms as arms_module
 from kvload.analysis.comparison import figures, thinking
 from kvload.analysis.comparison.answers import Answers, AnswerScorer
@@ -33,6 +34,9 @@ TELLS = 0.05
 
 CORRELATED = 0.2
 """Above this correlation of neighbouring requests' TTFT, they say less about other traffic than their number does."""
+
+UNLIKE_HITS = 0.02
+"""Arms whose shares of prompt tokens from the prefix cache lie further apart did not compute the same prompts."""
 
 _LONGEST_LAUNCH_S = 600.0
 
@@ -346,6 +350,20 @@ def _evictions(summary: ArmSummary) -> list[str]:
     return [f"{summary.name}: {freed:,} blocks were freed of {requests:,} requests while they ran"]
 
 
+def _prefix_hits(summaries: Sequence[ArmSummary]) -> list[str]:
+    """What each arm took from its prefix cache, and whether that alone sets them apart."""
+    shares = {summary.name: summary.hit_share for summary in summaries}
+    known = {name: share for name, share in shares.items() if share is not None}
+    if not any(known.values()):
+        return []
+    text = "prompt tokens from the prefix cache: " + ", ".join(
+        f"{name} {'unknown' if share is None else words.share(share)}" for name, share in shares.items()
+    )
+    if max(known.values()) - min(known.values()) > UNLIKE_HITS:
+        text += "; the arms did not compute the same prompts, and part of what sets their latency apart is that"
+    return [text]
+
+
 def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:
     notes = []
     if floor is None:
@@ -364,6 +382,7 @@ def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:
     if "on" in prefix.values():
         shared = [name for name, state in prefix.items() if state == "on"]
         notes.append(f"the prefix cache was on and not emptied before the run: {', '.join(shared)}")
+    notes += _prefix_hits(summaries)
     for what in ("model", "engine", "engine_version", "device"):
         values = {getattr(summary.info, what) for summary in summaries}
         if len(values) > 1:

@@ -97,6 +97,7 @@ class RecordTable:
     queue_s: Floats
     input_tokens: Floats
     prompt_tokens: Floats
+    cached_tokens: Floats
     output_tokens: Floats
     first_chunk_tokens: Floats
     reasoning_tokens: Floats
@@ -111,6 +112,7 @@ class RecordTable:
     clock: Categories
     output_tokens_source: Categories
     count_doubt: Categories
+    cached_doubt: Categories
     shards: tuple[Shard, ...]
     torn: int
 

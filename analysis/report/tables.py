@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kvload.analysis import words
 from kvload.analysis.run.model import PERCENTILES, Metric, Report
 from kvload.analysis.run.section import Section, Unit
-from kvload.analysis.run.server_side import Agreement, Gauge
+from kvload.analysis.run.server_side import Agreement, Gauge, ServerSide
 from kvload.analysis.run.streams import span
 from kvload.analysis.run.trust import saturated
 from kvload.analysis.statistics.estimates import Estimate
@@ -276,7 +276,7 @@ def server_facts(report: Report) -> Facts:
     """The server's own account, and whether its counters agree with the client's; empty without scrapes."""
     server = report.server
     if not server.samples:
-        return []
+        return [("prefix hits", _hits(server))] if server.cached_share else []
     if server.failed_scrapes == server.samples:
         return [("metrics", "none: the server answers no /metrics that kvload can read")]
     facts = []
@@ -288,7 +288,7 @@ def server_facts(report: Report) -> Facts:
     pairs = [
         ("pool", f"{server.pool_tokens:,} tokens" if server.pool_tokens is not None else None),
         ("preemptions", None if server.preemptions is None else f"{server.preemptions:,}"),
-        ("prefix hits", None if server.prefix_hit_rate is None else words.share(server.prefix_hit_rate)),
+        ("prefix hits", None if server.prefix_hit_rate is None and not server.cached_share else _hits(server)),
         ("queue", None if server.queue_mean_s is None else f"{words.seconds(server.queue_mean_s)} a request"),
         ("prefill", None if server.prefill_mean_s is None else f"{words.seconds(server.prefill_mean_s)} a request"),
     ]
@@ -323,6 +323,16 @@ def streams_table(report: Report) -> TableData | None:
         rows=rows,
         caption=None if found.covered is None else f"CUDA graphs cover up to {found.covered} requests",
     )
+
+
+def _hits(server: ServerSide) -> str:
+    """The share of prompt tokens that came from the prefix cache, and who says so."""
+    if server.cached_share is None:
+        return f"{words.share(server.prefix_hit_rate)} of prompt tokens by the server's counters"
+    text = f"{words.share(server.cached_share)} of answered prompts' tokens by the server's count in each answer"
+    if server.prefix_hit_rate is not None:
+        text += f", {words.share(server.prefix_hit_rate)} by its counters"
+    return text
 
 
 def _gauge(value: Gauge) -> str:

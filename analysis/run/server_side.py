@@ -7,8 +7,9 @@ from operator import attrgetter
 
 import numpy as np
 
+from kvload.analysis.records.cached import cached_share, cached_tokens
 from kvload.analysis.records.table import Floats, RecordTable, count_true
-from kvload.records import ServerSample
+from kvload.records import ServerInfo, ServerSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,9 @@ class Agreement:
 class ServerSide:
     """What the scrapes say; every figure is None where the server does not give it.
 
-    ``queue_mean_s`` and ``prefill_mean_s`` are per finished request. ``failed_scrapes`` could not be read.
+    ``prefix_hit_rate`` is the share of prompt tokens that the prefix cache held by the server's counters, and
+    ``cached_share`` by its count in every answer, over the answered requests. ``queue_mean_s`` and ``prefill_mean_s``
+    are per finished request. ``failed_scrapes`` could not be read.
     """
 
     samples: int
@@ -48,14 +51,24 @@ class ServerSide:
     waiting: Gauge | None
     preemptions: int | None
     prefix_hit_rate: float | None
+    cached_share: float | None
     queue_mean_s: float | None
     prefill_mean_s: float | None
     pool_tokens: int | None
     agreement: list[Agreement]
 
+    @property
+    def hit_share(self) -> float | None:
+        """Share of prompt tokens that the prefix cache held: by the answers where they tell, else by the counters."""
+        return self.prefix_hit_rate if self.cached_share is None else self.cached_share
 
-def summarise(samples: Sequence[ServerSample], table: RecordTable) -> ServerSide:
-    """Sum up the scrapes of a run beside its records."""
+
+def summarise(samples: Sequence[ServerSample], table: RecordTable, servers: Sequence[ServerInfo] = ()) -> ServerSide:
+    """Sum up the scrapes of a run beside its records.
+
+    Args:
+        servers: those of the run's manifest.
+    """
     good = [sample for sample in samples if sample.error is None]
 
     def gauge(name: str) -> Gauge | None:
@@ -76,14 +89,22 @@ def summarise(samples: Sequence[ServerSample], table: RecordTable) -> ServerSide
         waiting=gauge("waiting"),
         preemptions=None if preemptions is None else round(preemptions),
         prefix_hit_rate=hits / queries if hits is not None and queries else None,
+        cached_share=cached_share(table, servers),
         queue_mean_s=queue / requests if queue is not None and requests else None,
         prefill_mean_s=prefill / requests if prefill is not None and requests else None,
         pool_tokens=round(pools[-1]) if pools else None,
         agreement=[
             _agreement("output tokens", table.output_tokens, table, growth("generation_tokens")),
             _agreement("prompt tokens", table.prompt_tokens, table, growth("prompt_tokens")),
+            *_cached_agreement(table, servers, hits),
         ],
     )
+
+
+def _cached_agreement(table: RecordTable, servers: Sequence[ServerInfo], hits: float | None) -> list[Agreement]:
+    """Cached tokens by the answers and by the counters, where both are there and anything was cached."""
+    found = _agreement("cached tokens", cached_tokens(table, servers), table, hits)
+    return [found] if found.equal is not None and (found.client or found.server) else []
 
 
 def counter_growth(samples: Sequence[ServerSample], value_of: Callable[[ServerSample], float | None]) -> float | None:

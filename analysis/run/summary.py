@@ -72,7 +72,7 @@ def build_from(
         attainment=slo.attainment(table, limits, window_s, level=level) if limits else None,
         attainment_over_scale=slo.attainment_over_scale(table, limits, SLO_SCALES) if limits else [],
         trust=trust.judge(table, manifest),
-        server=server_side.summarise(samples, table),
+        server=server_side.summarise(samples, table, manifest.servers),
         timeline=timeline_of(table, samples),
         series=series_of(table),
         streams=found_streams,
@@ -233,6 +233,10 @@ def _notes(table: RecordTable, manifest: RunManifest, gaps: latency.TokenGaps) -
         (cut, "request", "cut off by the end of the run: missed, and without latency here"),
         (guessed, "answer", "without usage from the server: tokens counted by chunks"),
         *((number, "answer", f"counted by chunks: {why}") for why, number in table.count_doubt.counts(doubted).items()),
+        *(
+            (number, "answer", f"whose cached prompt tokens are not known: {why}")
+            for why, number in table.cached_doubt.counts(table.ok & ~table.cached_doubt.equals(None)).items()
+        ),
         (silent, "answer", "without a first token: empty, and missed"),
         (count_true(table.ok & table.in_bursts), "answer", f"came in bursts: {_BURSTS}"),
         (count_true(table.ok & table.damaged), "answer", "with text that is no UTF-8: its times and counts are true"),

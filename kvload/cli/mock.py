@@ -22,6 +22,10 @@ def mock(
     model: Annotated[str, typer.Option(help="Name of the model it claims to serve.")] = "mock",
     default_tokens: Annotated[int, typer.Option(help="Answer length where the request has no max_tokens.")] = 128,
     max_model_len: Annotated[int, typer.Option(help="Longest prompt and answer together, in tokens.")] = 1 << 20,
+    prefix_block: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a prefix cache's block; answers tell its hits.", show_default=False),
+    ] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the port and the log.", min=1)] = 1,
     log: Annotated[Path | None, typer.Option(help="File for its own account of every request.")] = None,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Explain the faults and exit.")] = False,
@@ -46,5 +50,6 @@ def mock(
         model=model,
         default_tokens=default_tokens,
         max_model_len=max_model_len,
+        prefix_block=prefix_block,
     )
     serve(settings, host, port, log, processes)

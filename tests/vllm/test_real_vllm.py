@@ -218,6 +218,9 @@ def test_prompts_that_share_blocks_hit_the_prefix_cache_as_their_trace_says(
     assert gained(first, last, "prefix_queries") == total
     # Blocks of 512 tokens are whole blocks of the server's too, so every shared token can be found, and none else.
     assert gained(first, last, "prefix_hits") == shared
+    cached = [record.cached_tokens for record, _ in opened.records()]
+    assert None not in cached
+    assert sum(count or 0 for count in cached) == shared
 
 
 def test_compare_from_a_trace_to_the_paired_report(

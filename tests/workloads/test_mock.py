@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvload.address import Address
 from kvload.errors import UsageError
+from kvload.servers.watch.scrape import sample_once
 from kvload.workloads.mock.answers import Request, steps
 from kvload.workloads.mock.behaviour import FAULTS, HARMLESS, AnswerPlan, MockSettings, parse_faults, plan_answer
 from kvload.workloads.mock.server import MockServer
@@ -62,6 +64,33 @@ def test_stream_has_every_token_and_usage(tmp_path: Path) -> None:
     assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     (truth,) = read_truth(tmp_path / "log")
     assert (truth.request_id, truth.tokens, truth.whole, len(truth.writes_ns)) == ("r7", 5, True, 3)
+
+
+def test_its_prefix_cache_tells_what_it_held_of_a_prompt_in_answers_and_in_its_metrics() -> None:
+    shared = list(range(10))
+    asked = [
+        ([*shared, 90, 91], 0),
+        ([*shared, 80, 81], 8),  # two blocks of four: the third differs
+        (shared[:8], 4),  # never the whole prompt
+        ([*shared[:4], 70, *shared[5:]], 4),
+        ([7, *shared[1:]], 0),  # blocks that are the same behind another one are others
+        ([*shared, 90, 91, 92], 12),
+    ]
+    with running(MockSettings(ttft_s=0.0, itl_s=0.0, prefix_block=4)) as server:
+        for prompt, cached in asked:
+            body = {"prompt": prompt, "max_tokens": 5, "stream": True, "stream_options": {"include_usage": True}}
+            *_, last = events(ask(server, body)[1])
+            assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": cached}, prompt
+        sample = sample_once(Address.parse(f"http://127.0.0.1:{server.port}"), "vllm")
+    assert sample.prefix_queries == sum(len(prompt) for prompt, _ in asked)
+    assert sample.prefix_hits == sum(cached for _, cached in asked)
+
+
+def test_words_of_a_chat_are_cached_as_well() -> None:
+    body = {"messages": [{"role": "user", "content": "a b c d e f g h i"}], "max_tokens": 2}
+    with running(MockSettings(ttft_s=0.0, itl_s=0.0, prefix_block=4)) as server:
+        said = [json.loads(ask(server, body, "/v1/chat/completions")[1])["usage"] for _ in range(2)]
+    assert [usage["prompt_tokens_details"]["cached_tokens"] for usage in said] == [0, 8]
 
 
 def test_the_log_keeps_the_promised_times(tmp_path: Path) -> None:

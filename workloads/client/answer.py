@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kvload.records import GOOD_ENDS, Status
 from kvload.rundir import CHUNK_DTYPE
-from kvload.workloads.client.counting import Source, count_tokens
+from kvload.workloads.client.counting import Source, cached_of_prompt, count_tokens
 from kvload.workloads.client.events import (
     MAX_COUNT,
     Delta,
@@ -58,6 +58,8 @@ class Answer:
     token_ids: list[int] | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    cached_doubt: str | None = None
     output_tokens: int | None = None
     output_tokens_source: Source | None = None
     first_chunk_tokens: int | None = None
@@ -155,6 +157,8 @@ def _content(
     chunks, tick_us = _chunk_rows(at - t_send_ns, counts)
     answer_at = said.first_answer
     prompt_tokens = said.prompt_tokens
+    prompt_tokens = prompt_tokens if prompt_tokens is not None and 0 <= prompt_tokens <= MAX_COUNT else None
+    cached_tokens, cached_doubt = cached_of_prompt(said.cached_tokens, prompt_tokens)
     return {
         "t_first_ns": int(at[0]) if len(at) else None,
         "t_answer_ns": int(times[answer_at]) if answer_at is not None and len(at) else None,
@@ -168,7 +172,9 @@ def _content(
         "tool_calls": said.tool_calls or None,
         "token_ids": said.token_ids or None,
         "finish_reason": said.finish_reason,
-        "prompt_tokens": prompt_tokens if prompt_tokens is not None and 0 <= prompt_tokens <= MAX_COUNT else None,
+        "prompt_tokens": prompt_tokens,
+        "cached_tokens": cached_tokens,
+        "cached_doubt": cached_doubt,
         "output_tokens": counted.total,
         "output_tokens_source": counted.source,
         "end_tokens": counted.end_tokens,
@@ -208,6 +214,7 @@ class _Said:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     first_answer: int | None = None
     damaged: bool = False
@@ -229,6 +236,8 @@ def _said(reading: Reading) -> _Said:
             texts += reading.run
         if event.usage is not None and event.usage.prompt_tokens is not None:
             said.prompt_tokens = event.usage.prompt_tokens
+        if event.usage is not None and event.usage.cached_tokens is not None:
+            said.cached_tokens = event.usage.cached_tokens
         if event.metrics:
             said.metrics = event.metrics
         if not event.choices:

@@ -90,6 +90,19 @@ def count_tokens(reading: Reading, max_tokens: int | None = None) -> Counted:
     return Counted(counts, total, source, end_tokens, thought, doubt, unproven)
 
 
+def cached_of_prompt(claim: int | None, prompt_tokens: int | None) -> tuple[int | None, str | None]:
+    """The server's count of a prompt's tokens that it had in its cache, if it is possible; else why it is not.
+
+    Args:
+        claim: the count; None where the server gives none.
+        prompt_tokens: tokens of the whole prompt as the server counts them; None where they are not known.
+    """
+    if claim is None or 0 <= claim <= (MAX_COUNT if prompt_tokens is None else prompt_tokens):
+        return claim, None
+    of = "" if prompt_tokens is None else f" of a prompt of {prompt_tokens}"
+    return None, f"the server counts {_shown(claim)} cached tokens{of}"
+
+
 def _placed(single: Sequence[int], reading: Reading) -> npt.NDArray[np.int64]:
     """The counts of the single events with those of the run in their place."""
     at, run = reading.run_at, len(reading.run)

@@ -122,13 +122,28 @@ class UsageDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
+class PromptDetails(msgspec.Struct):
+    """The part of the usage that says where the prompt's tokens came from."""
+
+    cached_tokens: int | None = None
+
+
 class Usage(msgspec.Struct):
     """The server's own count."""
 
     prompt_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
     completion_tokens_details: UsageDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Tokens of the prompt that the prefix cache held, in OpenAI's words or in DeepSeek's."""
+        details = self.prompt_tokens_details
+        cached = None if details is None else details.cached_tokens
+        return self.prompt_cache_hit_tokens if cached is None else cached
 
     @property
     def thought_tokens(self) -> int | None:
@@ -313,8 +328,13 @@ def _text(value: Any) -> str | None:
 
 def _usage(value: dict[str, Any]) -> Usage:
     details = value.get("completion_tokens_details")
+    prompt_details = value.get("prompt_tokens_details")
     return Usage(
         prompt_tokens=_count(value.get("prompt_tokens")),
+        prompt_tokens_details=(
+            PromptDetails(_count(prompt_details.get("cached_tokens"))) if isinstance(prompt_details, dict) else None
+        ),
+        prompt_cache_hit_tokens=_count(value.get("prompt_cache_hit_tokens")),
         completion_tokens=_count(value.get("completion_tokens")),
         reasoning_tokens=_count(value.get("reasoning_tokens")),
         completion_tokens_details=(

@@ -37,6 +37,13 @@ class Request(msgspec.Struct):
     stream_options: dict[str, Any] | None = None
     return_token_ids: bool = False
 
+    def tokens(self) -> list[Any]:
+        """The prompt's tokens: its ids, or the words of its text."""
+        if isinstance(self.prompt, list):
+            return self.prompt
+        texts = [self.prompt or ""] if self.messages is None else [str(one.get("content")) for one in self.messages]
+        return [word for text in texts for word in text.split()]
+
     def prompt_tokens(self) -> int:
         """Tokens in the prompt: ids are counted, text by its words."""
         if isinstance(self.prompt, list):
@@ -83,9 +90,20 @@ ROLE_EVENT = event(_chunk(True, {"index": 0, "delta": {"role": "assistant", "con
 ERROR_EVENT = event({"error": {"message": "the engine failed", "type": "InternalServerError", "code": 500}})
 
 
-def usage_event(chat: bool, prompt_tokens: int, tokens: int, queue_s: float, settings: MockSettings) -> bytes:
-    """The last event: usage, and the server's own times for this request."""
+def _usage(prompt_tokens: int, tokens: int, cached: int | None) -> dict[str, Any]:
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
+    return usage if cached is None else {**usage, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def usage_event(
+    chat: bool, prompt_tokens: int, tokens: int, queue_s: float, settings: MockSettings, cached: int | None = None
+) -> bytes:
+    """The last event: usage, and the server's own times for this request.
+
+    Args:
+        cached: tokens of the prompt that the prefix cache held; None where there is no such cache.
+    """
+    usage = _usage(prompt_tokens, tokens, cached)
     metrics = {
         "queue_time_ms": queue_s * 1e3,
         "prefill_time_ms": settings.ttft_s * 1e3,
@@ -94,22 +112,24 @@ def usage_event(chat: bool, prompt_tokens: int, tokens: int, queue_s: float, set
     return event(_chunk(chat, {}, usage=usage, metrics=metrics))
 
 
-def whole_answer(request: Request, chat: bool, tokens: int, first: int) -> bytes:
+def whole_answer(request: Request, chat: bool, tokens: int, first: int, cached: int | None = None) -> bytes:
     """The answer to a request that does not stream."""
     text = words(first % WORDS, tokens)
     choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
     choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-    prompt = request.prompt_tokens()
-    usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    usage = _usage(request.prompt_tokens(), tokens, cached)
     return json_response("200 OK", {**_chunk(chat, choice), "usage": usage})
 
 
-def steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings: MockSettings) -> Iterator[Step]:
+def steps(
+    request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings: MockSettings, cached: int | None = None
+) -> Iterator[Step]:
     """Everything the server does for one streamed request, in order.
 
     Args:
         tokens: length of the answer.
         plan: its fault and its jitter.
+        cached: tokens of the prompt that the prefix cache held; None where there is no such cache.
     """
     if plan.fault in ODDITIES:
         per_chunk = settings.tokens_per_chunk
@@ -117,11 +137,13 @@ def steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings:
         texts = [words(plan.first_word + number * per_chunk, count) for number, count in enumerate(counts)]
         return odd_steps(str(plan.fault), chat, texts, request.prompt_tokens(), settings)
     if plan.fault is None and plan.factors is None and tokens > 2 * settings.tokens_per_chunk:
-        return _plain_steps(request, chat, tokens, plan.first_word, settings)
-    return _steps(request, chat, tokens, plan, settings)
+        return _plain_steps(request, chat, tokens, plan.first_word, settings, cached)
+    return _steps(request, chat, tokens, plan, settings, cached)
 
 
-def _plain_steps(request: Request, chat: bool, tokens: int, first_word: int, settings: MockSettings) -> Iterator[Step]:
+def _plain_steps(
+    request: Request, chat: bool, tokens: int, first_word: int, settings: MockSettings, cached: int | None
+) -> Iterator[Step]:
     """:func:`steps` where nothing goes wrong and everything is on time; no Python runs from chunk to chunk."""
     per_chunk, with_ids = settings.tokens_per_chunk, request.return_token_ids
     last = (tokens - 1) // per_chunk * per_chunk
@@ -140,7 +162,7 @@ def _plain_steps(request: Request, chat: bool, tokens: int, first_word: int, set
     final = token_chunk(chat, with_ids, (first_word + last) % WORDS, tokens - last, "length")
     ending = http_chunk(DONE) + LAST_CHUNK
     if (request.stream_options or {}).get("include_usage"):
-        ending = http_chunk(usage_event(chat, request.prompt_tokens(), tokens, 0.0, settings)) + ending
+        ending = http_chunk(usage_event(chat, request.prompt_tokens(), tokens, 0.0, settings, cached)) + ending
     return itertools.chain(first, middle, [(itl_ns, final, Action.TOKENS), (0, ending, Action.FINISH)])
 
 
@@ -150,7 +172,9 @@ def _chunks_by_word(chat: bool, with_ids: bool, count: int) -> list[bytes]:
     return [token_chunk(chat, with_ids, first, count, None) for first in range(WORDS)]
 
 
-def _steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings: MockSettings) -> Iterator[Step]:
+def _steps(
+    request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings: MockSettings, cached: int | None
+) -> Iterator[Step]:
     per_chunk = settings.tokens_per_chunk
     chunks = -(-tokens // per_chunk)
     fault = plan.fault
@@ -200,7 +224,7 @@ def _steps(request: Request, chat: bool, tokens: int, plan: AnswerPlan, settings
         return
     ending = b""
     if (request.stream_options or {}).get("include_usage"):
-        ending += wrap(usage_event(chat, request.prompt_tokens(), tokens, 0.0, settings))
+        ending += wrap(usage_event(chat, request.prompt_tokens(), tokens, 0.0, settings, cached))
     ending += wrap(DONE)
     if fault == "close_delimited":
         yield 0, ending, Action.CLOSE

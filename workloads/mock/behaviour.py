@@ -41,6 +41,7 @@ ODDITIES: Mapping[str, str] = {
     "usage_beyond_text": "the server counts more tokens than its text has bytes",
     "usage_jumps": "a running count that is right until the last chunk, and three times as large behind it",
     "usage_missing": "no usage",
+    "cached_absurd": "the server counts more cached tokens than the prompt has",
     "usage_as_float": "the count is written as 10.0",
     "usage_running": "a running count in every chunk",
     "usage_late": "a running count that is 0 until the last chunk",
@@ -119,6 +120,8 @@ class MockSettings:
         slots: requests answered at a time, the others wait their turn; None for no limit.
         default_tokens: answer length where the request has no ``max_tokens``.
         max_model_len: prompt and answer together, in tokens; longer requests get status 400.
+        prefix_block: tokens of a block of its prefix cache, which never gives one up: answers say how much of their
+            prompt it held. None for no such cache, and no word of it.
     """
 
     ttft_s: float = 0.05
@@ -131,12 +134,15 @@ class MockSettings:
     model: str = "mock"
     default_tokens: int = 128
     max_model_len: int = 1 << 20
+    prefix_block: int | None = None
 
     def __post_init__(self) -> None:
         if self.ttft_s < 0 or self.itl_s < 0 or not 0 <= self.jitter <= 1:
             raise UsageError("times must not be negative and jitter lies between 0 and 1", where="mock")
         if self.tokens_per_chunk < 1:
             raise UsageError("must be at least 1", where="--tokens-per-chunk")
+        if self.prefix_block is not None and self.prefix_block < 1:
+            raise UsageError("must be at least 1", where="--prefix-block")
         for name, probability in self.faults.items():
             if name not in BEHAVIOURS:
                 known = ", ".join(BEHAVIOURS)

@@ -207,6 +207,9 @@ _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     ),
     "usage_jumps": lambda make: make.with_totals(lambda number: number + 1, 3 * len(make.texts)),
     "usage_missing": lambda make: make.script(tokens=None),
+    "cached_absurd": lambda make: make.script(
+        make.usage(len(make.texts), prompt_tokens_details={"cached_tokens": make.prompt_tokens + 100}), tokens=None
+    ),
     "usage_as_float": lambda make: make.script(tokens=float(len(make.texts))),
     "usage_running": lambda make: make.with_totals(lambda number: number + 1),
     "usage_late": lambda make: make.with_totals(lambda number: 0 if number < len(make.texts) - 1 else number + 1),

@@ -14,6 +14,7 @@ class Figures:
     waiting: int = 0
     requests: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generation_tokens: int = 0
 
 
@@ -36,6 +37,9 @@ def page(path: bytes, settings: MockSettings, figures: Figures) -> bytes | None:
             "generation_tokens_total": figures.generation_tokens,
             "request_success_total": figures.requests,
         }
+        if settings.prefix_block is not None:
+            numbers["prefix_cache_queries_total"] = figures.prompt_tokens
+            numbers["prefix_cache_hits_total"] = figures.cached_tokens
         text = "".join(f"vllm:{name} {value}\n" for name, value in numbers.items())
         return json_response("200 OK", None, raw=text.encode(), kind="text/plain; version=0.0.4")
     return None

@@ -25,6 +25,7 @@ from kvload.workloads.mock.answers import Request, steps, whole_answer
 from kvload.workloads.mock.behaviour import HARMLESS, MockSettings, plan_answer
 from kvload.workloads.mock.http_request import HttpRequest, UnreadableRequestError, take_request
 from kvload.workloads.mock.pages import Figures, page
+from kvload.workloads.mock.prefix import PrefixBlocks
 from kvload.workloads.mock.steps import Action, Step, error_response
 from kvload.workloads.mock.truth import TrueAnswer
 
@@ -125,6 +126,7 @@ class MockServer:
         self._renew_tie_ns = 0
         self._stopped = False
         self.figures = Figures()
+        self._prefix = None if settings.prefix_block is None else PrefixBlocks(settings.prefix_block)
 
     def stop(self) -> None:
         """End :meth:`serve` soon; may be called from a signal handler or another thread."""
@@ -264,14 +266,16 @@ class MockServer:
         plan = plan_answer(self.settings, body, chunks)
         stream = _Stream(connection, key, arrival_ns, tokens)
         stream.fault = plan.fault
+        cached = None if self._prefix is None else self._prefix.cached(request.tokens())
         if request.stream:
-            stream.steps = steps(request, chat, tokens, plan, self.settings)
+            stream.steps = steps(request, chat, tokens, plan, self.settings, cached)
         else:
             total_s = self.settings.ttft_s + (chunks - 1) * self.settings.itl_s
-            answer = whole_answer(request, chat, tokens, plan.first_word)
+            answer = whole_answer(request, chat, tokens, plan.first_word, cached)
             stream.steps = iter([(round(total_s * 1e9), answer, int(Action.FINISH))])
         connection.stream = stream
         self.figures.prompt_tokens += prompt_tokens
+        self.figures.cached_tokens += cached or 0
         if self.settings.slots is not None and self.figures.running >= self.settings.slots:
             stream.waited = True
             self._waiting.append(stream)

@@ -28,6 +28,9 @@ PROGRESS = (
     (re.compile(r"The server is fired up"), "ready"),
 )
 
+CACHED_FLAG = "--enable-cache-report"
+"""With it an answer's usage says how many tokens of its prompt the prefix cache held, where that is any."""
+
 CAPTURED = re.compile(r"Capture [\w ]*decode [\w ]*begin\..{0,120}?\bbs=\[([\d, ]{1,4000})\]")
 """The batch sizes of the graphs of generated tokens."""
 
@@ -102,6 +105,8 @@ class SglangAdapter(InstalledEngine):
         command = [build.python, "-m", "sglang.launch_server", "--model-path", str(model.folder or model.name)]
         command += ["--served-model-name", plan.served_name, "--host", request.host, "--port", str(port)]
         command += ["--load-format", request.load_format, "--enable-metrics"]
+        if not has_flag(request.engine_args, CACHED_FLAG):
+            command.append(CACHED_FLAG)
         if dtype != "auto":
             command += ["--kv-cache-dtype", dtype]
         if request.max_model_len is not None:

@@ -20,8 +20,11 @@ from kvload.servers.host.model_facts import ModelFacts
 ENTRY = "vllm.entrypoints.cli.main"
 CPU_KV_BYTES = 512 * 2**20
 METRICS_FLAG = "--enable-per-request-metrics"
+CACHED_FLAG = "--enable-prompt-tokens-details"
+NO_CACHED_FLAG = "--no-enable-prompt-tokens-details"
 PER_REQUEST_METRICS = (0, 26)
-"""From this release on, where asked to, the usage chunk tells a request's own time in the queue."""
+"""From this release on, where asked to, the usage chunk tells a request's own time in the queue, and how many tokens of
+its prompt the prefix cache held, also where that is none (before, a count of 0 was left out)."""
 
 PROGRESS = (
     (re.compile(r"Resolved architecture: (\w+)"), "reading the model's configuration ({0})"),
@@ -136,6 +139,8 @@ class VllmAdapter(InstalledEngine):
         if build.release >= PER_REQUEST_METRICS and not own:
             # Each answer then says how long it waited, so that waiting is not taken for prefill.
             command.append(METRICS_FLAG)
+        if build.release >= PER_REQUEST_METRICS and not has_flag(request.engine_args, CACHED_FLAG, NO_CACHED_FLAG):
+            command.append(CACHED_FLAG)
         arguments, key = key_by_environment(request.engine_args, "VLLM_API_KEY")
         command += [*self.spread(request), *row.arguments, *arguments]
         if row.plugin and isinstance(request.chosen, MethodSpec):

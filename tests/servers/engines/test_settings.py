@@ -129,6 +129,7 @@ def test_a_vllm_that_can_tell_each_requests_queue_time_is_asked_to(release: tupl
     build = replace(VLLM_GPU, release=release)
     plan = VllmAdapter().plan(LaunchRequest(), 8123, build, LLAMA_8B, GPU_MACHINE)
     assert ("--enable-per-request-metrics" in plan.command) is is_asked
+    assert ("--enable-prompt-tokens-details" in plan.command) is is_asked
 
 
 def test_vllms_command_line() -> None:
@@ -140,7 +141,8 @@ def test_vllms_command_line() -> None:
         *("/v/python", "-m", "vllm.entrypoints.cli.main", "serve", "/models/m", "--served-model-name", "m"),
         *("--host", "127.0.0.1", "--port", "8123", "--load-format", "dummy", "--kv-cache-dtype", "fp8_e4m3"),
         *("--max-model-len", "4096", "--kv-cache-memory-bytes", str(2**30)),
-        *("--generation-config", "vllm", "--enable-per-request-metrics", "--seed", "3"),
+        *("--generation-config", "vllm", "--enable-per-request-metrics", "--enable-prompt-tokens-details"),
+        *("--seed", "3"),
     )
     assert plan.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert plan.env["HF_HUB_OFFLINE"] == "1"
@@ -184,6 +186,7 @@ def test_sglangs_command_line() -> None:
     assert plan.command == (
         *("/s/python", "-m", "sglang.launch_server", "--model-path", "/models/m", "--served-model-name", "m"),
         *("--host", "127.0.0.1", "--port", "8124", "--load-format", "auto", "--enable-metrics"),
+        "--enable-cache-report",
         *("--kv-cache-dtype", "fp4_mx_block16", "--context-length", "4096", "--max-total-tokens", str(tokens)),
         *("--attention-backend", "triton"),
     )

@@ -55,6 +55,8 @@ def test_an_odd_answer_is_taken_for_what_it_is(records: dict[str, RequestRecord]
     if expected.counted:
         assert record.output_tokens == TOKENS
     assert (record.count_doubt is not None) == expected.doubted
+    assert (record.cached_doubt is not None) == (name == "cached_absurd")
+    assert record.cached_tokens is None
     if "out of pages" in ODDITIES[name] or (EXPECTED[name].cause == "stream_error" and name != "finish_error"):
         assert "out of pages" in (record.error or "")
     if expected.timed:

@@ -356,3 +356,46 @@ def test_whatever_comes_becomes_a_status(parts: list[bytes], status: int, comple
     assert answer.status in {"ok", "failed", "refused"}
     assert answer.status != "ok" or answer.finish_reason is not None
     json.dumps([answer.text, answer.error, answer.cause, answer.finish_reason], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "cached"),
+    [
+        ({}, None),
+        ({"prompt_tokens_details": None}, None),
+        ({"prompt_tokens_details": {}}, None),
+        ({"prompt_tokens_details": {"cached_tokens": None, "audio_tokens": 0}}, None),
+        ({"prompt_tokens_details": {"cached_tokens": 0}}, 0),
+        ({"prompt_tokens_details": {"cached_tokens": 2}}, 2),
+        ({"prompt_tokens_details": {"cached_tokens": 3}}, 3),
+        ({"prompt_tokens_details": {"cached_tokens": 2.0}}, 2),
+        ({"prompt_tokens_details": {"cached_tokens": "2"}}, 2),
+        ({"prompt_tokens_details": "none"}, None),
+        ({"prompt_tokens_details": [2]}, None),
+        ({"prompt_cache_hit_tokens": 2, "prompt_cache_miss_tokens": 1}, 2),
+    ],
+)
+def test_what_the_prefix_cache_held_is_what_the_server_says(said: dict[str, Any], cached: int | None) -> None:
+    answer = parse(ten_words(chat("stop"), usage(10, **said)))
+    assert (answer.status, answer.output_tokens, answer.count_doubt) == ("ok", 10, None)
+    assert (answer.prompt_tokens, answer.cached_tokens, answer.cached_doubt) == (3, cached, None)
+
+
+@pytest.mark.parametrize("count", [-1, 4, 10**30])
+def test_more_cached_tokens_than_the_prompt_has_are_none(count: int) -> None:
+    answer = parse(ten_words(chat("stop"), usage(10, prompt_tokens_details={"cached_tokens": count})))
+    assert (answer.status, answer.output_tokens, answer.count_doubt) == ("ok", 10, None)
+    assert answer.cached_tokens is None
+    assert "cached tokens of a prompt of 3" in (answer.cached_doubt or "")
+
+
+def test_the_last_count_of_cached_tokens_is_the_one_that_counts() -> None:
+    running = ten_words(
+        chat("stop"),
+        usage(10, prompt_tokens_details={"cached_tokens": 2}),
+        each=lambda number: (
+            chat(content=f" w{number}")
+            | {"usage": {"completion_tokens": number + 1, "prompt_tokens_details": {"cached_tokens": 0}}}
+        ),
+    )
+    assert parse(running).cached_tokens == 2
