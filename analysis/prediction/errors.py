@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvload.analysis.prediction.fit import fit
+from kvload.analysis.prediction.fit import FEWEST_STEPS, fit
 from kvload.analysis.prediction.steps import Steps
 from kvload.analysis.records.table import Bools, Floats
 
@@ -39,10 +39,16 @@ class HeldOut:
 
 
 def leave_out(steps: Steps, groups: Floats) -> Floats:
-    """Relative error of every step when all steps with its value of ``groups`` are left out of the fit."""
+    """Relative error of every step when all steps with its value of ``groups`` are left out of the fit.
+
+    Returns:
+        NaN where too few steps are left to fit from.
+    """
     errors = np.full(len(steps), np.nan)
     for value in np.unique(groups):
         held: Bools = groups == value
+        if (~held).sum() < FEWEST_STEPS:
+            continue
         errors[held] = fit(steps.where(~held)).seconds(steps.where(held)) / steps.seconds[held] - 1
     return errors
 

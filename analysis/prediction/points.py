@@ -44,7 +44,8 @@ class StageErrors:
     """How well one stage of one method is foretold.
 
     Attributes:
-        by_batch, by_length: with one batch size, or one length, left out at a time; None where there is one alone.
+        by_batch, by_length: with one batch size, or one length, left out at a time; None where there is one alone, or
+            too little beside any.
         corner: fitted on batches and lengths below their medians, held against those above both.
     """
 
@@ -102,7 +103,11 @@ def errors(method: str, points: Points) -> list[StageErrors]:
 
 
 def _one_out(part: Points, key: Floats) -> HeldOut | None:
-    return HeldOut.of(leave_out(part.steps, key)) if len(np.unique(key)) > 1 else None
+    if len(np.unique(key)) < 2:
+        return None
+    found = leave_out(part.steps, key)
+    found = found[~np.isnan(found)]
+    return HeldOut.of(found) if len(found) else None
 
 
 def _point(row: dict[str, str], where: str) -> tuple[float, float, float, bool]:

@@ -1,5 +1,6 @@
 """``kvload predict``: what a method would do to a trace, from step times of runs that were made anyway."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from kvload.servers.simulator.cluster import Load
+    from kvload.step_model import StepModels
 
 
 class PredictGroup(TyperGroup):
@@ -40,6 +42,10 @@ def fit(
     calibrate: Annotated[
         str | None, typer.Option(help="Put a designed load on this server instead: a launched one's name, or its URL.")
     ] = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=LOG", help="What --step-log wrote, in place of what chunk times show of steps."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the models.")] = Path("model.json"),
     method: Annotated[str | None, typer.Option(help="Method of a server that does not say its own.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for, with --calibrate.")] = None,
@@ -59,9 +65,16 @@ def fit(
     from kvload.step_model import write
 
     overrides = Overrides(pool_tokens, max_num_seqs, chunk_tokens, method)
-    if sum([points is not None, bool(runs), calibrate is not None]) != 1:
+    logs = _by_method(steps or [])
+    several = [name for name, files in logs.items() if len(files) > 1]
+    if several:
+        raise UsageError("one log of a method", where=f"--steps {several[0]}")
+    given = sum([points is not None, bool(runs), calibrate is not None])
+    if given > 1 or (not given and not logs) or (points is not None and logs):
         raise UsageError(
-            "give run folders, a table with --points, or a server with --calibrate", where="RUN, --points, --calibrate"
+            "give run folders, a server with --calibrate (both with --steps or without), a table with --points, or"
+            " --steps alone",
+            where="RUN, --calibrate, --steps, --points",
         )
     if calibrate is not None:
         from kvload.experiment.prediction.calibrate import Target, run_calibration, target_of
@@ -69,18 +82,42 @@ def fit(
 
         target = target_of(calibrate, Target(model=model, pool_tokens=pool_tokens, method=method))
         folder = runs_out or default_out(Path("calibrate"))
-        runs = run_calibration(target, folder, seconds=seconds, say=lambda text: print(text, file=sys.stderr))
+        done = run_calibration(target, folder, seconds=seconds, say=lambda text: print(text, file=sys.stderr))
+        for text in done.left_out:
+            print(f"left out: {text}", file=sys.stderr)
+        runs = done.runs
     if points is not None:
         models, errors = fit_points(points, overrides)
     else:
-        models, errors = fit_models(runs or [], overrides), []
+        models, errors = fit_models(runs or [], overrides, {name: files[0] for name, files in logs.items()}), []
     write(out, models)
     from kvload.cli.predict_tables import print_models, print_stage_errors
 
     print_models(models)
     if errors:
         print_stage_errors(errors)
+    if calibrate is not None and not logs:
+        _print_log(runs or [], models)
     print(f"wrote {out}", file=sys.stderr)
+
+
+def _print_log(runs: Sequence[Path], models: "StepModels") -> None:
+    """Hold fitted models against the log that the server itself keeps of its steps, where it keeps one here."""
+    from kvload.cli.predict_tables import print_truth
+    from kvload.errors import UsageError
+    from kvload.experiment.prediction.logged import log_of
+    from kvload.experiment.prediction.truth import truth_errors
+    from kvload.rundir import RunDir
+
+    log = log_of(RunDir.open(runs[-1]).manifest()) if runs else None
+    if log is None:
+        return
+    try:
+        found = truth_errors([log], models.models[0].method, models.models[0])
+    except UsageError:  # too few steps of any shape; the fit, which is what was asked for, is done
+        return
+    print(f"\nheld against the engine's own log, {log}:")
+    print_truth(found)
 
 
 @app.command()
@@ -120,25 +157,31 @@ def steps(
     from dataclasses import asdict
 
     from kvload.cli.predict_tables import print_truth
-    from kvload.errors import UsageError
     from kvload.experiment.prediction.truth import truth_errors
     from kvload.step_model import read
 
     models = read(model) if model is not None else None
-    paths: dict[str, list[Path]] = {}
-    for text in logs:
-        # A method may have settings of its own: h2o:budget=512=steps.jsonl.
-        method, separator, log = text.rpartition("=")
-        if not method or not separator or not log:
-            raise UsageError(f"'{text}' is not METHOD=LOG", where="METHOD=LOG", hint="none=steps.jsonl")
-        paths.setdefault(method, []).append(Path(log))
     found = []
-    for method, files in paths.items():
+    for method, files in _by_method(logs).items():
         found += truth_errors(files, method, models.of(method) if models is not None else None)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:
         print_truth(found)
+
+
+def _by_method(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """Files by the method they are of, from ``METHOD=FILE``."""
+    from kvload.errors import UsageError
+
+    paths: dict[str, list[Path]] = {}
+    for text in texts:
+        # A method may have settings of its own: h2o:budget=512=steps.jsonl.
+        method, separator, file = text.rpartition("=")
+        if not method or not separator or not file:
+            raise UsageError(f"'{text}' is not METHOD=LOG", where="METHOD=LOG", hint="none=steps.jsonl")
+        paths.setdefault(method, []).append(Path(file))
+    return paths
 
 
 @app.command()

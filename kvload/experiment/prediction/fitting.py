@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from kvload.analysis.prediction.points import read as read_points
 from kvload.analysis.prediction.steps import Steps, habits, join, lone_first_tokens, rebuild
 from kvload.analysis.records.table import Floats, RecordTable, load
 from kvload.errors import UsageError
+from kvload.experiment.prediction.logged import logged_steps
 from kvload.experiment.prediction.spread import Beside, FittedRun, beside_steps, busy_front, leave_out_runs, spread_of
 from kvload.records import RunManifest
 from kvload.rundir import RunDir
@@ -38,22 +39,31 @@ class Overrides:
     method: str | None = None
 
 
-def fit_models(paths: Sequence[Path], overrides: Overrides | None = None) -> StepModels:
+def fit_models(
+    paths: Sequence[Path], overrides: Overrides | None = None, logs: Mapping[str, Path] | None = None
+) -> StepModels:
     """A step model for each method among some runs.
 
     Args:
         paths: run folders; several of one method are taken together.
+        logs: by method, the log that the runs' server kept of its steps, which then count in place of those that chunk
+            times show. Without runs, a model tells nothing of the scheduler but what the overrides say.
 
     Raises:
-        UsageError: a run names no method, or a method has too few steps.
-        RunDirError: a folder cannot be read.
+        UsageError: a run names no method, a method has too few steps, or a log is of none of the methods.
+        RunDirError, ServerError: a folder, or a log, cannot be read.
     """
-    overrides = overrides or Overrides()
+    overrides, logs = overrides or Overrides(), logs or {}
+    if not paths:
+        return StepModels(kvload_version=__version__, models=[_fit_log(*each, overrides) for each in logs.items()])
     by_method: dict[str, list[RunDir]] = {}
     for path in paths:
         run = RunDir.open(path)
         by_method.setdefault(method_of(run.manifest(), path, overrides.method), []).append(run)
-    fitted = [_fit_method(method, folders, overrides) for method, folders in by_method.items()]
+    strange = [method for method in logs if method not in by_method]
+    if strange:
+        raise UsageError(f"no run is of '{strange[0]}'", where="--steps", hint=f"there are: {', '.join(by_method)}")
+    fitted = [_fit_method(method, folders, overrides, logs.get(method)) for method, folders in by_method.items()]
     grows_s = busy_front([each.beside for each in fitted])
     models, left = [], []
     for each in fitted:
@@ -107,12 +117,14 @@ class _Fitted:
     again: Callable[[Sequence[FittedRun]], StepModel]
 
 
-def _fit_method(method: str, folders: list[RunDir], overrides: Overrides) -> _Fitted:
+def _fit_method(method: str, folders: list[RunDir], overrides: Overrides, log: Path | None) -> _Fitted:
     shape = shape_of(method, folders[-1].manifest(), overrides)
     runs = []
     for folder in folders:
-        table = load(folder)
-        runs.append(FittedRun(table, measured_steps(table, shape), _server(folder.manifest())))
+        table, manifest = load(folder), folder.manifest()
+        logged = None if log is None else logged_steps(log, shape.kept_tokens, manifest)
+        steps = measured_steps(table, shape) if logged is None else logged
+        runs.append(FittedRun(table, steps, _server(manifest)))
     where = ", ".join(str(folder.path) for folder in folders)
 
     def again(some: Sequence[FittedRun]) -> StepModel:
@@ -120,6 +132,17 @@ def _fit_method(method: str, folders: list[RunDir], overrides: Overrides) -> _Fi
 
     model = msgspec.structs.replace(again(runs), runs=[str(folder.path) for folder in folders])
     return _Fitted(model, runs, [beside_steps(run.table, model) for run in runs], again)
+
+
+def _fit_log(method: str, path: Path, overrides: Overrides) -> StepModel:
+    """A model of nothing but a log."""
+    kept, evicts = kept_by(method)
+    shape = msgspec.structs.replace(_bare(method, overrides), kept_tokens=kept, evicts_while_decoding=evicts)
+    steps = logged_steps(path, kept)
+    try:
+        return _with_fit(shape, steps, fit(steps))
+    except UsageError as error:
+        raise UsageError(f"{method}: {error.message}", where=str(path), hint=error.hint) from error
 
 
 def _fit_one(method: str, runs: list[FittedRun], shape: StepModel, where: str) -> StepModel:
@@ -177,7 +200,6 @@ def _bare(method: str, overrides: Overrides) -> StepModel:
 
 def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepModel:
     """A model without step times: what a run's manifest tells of its server's scheduler and cache."""
-    from kvload.servers.catalogue.methods import METHODS, MethodSpec, read_method
     from kvload.servers.engines.base import ENGINES, adapter
     from kvload.servers.engines.scheduling import Scheduling, limits
 
@@ -185,12 +207,7 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
     known = server.engine in ENGINES
     scheduling = adapter(server.engine).scheduling if server.engine and known else Scheduling("", "", "", 256, 2048, 16)
     found = limits(scheduling, server.command or [])
-    spec = read_method(method)
-    row = METHODS.get(spec.name) if isinstance(spec, MethodSpec) else None
-    kept = None
-    if row is not None and row.kept and isinstance(spec, MethodSpec):
-        options = {option.name: option.default for option in row.options} | dict(spec.options)
-        kept = int(sum(options[name] for name in row.kept))
+    kept, evicts = kept_by(method)
     pool = overrides.pool_tokens or server.pool_tokens
     return StepModel(
         method=method,
@@ -209,8 +226,21 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
         max_sequences=overrides.max_sequences or found.max_sequences,
         chunk_tokens=overrides.chunk_tokens or found.chunk_tokens,
         kept_tokens=kept,
-        evicts_while_decoding=bool(row and row.evicts_generated),
+        evicts_while_decoding=evicts,
     )
+
+
+def kept_by(method: str) -> tuple[int | None, bool]:
+    """Tokens of a sequence that stay where a method evicts, None for all; and whether generated ones go as well."""
+    from kvload.servers.catalogue.methods import METHODS, MethodSpec, read_method
+
+    spec = read_method(method)
+    row = METHODS.get(spec.name) if isinstance(spec, MethodSpec) else None
+    kept = None
+    if row is not None and row.kept and isinstance(spec, MethodSpec):
+        options = {option.name: option.default for option in row.options} | dict(spec.options)
+        kept = int(sum(options[name] for name in row.kept))
+    return kept, bool(row and row.evicts_generated)
 
 
 def method_of(manifest: RunManifest, path: Path, given: str | None = None) -> str:
