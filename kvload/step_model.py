@@ -117,7 +117,9 @@ def read(path: Path) -> StepModels:
             raise UsageError("too large for a file of step models", where=str(path))
         return msgspec.json.decode(path.read_bytes(), type=StepModels)
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise UsageError(
+            f"cannot be read: {error.strerror}", where=str(path), hint="kvload predict fit RUN... -o FILE makes one"
+        ) from error
     except DECODE_ERRORS as error:
         raise UsageError(
             f"is no file of step models: {error}", where=str(path), hint="kvload predict fit RUN... -o FILE makes one"

@@ -11,7 +11,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def plan(
     path: Annotated[str, typer.Argument(metavar="TRACE | RUN", help="A trace with lengths, or a run folder.")],
-    slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")],
+    slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms (also e2e).")],
     model: Annotated[Path, typer.Option(help="Step models, as 'kvload predict fit' makes them.")] = Path("model.json"),
     method: Annotated[list[str] | None, typer.Option(help="Methods, the baseline first; all if left out.")] = None,
     target: Annotated[float, typer.Option(help="Share of requests that must meet all limits.", min=0.01, max=1)] = 0.99,
@@ -20,7 +20,9 @@ def plan(
     repeat: Annotated[int, typer.Option(help="Take the trace so often.", min=1)] = 1,
     speed: Annotated[float, typer.Option(help="Times as fast as recorded.", min=0.001)] = 1.0,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many requests.", min=1)] = None,
-    output_tokens: Annotated[int | None, typer.Option("--output", help="Answer length where there is none.")] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option("--output-tokens", help="Length of answers where the trace has none.", min=1)
+    ] = None,
     most: Annotated[int, typer.Option(help="No more servers than these.", min=1)] = 256,
     policy: Annotated[str, typer.Option(help="round-robin, least-loaded or sticky.")] = "least-loaded",
     lengths: Annotated[
@@ -34,6 +36,7 @@ def plan(
 ) -> None:
     """How many servers each method needs for a trace, with the reason, and what they cost."""
     import json
+    import sys
     from dataclasses import asdict
 
     from kvload.balancing import policy_of
@@ -70,3 +73,5 @@ def plan(
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:
         print_plans(found, gpu_hour, gpus)
+    for text in trace_loads.told_ratios(ratios, methods) if lengths is not None else []:
+        print(text, file=sys.stderr)

@@ -34,10 +34,10 @@ ModelFile = Annotated[Path, typer.Option("--model", help="Step models, as 'kvloa
 @app.command()
 def fit(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; several of a method are joined.")
+        list[Path] | None, typer.Argument(metavar="RUN", help="Run folders; several of a method are joined.")
     ] = None,
     points: Annotated[
-        Path | None, typer.Option(help="A table of step times instead (CSV): method,stage,batch,length,seconds.")
+        Path | None, typer.Option(help="A table of step times instead: CSV with method, stage, batch, length, seconds.")
     ] = None,
     calibrate: Annotated[
         str | None, typer.Option(help="Put a designed load on this server instead: a launched one's name, or its URL.")
@@ -122,7 +122,7 @@ def _print_log(runs: Sequence[Path], models: "StepModels") -> None:
 
 @app.command()
 def check(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs that the models were not fitted from.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs that the models were not fitted from.")],
     model: ModelFile = Path("model.json"),
     slo: Annotated[str, typer.Option(help="Limits: ttft=500ms,tpot=50ms; those of the runs where left out.")] = "",
     method: Annotated[str | None, typer.Option(help="Method of runs that do not say theirs.")] = None,
@@ -146,7 +146,7 @@ def check(
 
 @app.command()
 def steps(
-    logs: Annotated[list[str], typer.Argument(metavar="METHOD=LOG...", help="What --step-log wrote, or a run folder.")],
+    logs: Annotated[list[str], typer.Argument(metavar="METHOD=LOG", help="What --step-log wrote, or a run folder.")],
     model: Annotated[
         Path | None, typer.Option("--model", help="Step models that were fitted from chunk times; none if left out.")
     ] = None,
@@ -189,14 +189,16 @@ def trace(
     path: Annotated[str, typer.Argument(metavar="TRACE | RUN", help="A trace with lengths, or a run folder.")],
     model: ModelFile = Path("model.json"),
     method: Annotated[list[str] | None, typer.Option(help="Methods, the baseline first; all if left out.")] = None,
-    slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms,e2e=20s.")] = "",
+    slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms (also e2e).")] = "",
     rate: Annotated[str | None, typer.Option(help="Requests a second: 1,2,4; as recorded if left out.")] = None,
     ramp: Annotated[str | None, typer.Option(help="A rate over time instead: 1-8/6h,8/2h.")] = None,
     repeat: Annotated[int, typer.Option(help="Take the trace so often.", min=1)] = 1,
     burstiness: Annotated[float, typer.Option(help="Shape of gamma gaps: 1 is Poisson.", min=0.001)] = 1.0,
     speed: Annotated[float, typer.Option(help="Times as fast as recorded.", min=0.001)] = 1.0,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many requests.", min=1)] = None,
-    output_tokens: Annotated[int | None, typer.Option("--output", help="Answer length where there is none.")] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option("--output-tokens", help="Length of answers where the trace has none.", min=1)
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Servers.", min=1)] = 1,
     policy: Annotated[str, typer.Option(help="round-robin, least-loaded or sticky.")] = "round-robin",
     draws: Annotated[int, typer.Option(help="Simulations behind an interval; 0 for none.", min=0)] = 20,
@@ -210,6 +212,7 @@ def trace(
 ) -> None:
     """Predict latency, attainment and goodput of a trace under each method."""
     import json
+    import sys
     from dataclasses import asdict
 
     from kvload.balancing import policy_of
@@ -245,8 +248,10 @@ def trace(
     other = arriving if rate is not None else None
     found = forecast.predict(loads, models, methods, limits, options, length_ratios=ratios, arriving=other)
     if out is not None:
-        forecast.write_runs(out, loads, models, methods, limits, options)
+        forecast.write_runs(out, loads, models, methods, limits, options, length_ratios=ratios)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:
         print_predictions(found, limits, replicas)
+    for text in trace_loads.told_ratios(ratios, methods) if ratios is not None else []:
+        print(text, file=sys.stderr)

@@ -198,7 +198,10 @@ class _Server:
             self.vocabulary = discover.vocab_size(self.address, self.headers)
         else:
             # Replicas are equal: one of them is what a step model is of.
-            entry = registry.find_all(target.server)[0]
+            try:
+                entry = registry.find_all(target.server)[0]
+            except UsageError as error:
+                raise UsageError(error.message, where="--calibrate", hint=error.hint) from error
             self.address, info, self.vocabulary = entry.address, entry.info, entry.vocab_size
         given = {
             "model": target.model,
@@ -346,5 +349,5 @@ def target_of(text: str, target: Target) -> Target:
         UsageError: it is an address that does not parse.
     """
     if "://" in text:
-        return replace(target, address=Address.parse(text))
+        return replace(target, address=Address.parse(text, where="--calibrate"))
     return replace(target, server=text)

@@ -50,8 +50,8 @@ def fit_models(
             times show. Without runs, a model tells nothing of the scheduler but what the overrides say.
 
     Raises:
-        UsageError: a run names no method, a method has too few steps, or a log is of none of the methods.
-        RunDirError, ServerError: a folder, or a log, cannot be read.
+        UsageError: a run names no method, a method has too few steps, or a log is of none of them or cannot be read.
+        RunDirError: a folder cannot be read.
     """
     overrides, logs = overrides or Overrides(), logs or {}
     if not paths:

@@ -126,8 +126,10 @@ def write_runs(
     methods: Sequence[str],
     slo: Mapping[str, float],
     serving: Serving,
+    *,
+    length_ratios: Mapping[str, Floats] | None = None,
 ) -> list[RunDir]:
-    """The central simulation of every rate and method as a run folder ``OUT/METHOD-RATE``.
+    """The central simulation of every rate and method as a run folder ``OUT/METHOD-RATE``; see :func:`predict`.
 
     Raises:
         RunDirError: one cannot be written.
@@ -138,9 +140,10 @@ def write_runs(
     for rate, load_ in loads.items():
         for method in methods:
             model = models.of(method)
-            served = serve(load_, model, replicas=serving.replicas, policy=serving.policy)
+            stretched = with_lengths(load_, (length_ratios or {}).get(method), serving.seed)
+            served = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             name = f"{method.replace(':', '-').replace('=', '-')}-{rate:.4g}"
-            runs.append(write_run(out / name, served, load_, model, slo=slo, seed=serving.seed))
+            runs.append(write_run(out / name, served, stretched, model, slo=slo, seed=serving.seed))
     return runs
 
 
@@ -175,8 +178,10 @@ def with_lengths(load_: Load, ratios: Floats | None, seed: int) -> Load:
     """
     if ratios is None or not len(ratios):
         return load_
-    rng = np.random.default_rng([seed, 3])
-    lengths = np.maximum(1, np.round(load_.output_tokens * rng.choice(ratios, len(load_)))).astype(np.int64)
+    # Every part of the distribution as often as it should be, in a random order: the mean is not left to chance.
+    drawn = np.quantile(ratios, (np.arange(len(load_)) + 0.5) / len(load_), method="inverted_cdf")
+    np.random.default_rng([seed, 3]).shuffle(drawn)
+    lengths = np.maximum(1, np.round(load_.output_tokens * drawn)).astype(np.int64)
     return replace(load_, output_tokens=lengths)
 
 

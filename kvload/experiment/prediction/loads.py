@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +106,7 @@ def read_trace_load(
             raise UsageError(
                 f"request '{request.id}' does not say {what}",
                 where=str(path),
-                hint="give a run folder in its place, whose server counted tokens; --output sets the answers' length",
+                hint="give a run folder in its place, whose server counted tokens; --output-tokens N sets its answers",
             )
         prompts.append(max(1, length))
         outputs.append(max(1, output))
@@ -202,3 +202,16 @@ def read_ratios(path: Path, methods: Sequence[str]) -> dict[str, Floats]:
         known = ", ".join(lists) or "none"
         raise UsageError(f"has no ratios of {', '.join(methods)}", where=str(path), hint=f"there are: {known}")
     return {method: np.array(ratios) for method, ratios in lists.items()}
+
+
+def told_ratios(ratios: Mapping[str, Floats], methods: Sequence[str]) -> list[str]:
+    """What ratios do to each method's answers, a sentence for each; the first method is the baseline."""
+    found = []
+    for method in methods:
+        values = ratios.get(method)
+        if values is not None and len(values):
+            low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+            found.append(f"{method}: answers drawn {middle:.2f} times as long ({low:.2f} to {high:.2f})")
+        elif method != methods[0]:
+            found.append(f"{method}: no ratios of its answers' lengths; taken as long as the trace says")
+    return found

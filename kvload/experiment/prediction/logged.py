@@ -32,7 +32,7 @@ def logged_points(path: Path, kept_tokens: int | None = None) -> Points:
     leaving one out leaves out its neighbours, too.
 
     Raises:
-        UsageError: too few steps.
+        UsageError: too few steps, or it cannot be read.
     """
     steps = _counted(path)
     work = np.array([_work(step, kept_tokens) for step in steps])
@@ -74,8 +74,7 @@ def logged_steps(path: Path, kept_tokens: int | None, manifest: RunManifest | No
     """The steps of a log, each by itself; of one run alone, where its manifest is given.
 
     Raises:
-        UsageError: there are none.
-        ServerError: the log cannot be read.
+        UsageError: there are none, or the log cannot be read.
     """
     steps = _counted(path)
     if manifest is not None:

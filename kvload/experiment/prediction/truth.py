@@ -42,8 +42,8 @@ def truth_errors(paths: Sequence[Path], method: str, model: StepModel | None) ->
         model: fitted from runs; None to hold the steps against each other alone.
 
     Raises:
-        UsageError: too few steps.
-        ServerError, RunDirError: one cannot be read.
+        UsageError: too few steps, or a log cannot be read.
+        RunDirError: a folder cannot be read.
     """
     kept_tokens = model.kept_tokens if model is not None else None
     points = joined(

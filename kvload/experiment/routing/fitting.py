@@ -1,7 +1,7 @@
 """Fit routers for the arms of some comparisons, judge them by other ones, and tell answer lengths."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class Source:
 
     Attributes:
         part: which part of how many, of the conversations; all where None.
+        prompts: what was asked is read, too.
     """
 
     paths: Sequence[Path]
@@ -35,6 +36,7 @@ class Source:
     pattern: str | None = None
     arms: Sequence[str] = ()
     part: tuple[int, int] | None = None
+    prompts: bool = True
 
     def read(self) -> Learnt:
         """The samples by arm.
@@ -43,7 +45,12 @@ class Source:
             UsageError: there are none.
         """
         found = load_comparisons(
-            self.paths, baseline=self.baseline, trace=self.trace, pattern=self.pattern, arms=self.arms
+            self.paths,
+            baseline=self.baseline,
+            trace=self.trace,
+            pattern=self.pattern,
+            arms=self.arms,
+            prompts=self.prompts,
         )
         if self.part is None:
             return found
@@ -149,7 +156,7 @@ def length_models(source: Source, *, seed: int = 0) -> tuple[list[LengthModel], 
     Raises:
         UsageError: no arm has a length.
     """
-    learnt = source.read()
+    learnt = replace(source, prompts=False).read()
     notes = list(learnt.notes)
     found = []
     failed: UsageError | None = None

@@ -67,6 +67,7 @@ def load_comparisons(
     trace: Path | None = None,
     pattern: str | None = None,
     arms: Sequence[str] = (),
+    prompts: bool = True,
 ) -> Learnt:
     """Read comparisons, the same arms of them together.
 
@@ -76,6 +77,7 @@ def load_comparisons(
         trace: the trace that was replayed, or the folder it is in, where it is not where the runs say.
         pattern: how score files are named, see :mod:`kvload.analysis.quality.score_files`.
         arms: only these.
+        prompts: read what was asked, too; without, nothing is said of a trace that is not there.
 
     Raises:
         UsageError: a place holds no comparison, or no arm of that name.
@@ -85,9 +87,9 @@ def load_comparisons(
     if runs:
         if len(runs) < len(paths):
             raise UsageError("run folders and other comparisons cannot be mixed", where=str(runs[0]))
-        found.append(_of_arms(existing_arms(runs, baseline, None), None, trace, arms))
+        found.append(_of_arms(existing_arms(runs, baseline, None), None, trace, arms, asks=prompts))
     else:
-        found += [_read(path, baseline, trace, pattern, arms) for path in paths]
+        found += [_read(path, baseline, trace, pattern, arms, prompts) for path in paths]
     names = list(dict.fromkeys(name for one in found for name in one.samples))
     if not names:
         raise UsageError("no arm to learn from", where=", ".join(map(str, paths)))
@@ -108,14 +110,17 @@ def load_comparisons(
     return Learnt(joined, requests, list(dict.fromkeys(note for one in found for note in one.notes)))
 
 
-def _read(path: Path, baseline: str | None, trace: Path | None, pattern: str | None, arms: Sequence[str]) -> Learnt:
+def _read(
+    path: Path, baseline: str | None, trace: Path | None, pattern: str | None, arms: Sequence[str], asks: bool
+) -> Learnt:
     if (path / plans.PLAN_NAME).is_file():
         plan = plans.load(path)
         prompts = Prompts(trace_copy(plan, path), plan.run.schedule.format)
-        return _of_arms(experiment_arms(plan, path), prompts, None, arms, dataset=Path(plan.trace).stem)
+        dataset = Path(plan.trace).stem
+        return _of_arms(experiment_arms(plan, path), prompts, None, arms, dataset=dataset, asks=asks)
     inner = sorted(child for child in path.glob("*") if (child / "manifest.json").is_file()) if path.is_dir() else []
     if inner:
-        return _of_arms(_named_arms(inner, baseline), None, trace, arms, dataset=path.name)
+        return _of_arms(_named_arms(inner, baseline), None, trace, arms, dataset=path.name, asks=asks)
     if not path.exists():
         raise UsageError("there is no such comparison", where=str(path))
     table = as_table(read_scores([path], pattern), baseline)
@@ -153,6 +158,7 @@ def _of_arms(
     wanted: Sequence[str],
     *,
     dataset: str | None = None,
+    asks: bool = True,
 ) -> Learnt:
     loaded = [load_arm(arm) for arm in arms]
     base = next((arm for arm in loaded if arm.baseline), None)
@@ -166,7 +172,7 @@ def _of_arms(
     if prompts is None:
         named = trace / Path(info.path).name if trace is not None and trace.is_dir() else trace
         prompts = Prompts(named or Path(info.path), info.format)
-    known = _prompts(prompts, info.sha256, trace is not None, notes)
+    known = _prompts(prompts, info.sha256, trace is not None, notes) if asks else None
     clusters = _clusters(records)
     floor = next((arm for arm in loaded if arm.floor), None)
     samples = {}

@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
-from kvload.errors import ServerError
+from kvload.errors import ServerError, UsageError
 from kvload.servers.embedded.core.scheduler import Chunk
 from kvload.servers.embedded.core.sequence import Sequence as Request
 
@@ -86,12 +86,12 @@ def read_steps(path: Path) -> list[Step]:
     """A step log; a last line that was cut off is left out.
 
     Raises:
-        ServerError: it cannot be read, or a line before the last is no step.
+        UsageError: it cannot be read, or a line before the last is no step.
     """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise ServerError(f"the step log cannot be read: {error.strerror}", where=str(path)) from error
+        raise UsageError(f"the step log cannot be read: {error.strerror}", where=str(path)) from error
     decoder = msgspec.json.Decoder(Step)
     steps = []
     for number, line in enumerate(lines, 1):
@@ -100,5 +100,5 @@ def read_steps(path: Path) -> list[Step]:
         try:
             steps.append(decoder.decode(line))
         except msgspec.MsgspecError as error:
-            raise ServerError(f"line {number} is no step: {error}", where=str(path)) from error
+            raise UsageError(f"line {number} is no step: {error}", where=str(path)) from error
     return steps

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvload.errors import ServerError
+from kvload.errors import ServerError, UsageError
 from kvload.servers.catalogue.methods import parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.core.engine import Engine
@@ -59,7 +59,7 @@ def test_a_log_that_was_cut_off_or_damaged(tmp_path: Path) -> None:
     path.write_text('{"t":1.0,"s":0.5,"decode":2,"context":9}\n{"t":2.0,"s', encoding="utf-8")
     assert [step.decode for step in read_steps(path)] == [2]
     path.write_text("nonsense\n", encoding="utf-8")
-    with pytest.raises(ServerError, match="line 1 is no step"):
+    with pytest.raises(UsageError, match="line 1 is no step"):
         read_steps(path)
     with pytest.raises(ServerError, match="cannot be written"):
         StepLog(tmp_path / "absent" / "steps.jsonl")
