@@ -309,7 +309,7 @@ def _resolution(effects: Mapping[str, Effect], floor: str | None, arms: Sequence
 
 
 def _experiment_s(arms: Sequence[LoadedArm]) -> float:
-    """About how long all runs took, with the launches between them."""
+    """About how long all runs took, with the launches between them; those side by side count once."""
     spans = sorted(
         (run.manifest.started_at, slo.run_duration_s(run.table, run.manifest) or 0.0)
         for arm in arms
@@ -318,8 +318,9 @@ def _experiment_s(arms: Sequence[LoadedArm]) -> float:
     )
     total, end = 0.0, None
     for start, length in spans:
-        total += length + (0.0 if end is None else min(max(start - end, 0.0), _LONGEST_LAUNCH_S))
-        end = start + length
+        since = start if end is None else end
+        total += min(max(start - since, 0.0), _LONGEST_LAUNCH_S) + max(start + length - max(start, since), 0.0)
+        end = max(start + length, since)
     return total
 
 

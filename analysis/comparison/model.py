@@ -158,13 +158,18 @@ class Resolution:
     def sentence(self) -> str:
         """What a reader must know before any verdict."""
         text = (
-            f"two runs of the same server differed by {self.noise * 100:.3g} %: differences of latency under"
-            f" {self.smallest * 100:.2g} % cannot be told here"
+            f"two runs of the same server differed by {_percent(self.noise, 3)}: differences of latency under"
+            f" {_percent(self.smallest, 2)} cannot be told here"
         )
         if self.repeats is None:
             return text + "; a quieter machine is needed"
         time = "" if self.time_s is None else f", about {max(self.time_s / 60, 1):.0f} min"
-        return text + f"; --repeats {self.repeats}{time}, could tell {self.wanted * 100:.2g} %"
+        return text + f"; --repeats {self.repeats}{time}, could tell {_percent(self.wanted, 2)}"
+
+
+def _percent(share: float, digits: int) -> str:
+    value = share * 100
+    return f"{value:.{digits}g} %" if value < 10**digits - 0.5 else f"{value:,.0f} %"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def make_runs(
     from kvload.errors import PairingError
     from kvload.experiment import comparison, preflight
     from kvload.experiment.run import Sent, trace_copy
+    from kvload.experiment.slots import remarks
     from kvload.servers.launcher import place_of
 
     place = None if plan.place == "local" else place_of(plan.place, plan.place_address)
@@ -72,6 +73,8 @@ def make_runs(
         print(condition, file=sys.stderr)
     found = comparison.outlook(plan, folder, is_new=is_new, lanes=max(len(slots), 1))
     _show_outlook(found, plan, _places(plan, folder, slots))
+    for remark in remarks(slots, plan.gpus):
+        print(remark, file=sys.stderr)
     trace = Path(plan.trace) if is_new else trace_copy(plan, folder)
     wanted = len(found.runs)
     for note in preflight.check(plan, folder, trace, runs=wanted, headers=headers, arm_headers=arm_headers):
@@ -206,24 +209,28 @@ def _beside(
     from kvload.experiment.run import Watcher
 
     lock = threading.RLock()
-    began, begun = time.monotonic(), 0
+    began = time.monotonic()
+    since: dict[Slot, float] = {}
+    took_s: list[float] = []
     one_s = found.total_s * len(slots) / max(len(found.runs), 1)
 
     def notice(text: str) -> None:
         with lock:
             display.notice(text)
 
-    def on_run(run: "PlannedRun", slot: "Slot", number: int, of: int) -> None:
-        nonlocal begun
+    def on_run(run: "PlannedRun", slot: "Slot", number: int, of: int, left: int) -> None:
         with lock:
-            ended, begun = begun - len(slots), begun + 1
-            each_s = (time.monotonic() - began) * len(slots) / ended if ended > 0 else one_s
-            left_s = each_s * math.ceil((len(found.runs) - max(ended, 0)) / len(slots))
+            now = time.monotonic()
+            if slot in since:
+                took_s.append(now - since[slot])
+            since[slot] = now
+            each_s = sum(took_s) / len(took_s) if took_s else one_s
+            left_s = each_s * (math.ceil(left / len(slots)) + plan.alone)
             which = "alone" if run.folder.startswith("alone-") else f"repeat {run.repeat + 1}"
             total_s = time.monotonic() - began + left_s
-            left = f", {time_text(left_s)} left of about {time_text(total_s)}" if which != "alone" else ""
-            display.within(lambda: f"run {number}/{of}{left}")
-            display.notice(f"run {number}/{of}{left}: {run.arm}, {which}, on {slot.name}")
+            told = f", {time_text(left_s)} left of about {time_text(total_s)}" if which != "alone" else ""
+            display.within(lambda: f"run {number}/{of}{told}")
+            display.notice(f"run {number}/{of}{told}: {run.arm}, {which}, on {slot.name}")
 
     def for_run(run: "PlannedRun", slot: "Slot") -> Watcher:
         name = f"{slot.name}, {run.arm}"
@@ -238,8 +245,6 @@ def _beside(
 
         return Watcher(on_launch=on_launch, listener=Listener(on_progress, lambda text: notice(f"  {name}: {text}")))
 
-    if not slots[0].client_cpus and slots[0].room is None:
-        notice("too few processors to keep servers and clients apart: they share them")
     return run_beside(plan, folder, slots, BesideWatcher(on_run, for_run, notice), sent)
 
 

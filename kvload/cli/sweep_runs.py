@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvload.experiment.options import RunOptions
     from kvload.experiment.plan import Arm
     from kvload.experiment.slots import Slot
+    from kvload.experiment.sweep import SweepRunner
     from kvload.experiment.sweep_plan import SweepPlan
     from kvload.servers.engines.base import LaunchRequest
     from kvload.servers.launcher import LaunchEvent
@@ -143,6 +144,7 @@ def make(
     from kvload.experiment import sweep_plan
     from kvload.experiment.forecast import left_text
     from kvload.experiment.replay import Listener
+    from kvload.experiment.slots import remarks
     from kvload.experiment.sweep_results import points_of
     from kvload.servers.launcher import place_of
 
@@ -190,6 +192,8 @@ def make(
 
         runner = sweeps.SweepRunner(plan, folder, watcher_of(None), headers=headers, slots=slots, place=place)
         _announce(plan, runner.forecast.left_s / max(len(slots), 1), folder, display.notice)
+        for line in [*_places(runner), *remarks(slots, plan.spread)]:
+            display.notice(line)
         if dry_run:
             return ExitStatus.OK
         try:
@@ -256,6 +260,18 @@ def show(plan: "SweepPlan", folder: Path, shown: Shown, *, failed: Mapping[str, 
     (folder / "sweep.html").write_text(html_sweep.render(found), encoding="utf-8")
     print(f"wrote {folder / 'sweep.html'}, sweep.svg, results.json and points.csv", file=sys.stderr)
     return ExitStatus.OK
+
+
+def _places(runner: "SweepRunner") -> list[str]:
+    """Where walks that go on side by side are going to be made; nothing of others."""
+
+    def named(arm: "Arm", repeat: int) -> str:
+        return f"{arm.name} (repeat {repeat + 1})" if runner.plan.repeats > 1 else arm.name
+
+    return [
+        f"  on {slot.name}: {', '.join(named(*walk) for walk in walks) or 'nothing'}"
+        for slot, walks in zip(runner.slots, runner.queues(), strict=True)
+    ]
 
 
 def _announce(plan: "SweepPlan", left_s: float, folder: Path, say: Any) -> None:

@@ -27,12 +27,13 @@ class BesideWatcher:
     """Who is told how runs go on that are made side by side.
 
     Attributes:
-        on_run: a run begins in a slot, with its number (from 1) among all.
+        on_run: a run begins in a slot, with its number (from 1) among all, how many these are, and how many are still
+            to be made, itself among them.
         for_run: who is told of that run alone: what its server does until it is ready, what its replay does.
         on_notice: a sentence about all of it.
     """
 
-    on_run: Callable[[PlannedRun, Slot, int, int], None] = lambda _run, _slot, _number, _of: None
+    on_run: Callable[[PlannedRun, Slot, int, int, int], None] = lambda _run, _slot, _number, _of, _left: None
     for_run: Callable[[PlannedRun, Slot], Watcher] = lambda _run, _slot: Watcher()
     on_notice: Callable[[str], None] = lambda _text: None
 
@@ -89,6 +90,8 @@ class _Beside:
         self.failed: dict[str, KvloadError] = {}
         self.baseline_error: KvloadError | None = None
         self._all = plan.runs()
+        self._left = pending(plan, out)
+        self._begun: set[PlannedRun] = set()
         self._head_start = threading.Event()
         self._log = PlacementLog(out, slots)
         self.lanes: Lanes[PlannedRun] = Lanes(
@@ -124,7 +127,9 @@ class _Beside:
     def _make(self, slot: Slot, run: PlannedRun) -> bool:
         """Make one run; False where the slot is of no more use."""
         number = self._all.index(run) if run in self._all else len(self._all)
-        self.watcher.on_run(run, slot, number + 1, len(self._all) + self.plan.alone)
+        left = sum(one == run or one.arm not in self.failed for one in self._left if one not in self._begun)
+        self._begun.add(run)
+        self.watcher.on_run(run, slot, number + 1, len(self._all) + self.plan.alone, left)
         placed = self._log.begin(run.arm, run.repeat, slot, alone=run == self.plan.alone_run())
         try:
             took = self._make_in(slot, run, self.watcher.for_run(run, slot))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvload.experiment.placement import Placement, read_placement
+from kvload.experiment.placement import INTERRUPTED, Placement, read_placement
 from kvload.experiment.plan import ExperimentPlan, is_complete
 from kvload.experiment.run import completed, run_path
 from kvload.experiment.slots import key_of, name_of
@@ -29,18 +29,27 @@ def course_of(plan: ExperimentPlan, out: Path) -> "Course | None":
     kept = read_placement(out)
     if kept is None:
         return None
-    time = kept.time_notes()
+    time, missing = kept.time_notes(), _missing(plan, kept)
     if all(len(session.slots) < 2 for session in kept.sessions):
-        return Course(time=time, bends=[], notes=[])
+        return Course(time=time, bends=missing, notes=[])
     bends, notes = _interference(plan, out, kept)
     differing, equal = _places_differ(plan, out)
-    return Course(time=time, bends=[*bends, *differing], notes=[*_where(plan, out), *notes, *equal])
+    return Course(time=time, bends=[*missing, *bends, *differing], notes=[*_where(plan, out), *notes, *equal])
 
 
 def alone_run(plan: ExperimentPlan, out: Path) -> RunDir | None:
     """The complete run of the baseline with nothing beside it."""
     path = run_path(out, plan.alone_run())
     return RunDir.open(path) if is_complete(path) else None
+
+
+def _missing(plan: ExperimentPlan, kept: Placement) -> list[str]:
+    """Why arms have fewer runs than the plan says: how each last failed, where no later try came to its end."""
+    why: dict[str, str] = {}
+    for run in kept.runs:
+        if run.failed and run.failed != INTERRUPTED and kept.finished(run.arm, run.repeat) is None:
+            why[run.arm] = f"{run.arm} failed in repeat {run.repeat + 1} on {run.slot}: {run.failed}"
+    return [f"{text}; --resume tries again" for arm, text in why.items() if any(arm == one.name for one in plan.arms)]
 
 
 def _interference(plan: ExperimentPlan, out: Path, kept: Placement) -> tuple[list[str], list[str]]:

@@ -89,6 +89,27 @@ def make_slots(gpus: Sequence[str], per_arm: int, cpus: Sequence[int], workers: 
     )
 
 
+def remarks(slots: Sequence[Slot], gpus: Sequence[str]) -> list[str]:
+    """What a user should know of the slots that were made of GPUs.
+
+    Args:
+        gpus: all that were named.
+    """
+    from kvload.servers.host.devices import are_there
+
+    if not slots or slots[0].room is not None:
+        return []
+    said = []
+    used = {gpu for slot in slots for gpu in slot.gpus}
+    if left := [gpu for gpu in gpus if gpu not in used]:
+        said.append(f"{name_of(None, left)} stay{'s' * (len(left) == 1)} unused: a server takes {len(slots[0].gpus)}")
+    if not are_there():
+        said.append("this machine has no GPU: what is named says how many servers run at a time, on its processors")
+    if not slots[0].client_cpus:
+        said.append("too few processors to keep servers and clients apart: they share them")
+    return said
+
+
 def usable_cpus() -> list[int]:
     """Processors that this process may use; none where the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

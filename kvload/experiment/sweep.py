@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvload.errors import KvloadError, ServerError
+from kvload.errors import KvloadError, MachineError
 from kvload.experiment.ending import error_of
 from kvload.experiment.forecast import Forecast
 from kvload.experiment.lanes import Lanes
@@ -125,7 +125,9 @@ class SweepRunner:
             except KeyboardInterrupt:
                 log.add_cut(placed.with_parts(None, time.monotonic() - began, None), INTERRUPTED)
                 raise
-            except ServerError as error:
+            except MachineError:
+                raise
+            except KvloadError as error:
                 log.add_cut(placed.with_parts(None, time.monotonic() - began, None), error.message)
                 self.failed[arm.name] = error.message
                 self.watcher.on_failed(arm, error)
@@ -133,9 +135,16 @@ class SweepRunner:
                 log.add(placed.with_parts(None, time.monotonic() - began, None), slot)
         return self.failed
 
+    def queues(self) -> list[list[tuple[Arm, int]]]:
+        """Walks that are not complete, by the slot that makes them; none where one follows the other."""
+        walks = self._unfinished() if self.slots else []
+        return spread(walks, len(self.slots), arm_of={walk: walk[0].name for walk in walks})
+
+    def _unfinished(self) -> list[tuple[Arm, int]]:
+        return [(arm, repeat) for arm, repeat in self.plan.walks() if self._next(arm, repeat) is not None]
+
     def _run_beside(self) -> None:
-        walks = [(arm, repeat) for arm, repeat in self.plan.walks() if self._next(arm, repeat) is not None]
-        queues = spread(walks, len(self.slots), arm_of={walk: walk[0].name for walk in walks})
+        walks, queues = self._unfinished(), self.queues()
         log = PlacementLog(self.out, self.slots)
         done: set[tuple[Arm, int]] = set()
         heard = [self.watcher.for_slot(slot) if self.watcher.for_slot else self.watcher for slot in self.slots]
@@ -159,7 +168,9 @@ class SweepRunner:
                 lanes.end()
                 log.add_cut(placed.with_parts(None, time.monotonic() - began, None), INTERRUPTED)
                 return True
-            except ServerError as error:
+            except MachineError:
+                raise
+            except KvloadError as error:
                 if is_gone(error):
                     lanes.give_back(walk)
                     return False

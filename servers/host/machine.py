@@ -87,6 +87,11 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(found)
 
 
+def gpu_uuids() -> dict[str, str]:
+    """Number of each GPU that nvidia-smi lists, by its UUID; empty where it is missing or fails."""
+    return {row[1]: row[0] for row in _nvidia_smi("index,uuid") if len(row) == 2 and row[0].isdigit()}
+
+
 def gpu_used_mib(gpus: Sequence[str] = ()) -> int | None:
     """Memory in use on GPUs together, in MiB; None without a GPU.
 

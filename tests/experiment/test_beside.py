@@ -111,11 +111,18 @@ def test_a_server_killed_in_mid_run_fails_its_arm_alone_and_resuming_finishes_it
     assert partial.partial
     assert (partial.sent or 0) + (partial.unsent or 0) == 25
     assert registry.entries() == []
+    course = course_of(plan, out)
+    assert course is not None
+    assert course.bends[0].startswith("int8 failed in repeat 1 on GPU")
     before = (out / "runs" / "r0-none" / "manifest.json").read_bytes()
     assert run_beside(plan, out, places(plan), BesideWatcher()) == {}
     assert pending(plan, out) == []
     assert (out / "runs" / "r0-none" / "manifest.json").read_bytes() == before
     assert (out / "runs" / "r0-int8.unfinished-1").is_dir()
+    course = course_of(plan, out)
+    assert course is not None
+    assert not any("failed" in said for said in course.bends)
+    assert "went into a run that was interrupted or failed" in course.time[0]
 
 
 @pytest.mark.slow
@@ -174,6 +181,8 @@ def test_the_command_shows_where_each_run_goes(tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr().err
     assert "none (repeat 1) on GPUs 0,1" in shown
     assert "none (again) (repeat 1) on GPUs 2,3" in shown
+    assert run([*words, "--gpus", "0,1,2"]) == 0
+    assert "GPU 2 stays unused: a server takes 2" in capsys.readouterr().err
     assert "the baseline once more with nothing beside it" in shown
     assert run([*words, "--serial"]) == 0
     assert "GPUs" not in capsys.readouterr().err
@@ -222,6 +231,7 @@ def test_walks_of_a_sweep_go_on_side_by_side(tmp_path: Path, capfd: pytest.Captu
     words += ["--no-calibrate", "--warmups", "0", "--out", str(tmp_path / "sweep")]
     assert run(words) == 0
     said = capfd.readouterr().err
+    assert "on GPU 1: int8" in said
     assert "GPU 0: none at 8/s" in said
     assert "GPU 1: int8 at 16/s" in said
     found = json.loads((tmp_path / "sweep" / "results.json").read_text())

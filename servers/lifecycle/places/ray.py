@@ -11,6 +11,7 @@ import importlib
 import os
 import socket
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.rootcause import RootCause
 from kvload.servers.lifecycle.starting import LaunchEvent, OnEvent, StartFailedError
 from kvload.servers.lifecycle.stopping import stop
+from kvload.terminal import plain
 
 LOOK_EVERY_S = 2.0
 LEASE_S = 60.0
@@ -41,6 +43,9 @@ ANSWER_S = 20.0
 CONNECT_S = 5.0
 CLOCK_ASKED = 9
 LOG_AT_ONCE = 4 << 20
+COMPLAINT = 300
+"""Characters of what one of Ray's daemons complains of that are shown."""
+
 ALL_EVENTS = 1 << 30
 """More than there can be: none of them is asked for."""
 
@@ -314,6 +319,7 @@ class RayPlace:
             _check_address(address, self._ray.util.get_node_ip_address())
             if not self._ray.is_initialized():
                 self._ray.init(address=address, namespace="kvload", log_to_driver=False, logging_level="error")
+            _keep_off_stdout()
         except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"no Ray cluster answers at '{address}': {str(error).splitlines()[0]}",
@@ -455,6 +461,23 @@ class RayPlace:
         asked.sort()
         fastest = asked[: max(1, CLOCK_ASKED // 3)]
         return statistics.median(offset for _, offset in fastest), fastest[0][0] / 2
+
+
+def _keep_off_stdout() -> None:
+    """Have what Ray's daemons complain of on stderr, a line each.
+
+    Ray prints that on stdout, where results go, with a dump of the daemon's state, and has no setting for it.
+    """
+    worker: Any = importlib.import_module("ray._private.worker")
+    if not hasattr(worker, "print_to_stdstream"):
+        return
+
+    def complain(data: Mapping[str, Any], **_: Any) -> None:
+        lines = [line for text in data.get("lines", ()) for line in str(text).splitlines() if line.strip()]
+        if lines:
+            sys.stderr.write(f"ray: {plain(lines[0][:COMPLAINT])}\n")
+
+    worker.print_to_stdstream = complain
 
 
 def _check_address(address: str, this_machine: str) -> None:

@@ -1,8 +1,9 @@
 """Servers on a real Ray cluster: three nodes on this machine, their GPU counts made up, on loopback addresses.
 
-One comparison goes over it: a node is lost in mid-run, the driver is killed, and resuming finishes both.
+A comparison and a sweep go over it: a node is lost in mid-run, the driver is killed, and resuming finishes both.
 """
 
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,9 @@ from kvload.rundir import RunDir
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvload[ray]'")
 pytestmark = pytest.mark.slow
 
-MEMORY = 80 << 20
+SMALL = {"num_cpus": 4, "object_store_memory": 80 << 20}
+HEAD = {"node_ip_address": "127.0.0.2"}
+NODE_NUMBERS = itertools.count(3)
 ENGINE = ["--engine", "embedded", "--kv-memory", "64MiB", "--no-verify", "--no-calibrate", "--warmups", "1"]
 
 
@@ -39,16 +42,22 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def cluster(state: Path) -> Iterator[tuple[Any, list[Any]]]:
-    """A head without GPUs and three nodes with one each."""
+def head(state: Path) -> Iterator[Any]:
+    """A cluster whose head has no GPU."""
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 4, "object_store_memory": MEMORY}
-    head = {**small, "num_gpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2"}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [made.add_node(num_gpus=1, node_ip_address=f"127.0.0.{3 + number}", **small) for number in range(3)]
-    yield made, nodes
+    made = Cluster(initialize_head=True, head_node_args={**SMALL, "num_gpus": 0, "include_dashboard": False} | HEAD)
+    yield made
     made.shutdown()
+
+
+@pytest.fixture
+def cluster(head: Any) -> tuple[Any, list[Any]]:
+    """The cluster, and its three nodes with a GPU each; those that a former test lost are replaced."""
+    nodes = list(head.worker_nodes)
+    while len(nodes) < 3:
+        nodes.append(head.add_node(num_gpus=1, node_ip_address=f"127.0.0.{next(NODE_NUMBERS)}", **SMALL))
+    return head, nodes
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +77,9 @@ def begin() -> Iterator[Begin]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(words: list[str], log: Path) -> "subprocess.Popen[bytes]":
-        with log.open("wb") as file:
+        with log.open("wb") as file, log.with_suffix(".stdout").open("wb") as results:
             command = [sys.executable, "-m", "kvload", *words]
-            started.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+            started.append(subprocess.Popen(command, stdout=results, stderr=file))
         return started[-1]
 
     yield start
@@ -94,7 +103,7 @@ def servers() -> list[str]:
         words = process.info["cmdline"] or []
         if words[1:4] == ["-u", "-m", "kvload.servers.embedded"] and "--host" in words:
             found.append(words[words.index("--host") + 1])
-    return [address for address in found if address in {"127.0.0.3", "127.0.0.4", "127.0.0.5"}]
+    return [address for address in found if re.fullmatch(r"127\.0\.0\.\d+", address) and address != "127.0.0.1"]
 
 
 def sending(out: Path, folder: str) -> bool:
@@ -147,6 +156,44 @@ def test_a_comparison_over_three_nodes_survives_a_lost_node_and_a_killed_driver(
         assert manifest.client["remote_workers"] == 1  # on a node that is not the server's
         (note,) = [note for note in manifest.notes if "clock" in note]
         assert abs(float(re.findall(r"[+-][\d.]+ ms", note)[0].split()[0])) < 1000
+    assert servers() == []
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_over_three_nodes_survives_a_lost_node_and_a_killed_driver(
+    cluster: tuple[Any, list[Any]], begin: Begin, trace: Path, tmp_path: Path
+) -> None:
+    made, nodes = cluster
+    out, log = tmp_path / "sweep", tmp_path / "log"
+    place = ["--place", "ray", "--address", made.address]
+    loads = ["--rates", "2,4", "--duration", "6s", "--warm-up", "0s", "--slo", "ttft=20s", "--target", "0.5"]
+    methods = ["--method", "none", "--method", "int8", "--method", "int4"]
+    driver = begin(["sweep", str(trace), *methods, *loads, *ENGINE, *place, "--json", "--out", str(out)], log)
+    await_that(lambda: sending(out, "int8-at-2-r0"), "the second arm never sent anything")
+    lost = RunDir.open(out / "runs" / "int8-at-2-r0").manifest().server.node
+    made.remove_node(next(n for n in nodes if lost == f"node {n.node_ip_address}"), allow_graceful=False)
+    assert driver.wait(300) == 3
+    assert "int8 failed, the others go on" in log.read_text(errors="replace")
+    found = json.loads(log.with_suffix(".stdout").read_text())  # Ray's own complaints are no part of it
+    assert {curve["arm"]: len(curve["levels"]) for curve in found["curves"]} == {"none": 2, "int8": 0, "int4": 2}
+    assert RunDir.open(out / "runs" / "int8-at-2-r0").manifest().partial
+    assert servers() == []
+
+    driver = begin(["sweep", "--resume", str(out), *place], log)
+    aside = out / "runs" / "int8-at-2-r0.unfinished-1"
+    await_that(lambda: aside.exists() and sending(out, "int8-at-2-r0"), "the resumed arm never sent anything")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(30)
+    await_that(lambda: not servers(), "a server outlived its driver", 60.0)
+
+    driver = begin(["sweep", "--resume", str(out), *place, "--json"], log)
+    assert driver.wait(300) == 0, log.read_text(errors="replace")
+    found = json.loads(log.with_suffix(".stdout").read_text())
+    assert {curve["arm"]: len(curve["levels"]) for curve in found["curves"]} == {"none": 2, "int8": 2, "int4": 2}
+    for arm in ("none", "int8", "int4"):
+        manifest = RunDir.open(out / "runs" / f"{arm}-at-4-r0").manifest()
+        assert manifest.server.gpus == ["0"]
+        assert manifest.client["remote_workers"] == 1
     assert servers() == []
 
 
