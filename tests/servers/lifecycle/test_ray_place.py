@@ -166,7 +166,7 @@ def test_a_sweep_over_three_nodes_survives_a_lost_node_and_a_killed_driver(
     made, nodes = cluster
     out, log = tmp_path / "sweep", tmp_path / "log"
     place = ["--place", "ray", "--address", made.address]
-    loads = ["--rates", "2,4", "--duration", "6s", "--warm-up", "0s", "--slo", "ttft=20s", "--target", "0.5"]
+    loads = ["--rates", "2,4", "--duration", "18s", "--warm-up", "0s", "--slo", "ttft=20s", "--target", "0.5"]
     methods = ["--method", "none", "--method", "int8", "--method", "int4"]
     driver = begin(["sweep", str(trace), *methods, *loads, *ENGINE, *place, "--json", "--out", str(out)], log)
     await_that(lambda: sending(out, "int8-at-2-r0"), "the second arm never sent anything")
