@@ -35,15 +35,19 @@ real-model: setup  ## fetches a small instruct model
 real-study: setup  ## what each method does to the real model's answers
 	$(BIN)/python -m kvload.scripts.real_study $(DATA) --out $(OUT) $(STUDY)
 
+# Half of the tests wait for servers and processes: twice as many of them as processors keep two processors busy.
+JOBS ?= 4
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
 test: setup  ## all tests but those of the real vLLM
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(PYTEST)
 
 test-ray: setup  ## a comparison over a Ray cluster of four nodes on this machine; installs Ray
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[ray]'
 	$(BIN)/python -m pytest -q tests/servers/lifecycle/test_ray_place.py
 
 test-fast: setup  ## those of them that take no processes end to end
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: setup  ## ruff and mypy --strict, tests included
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What is built is what is in the tree, and it works where only what it declares is installed."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import textwrap
 import tomllib
 import venv
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kvload", "servers", "workloads", "analysis")
@@ -233,25 +236,49 @@ def test_an_unpacked_archive_replays_without_the_engines_packages(
     assert "pip install 'kvload[engine]'" in refused.stderr
 
 
+def declared(requirements: Iterable[str]) -> set[str]:
+    """The distributions that these requirements bring, and those that they bring in turn, as installed here."""
+    found: set[str] = set()
+    waiting = [(Requirement(text), "") for text in requirements]
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        key = f"{name}[{','.join(sorted(requirement.extras))}]"
+        if key not in found:
+            found.add(key)
+            texts = importlib.metadata.requires(name) or []
+            waiting += [(Requirement(text), each) for text in texts for each in ("", *requirement.extras)]
+    return {key.partition("[")[0] for key in found}
+
+
+def link(names: set[str], site: Path) -> None:
+    """Put these distributions of this environment, and no others, into another one."""
+    for name in names:
+        for file in importlib.metadata.files(name) or []:
+            if file.parts[0] != "..":
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                (site / file).symlink_to(Path(str(file.locate())).resolve())
+
+
 @pytest.mark.slow
 def test_a_wheel_in_an_environment_of_its_own(
     wheel: Path, tmp_path: Path, run: Callable[..., "subprocess.CompletedProcess[str]"]
 ) -> None:
     """``pip install kvload`` brings no torch, and what it brings is enough."""
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv", with_pip=False)
     python = str(tmp_path / "venv" / "bin" / "python")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*install, "--constraint", str(ROOT / "constraints.txt"), str(wheel)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0 and "No matching distribution" in done.stderr:
-        pytest.skip("there is no package index to install from")
-    assert done.returncode == 0, done.stderr
-    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True)
-    installed = {entry["name"].lower().replace("-", "_") for entry in json.loads(listed.stdout)}
-    assert not installed & set(ENGINE_ONLY)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (metadata,) = site.glob("kvload-*.dist-info")
+    names = declared(importlib.metadata.PathDistribution(metadata).requires or [])
+    link(names, site)
+    assert subprocess.run([*pip, "check"], capture_output=True, check=False).returncode == 0
+    listed = subprocess.run([*pip, "list", "--format", "json"], capture_output=True, check=True)
+    installed = {canonicalize_name(entry["name"]) for entry in json.loads(listed.stdout)}
+    assert installed == names | {"kvload"}
+    assert not {name.replace("-", "_") for name in installed} & set(ENGINE_ONLY)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KVLOAD_", "PYTHON"))}
     replay_and_report(run, kept | {"KVLOAD_STATE_DIR": str(tmp_path / "state")}, python)

@@ -55,6 +55,8 @@ def server() -> Iterator[str]:
             except OSError:
                 return
             with sock:
+                # Each piece goes out by itself, not once the one before was acknowledged.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 while request := read_request(sock):
                     framing, name = request.split(b"<<")[1].split(b">>")[0].decode().split("|")
                     wire = FRAMINGS[framing](body_of(name, b"/chat/" in request.split(b" ")[1]))

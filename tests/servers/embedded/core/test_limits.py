@@ -59,7 +59,7 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
     async def ask() -> bytes:
         service = service_of(ReferenceCache(GEOMETRY, total=25, page=4))
-        runner = web.AppRunner(api.build_app(service), access_log=None)
+        runner = web.AppRunner(api.build_app(service), access_log=None, lingering_time=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
