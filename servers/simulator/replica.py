@@ -6,6 +6,7 @@ free pages, their time from the sum of an arithmetic series.
 """
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -265,9 +266,14 @@ class Replica:
 
 
 def steps_to_pass(time_s: float, first_s: float, growth_s: float) -> int:
-    """The fewest steps that together last ``time_s`` or longer, each ``growth_s`` longer than the one before."""
+    """The fewest steps that together last ``time_s`` or longer, each ``growth_s`` longer than the one before.
+
+    Steps that take no time, as a model fitted from too little may have them, never do: their number has no end.
+    """
     if time_s <= first_s:
         return 1
+    if first_s == growth_s == 0:
+        return sys.maxsize
     half = growth_s / 2
     linear = first_s - half
     # The root of half n^2 + linear n = time_s, in the form that loses no digits where the growth is small.

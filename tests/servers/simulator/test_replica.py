@@ -157,6 +157,11 @@ def test_steps_to_pass_is_the_fewest(time_s: float, first_s: float, growth_s: fl
     assert math.isfinite(total(steps))
 
 
+def test_steps_that_take_no_time_end_with_their_requests() -> None:
+    served = serve(load_of([0.0, 0.5, 0.5], [10, 10, 10], [5, 5, 1]), model(coefficients=(0.0,) * 6))
+    assert served.ttft_s.tolist() == [0.0, 0.0, 0.0]
+
+
 def test_a_server_that_schedules_ahead_lets_newcomers_wait_a_step_more() -> None:
     load = load_of([0.0, 0.02], [10, 10], [50, 5])
     plain, ahead = serve(load, model()), serve(load, model(ahead_steps=1))
