@@ -60,7 +60,7 @@ def launch_command(
     from rich.text import Text
 
     from kvload.errors import UsageError
-    from kvload.servers.catalogue.methods import canonical
+    from kvload.servers.catalogue.asked import canonical
     from kvload.servers.launcher import LaunchEvent, launch_replicas, place_of
     from kvload.servers.launcher import launch as start
     from kvload.terminal import console as make_console

@@ -166,7 +166,7 @@ def make_arms(
         UsageError: fewer than ``least`` arms, a name twice, a baseline that is not among them, or one that cannot be
             perturbed since kvload does not launch it.
     """
-    from kvload.servers.catalogue.methods import canonical
+    from kvload.servers.catalogue.asked import canonical
 
     methods = [canonical(method) for method in methods]
     names = [*methods, *urls]

@@ -13,7 +13,7 @@ from kvload.address import Address
 from kvload.errors import KvloadError, MachineError, UsageError
 from kvload.experiment.plan import Arm, ExperimentPlan
 from kvload.keys import overridden
-from kvload.servers.catalogue.methods import MethodSpec, read_method
+from kvload.servers.catalogue.asked import MethodSpec, read_method
 from kvload.servers.engines.base import adapters, known
 
 _RECORD_BYTES = 1_500

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvload.errors import UsageError
-from kvload.servers.catalogue.methods import MethodSpec, RawDtype, read_method
+from kvload.servers.catalogue.asked import MethodSpec, RawDtype, read_method
 from kvload.servers.engines.metrics import EngineMetrics
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.host.machine import Machine

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvload.errors import UsageError
+from kvload.servers.catalogue.asked import MethodSpec, RawDtype, nearest
 from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
-from kvload.servers.catalogue.methods import METHODS, MethodSpec, RawDtype, nearest
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.engines.base import Build, Claim
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts

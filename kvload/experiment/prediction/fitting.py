@@ -232,7 +232,8 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
 
 def kept_by(method: str) -> tuple[int | None, bool]:
     """Tokens of a sequence that stay where a method evicts, None for all; and whether generated ones go as well."""
-    from kvload.servers.catalogue.methods import METHODS, MethodSpec, read_method
+    from kvload.servers.catalogue.asked import MethodSpec, read_method
+    from kvload.servers.catalogue.methods import METHODS
 
     spec = read_method(method)
     row = METHODS.get(spec.name) if isinstance(spec, MethodSpec) else None

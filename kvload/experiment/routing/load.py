@@ -261,8 +261,9 @@ def _cache_bytes(info: ServerInfo, lengths: Floats) -> Floats:
 
     The manifest's claim is for one length; budgets and windows make it depend on that, as the catalogue has it.
     """
+    from kvload.servers.catalogue.asked import parse_method
     from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
-    from kvload.servers.catalogue.methods import METHODS, parse_method
+    from kvload.servers.catalogue.methods import METHODS
 
     if info.bytes_per_token is None:
         return np.full(len(lengths), np.nan)

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from kvload.servers.catalogue.asked import MethodSpec, parse_method
 from kvload.servers.catalogue.claims import Stored
-from kvload.servers.catalogue.methods import METHODS, MethodSpec, parse_method
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry, KVCache, StepEntry
 from kvload.servers.kernels.attention import AttentionExtras

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from kvload.servers.catalogue.methods import METHODS, parse_method
+from kvload.servers.catalogue.asked import parse_method
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry, KVCache, StepEntry
 from kvload.servers.kernels.attention import AttentionExtras

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kvload.errors import UsageError
-from kvload.servers.catalogue.methods import MethodSpec
+from kvload.servers.catalogue.asked import MethodSpec
 from kvload.servers.embedded.cache.api import CacheGeometry, KVCache
 from kvload.servers.embedded.cache.block_cache import BlockCache
 from kvload.servers.embedded.cache.head_cache import HeadCache

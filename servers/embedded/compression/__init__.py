@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from kvload.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvload.servers.catalogue.methods import MethodSpec
+    from kvload.servers.catalogue.asked import MethodSpec
 
 
 def build_method(spec: "MethodSpec", seed: int = 0) -> Any:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 import kvload
 from kvload.errors import ServerError, UsageError
-from kvload.servers.catalogue.methods import MethodSpec, parse_method
+from kvload.servers.catalogue.asked import MethodSpec, parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import KVCache
 from kvload.servers.embedded.core.engine import Delivery, Engine

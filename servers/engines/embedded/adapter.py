@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from kvload import __version__
 from kvload.errors import UsageError
+from kvload.servers.catalogue.asked import MethodSpec, RawDtype, nearest
 from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
-from kvload.servers.catalogue.methods import METHODS, Method, MethodSpec, RawDtype, nearest
+from kvload.servers.catalogue.methods import METHODS, Method
 from kvload.servers.engines.base import (
     Adapter,
     Build,

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from kvload.errors import UsageError
+from kvload.servers.catalogue.asked import MethodSpec
 from kvload.servers.catalogue.claims import CLAIM_TOKENS
-from kvload.servers.catalogue.methods import MethodSpec
 from kvload.servers.engines.base import Build, Claim, LaunchPlan, LaunchRequest, flag_value
 from kvload.servers.engines.settings import element_bytes
 from kvload.servers.host.model_facts import ModelFacts

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from kvload.cli import main as command_line
 from kvload.errors import UsageError
+from kvload.servers.catalogue.asked import parse_method, split_spec
 from kvload.servers.catalogue.claims import Stored
-from kvload.servers.catalogue.methods import METHODS, parse_method, split_spec
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.embedded.compression import build_method
 from kvload.servers.engines.offers import listed
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvload.errors import UsageError
-from kvload.servers.catalogue.methods import read_method
+from kvload.servers.catalogue.asked import read_method
 from kvload.servers.engines.base import Build, LaunchRequest
 from kvload.servers.engines.installed_engine import accepted_dtypes
 from kvload.servers.engines.settings import claim_of, obstacle, pick

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvload.errors import UsageError
-from kvload.servers.catalogue.methods import METHODS, parse_method
+from kvload.servers.catalogue.asked import parse_method
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest
 from kvload.servers.engines.vllm.adapter import VllmAdapter
 from kvload.servers.engines.vllm.plugin import NOT_WITH

@@ -15,7 +15,7 @@ if not CUDA:
 pytest.importorskip("triton")
 
 from kvload.errors import UsageError  # noqa: E402
-from kvload.servers.catalogue.methods import parse_method  # noqa: E402
+from kvload.servers.catalogue.asked import parse_method  # noqa: E402
 from kvload.servers.embedded.cache import build_cache  # noqa: E402
 from kvload.servers.embedded.cache.api import StepEntry  # noqa: E402
 from kvload.servers.kernels.attention import AttentionExtras  # noqa: E402

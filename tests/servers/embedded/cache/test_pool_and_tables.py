@@ -129,7 +129,7 @@ def test_cleared_pages_are_zero_in_all_planes() -> None:
 
 def test_a_pool_without_room_is_refused() -> None:
     from kvload.errors import UsageError
-    from kvload.servers.catalogue.methods import parse_method
+    from kvload.servers.catalogue.asked import parse_method
     from kvload.servers.embedded.cache import build_cache
     from kvload.servers.embedded.cache.api import CacheGeometry
 

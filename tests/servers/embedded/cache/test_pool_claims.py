@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from kvload.servers.catalogue.asked import parse_method
 from kvload.servers.catalogue.claims import Stored
-from kvload.servers.catalogue.methods import METHODS, parse_method
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry
 from kvload.servers.engines.embedded.adapter import POOL_CLAIM_TOKENS

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvload.servers.catalogue.methods import parse_method
+from kvload.servers.catalogue.asked import parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry, StepEntry
 from kvload.servers.kernels.attention import AttentionExtras

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from kvload.servers.catalogue.methods import parse_method
+from kvload.servers.catalogue.asked import parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import StepEntry
 from kvload.servers.embedded.model.model import load_model

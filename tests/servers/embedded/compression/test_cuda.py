@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kvload.servers.catalogue.methods import METHODS, parse_method
+from kvload.servers.catalogue.asked import parse_method
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry, StepEntry
 from kvload.servers.kernels.attention import AttentionExtras

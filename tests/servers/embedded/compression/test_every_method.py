@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kvload.errors import UsageError
+from kvload.servers.catalogue.asked import parse_method
 from kvload.servers.catalogue.claims import Stored
-from kvload.servers.catalogue.methods import METHODS, parse_method
+from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.embedded.bench.memory_table import fill, geometry, measure, sequences_that_fit
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry, StepEntry

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvload.errors import ServerError, UsageError
-from kvload.servers.catalogue.methods import parse_method
+from kvload.servers.catalogue.asked import parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.core.engine import Engine
 from kvload.servers.embedded.core.metrics import Metrics

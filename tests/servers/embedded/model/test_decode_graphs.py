@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
-from kvload.servers.catalogue.methods import parse_method
+from kvload.servers.catalogue.asked import parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import StepEntry
 from kvload.servers.embedded.model.decode_graphs import DecodeGraphs, graphs_for

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvload.servers.catalogue.methods import parse_method
+from kvload.servers.catalogue.asked import parse_method
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import KVCache, StepEntry
 from kvload.servers.embedded.core.runner import Runner
