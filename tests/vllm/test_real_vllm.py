@@ -24,7 +24,8 @@ from kvload.servers.lifecycle import registry
 from kvload.servers.lifecycle.process import session_members
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import StartFailedError
-from kvload.servers.verification.verify import VerificationFailedError, load_baseline
+from kvload.servers.verification.baselines import load_baseline
+from kvload.servers.verification.verify import VerificationFailedError
 from kvload.servers.watch.scrape import sample_once
 from tests.vllm.environment import PYTHON
 

@@ -9,7 +9,7 @@ from kvload.servers.engines.base import Adapter, Claim, LaunchRequest, flag_valu
 from kvload.servers.engines.embedded.adapter import EmbeddedAdapter
 from kvload.servers.engines.sglang.adapter import SglangAdapter
 from kvload.servers.engines.vllm.adapter import VllmAdapter
-from kvload.servers.verification.verify import copies, judge_memory
+from kvload.servers.verification.verdict import copies, judge_memory
 from tests.servers.engines.test_settings import CPU_MACHINE, GPU_MACHINE, LLAMA_8B, SGLANG, VLLM_GPU
 
 BYTES_8B = 131_072

@@ -13,17 +13,10 @@ from kvload.address import Address
 from kvload.errors import ServerError
 from kvload.servers.engines.base import Claim
 from kvload.servers.engines.sglang.adapter import SglangAdapter
+from kvload.servers.verification.baselines import Baseline
 from kvload.servers.verification.likelihood import ANSWER_TOKENS, Scores, Target, answer_places, make_text, score
-from kvload.servers.verification.verify import (
-    Baseline,
-    combine,
-    describe,
-    judge_bytes,
-    judge_pool,
-    judge_scores,
-    limit_by_size,
-    stored_bytes_per_token,
-)
+from kvload.servers.verification.verdict import combine, describe, judge_bytes, judge_pool, judge_scores, limit_by_size
+from kvload.servers.verification.verify import stored_bytes_per_token
 
 
 @pytest.fixture(scope="module")

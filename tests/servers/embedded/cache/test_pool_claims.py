@@ -9,7 +9,7 @@ from kvload.servers.catalogue.methods import METHODS
 from kvload.servers.embedded.cache import build_cache
 from kvload.servers.embedded.cache.api import CacheGeometry
 from kvload.servers.engines.embedded.adapter import POOL_CLAIM_TOKENS
-from kvload.servers.verification.verify import POOL_TOLERANCE
+from kvload.servers.verification.verdict import POOL_TOLERANCE
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
