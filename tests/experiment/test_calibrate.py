@@ -46,7 +46,7 @@ def test_the_points_stay_within_what_a_server_takes() -> None:
                 assert sum(held) <= 1.1 * room.pool_tokens
     alone, *beside = [point for point, _ in design.wanted(ROOM)]
     assert alone.at_once == 1
-    assert {point.at_once for point in beside} == {6, 32}
+    assert {point.at_once for point in beside} == {2, 6, 32}
     assert len({point.context for point in beside}) == 2
 
 
@@ -117,4 +117,4 @@ def test_a_server_that_answers_nothing_is_told_of(tmp_path: Path) -> None:
 def test_a_server_of_unknown_method_is_asked_about(tmp_path: Path) -> None:
     with mock(MockSettings()) as address, pytest.raises(UsageError, match="does not say which method"):
         run_calibration(Target(address=address), tmp_path, seconds=5, say=lambda _: None)
-    assert str(Point(4, 100, (64, 8))) == "prompts of 8 to 64 tokens beside 3 answers over 100 tokens"
+    assert str(Point(4, 100, (64, 8))) == "2 prompts of 8 to 64 tokens beside 3 answers over 100 tokens"

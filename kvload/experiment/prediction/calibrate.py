@@ -36,11 +36,14 @@ SECONDS = 60.0
 
 MOST_PASSES = 5
 
-LEAST_POINTS = 2
-"""Points, a lone one and one of several sequences, that are visited however slow the server is."""
+LEAST_POINTS = 3
+"""Points, a lone one and two of several sequences, that are visited however slow the server is."""
 
-ENOUGH_STRETCHES = 3 * FEWEST_STEPS
+ENOUGH_STRETCHES = FEWEST_STEPS + FEWEST_STEPS // 2
 """Stretches of steps in the passes, from which on the first visits are left out."""
+
+MOST_VISITING = 0.5
+"""Share of the time after which no further point is visited: those that were visited are to be measured."""
 
 LEAST_PASS = 0.15
 """Share of the time that a first pass has at least, however long the visits before it took."""
@@ -105,6 +108,7 @@ class _Calibrating:
         self.server = _Server(target, seed)
         self.began_s = time.monotonic()
         self.ends_s = self.began_s + seconds
+        self.visits_end_s = self.began_s + MOST_VISITING * seconds
         self.visits: list[RunDir] = []
         self.interrupted = False
 
@@ -132,6 +136,8 @@ class _Calibrating:
         for point, share in wanted:
             left_s = self._left_s() - design.of_passes(pace, points)
             fits = design.fitting(point, pace, share * left_s)
+            if len(points) >= LEAST_POINTS and time.monotonic() > self.visits_end_s:
+                fits = None
             if fits is None and len(points) < LEAST_POINTS:
                 # Without these there is nothing to fit from; should they take too long, the time's end cuts them short.
                 *_, fits = design.smaller(point)

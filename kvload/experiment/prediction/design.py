@@ -55,8 +55,9 @@ class Point:
     def __str__(self) -> str:
         lengths = f"prompts of {min(self.prompts):,} to {max(self.prompts):,} tokens"
         if self.at_once == 1:
-            return f"{lengths} alone"
-        return f"{lengths} beside {self.at_once - 1} answers over {self.context:,} tokens"
+            return f"{len(self.prompts)} {lengths} alone"
+        beside = "an answer" if self.at_once == 2 else f"{self.at_once - 1} answers"
+        return f"{len(self.prompts)} {lengths} beside {beside} over {self.context:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,19 @@ def wanted(room: Room) -> list[tuple[Point, float]]:
     many = min(MOST_AT_ONCE, room.sequences)
     if room.pool_tokens is not None:
         many = max(2, min(many, room.pool_tokens // (shortest + longest + len(prompts) * (BESIDE_ANSWER + 2))))
-    few = max(2, round(many**0.5))
-    answer = Point(2, 0, prompts).steps
+    few = min(many, max(3, round(many**0.5)))
+    answer = Point(2, 0, prompts * 2).steps
     context = min(LONG, room.context_tokens - answer - 1)
     if room.pool_tokens is not None:
         context = min(context, room.pool_tokens // many - answer - longest // many)
     context = max(shortest, context)
     found = [
-        (Point(1, 0, prompts), 0.3),
-        (Point(few, context, prompts), 0.4),
-        (Point(many, context, prompts), 0.6),
+        (Point(1, 0, prompts), 0.2),
+        # Beside a single answer a prompt stands out most from the steps around it.
+        (Point(2, shortest, prompts * 2), 0.25),
+        # The far corner, which nothing else tells of.
+        (Point(many, context, prompts), 0.5),
+        (Point(few, context, prompts), 0.6),
         (Point(many, shortest, prompts), 0.8),
         (Point(few, shortest, prompts), 1.0),
     ]
@@ -144,15 +148,14 @@ def smaller(point: Point) -> Iterator[Point]:
     while point.context > 2 * least:
         point = replace(point, context=max(least, point.context // 2))
         yield point
-    while max(point.prompts) > 4 * least:
-        top = max(point.prompts) // 2
-        point = replace(point, prompts=tuple(min(length, top) for length in point.prompts))
-        yield point
     if len(point.prompts) > 2:
         point = replace(point, prompts=(max(point.prompts), least))
         yield point
     while point.at_once > 3:
         point = replace(point, at_once=max(3, point.at_once // 2))
+        yield point
+    while max(point.prompts) > 4 * least:
+        point = replace(point, prompts=(max(point.prompts) // 2, least))
         yield point
 
 
