@@ -59,6 +59,8 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         page_tokens, max_sequences, chunk_tokens: the scheduler's settings.
         kept_tokens: tokens of a sequence that stay after its prompt, where the method evicts; None for all.
         evicts_while_decoding: whether generated tokens are evicted as well.
+        spare_pages: those of the pool that never hold anything.
+        prefix_cache: whether it kept the beginnings of prompts; None where no run says.
         runs: folders that it was fitted from.
     """
 
@@ -84,7 +86,14 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chunk_tokens: int = 2048
     kept_tokens: int | None = None
     evicts_while_decoding: bool = False
+    spare_pages: int = 0
+    prefix_cache: bool | None = None
     runs: list[str] = []
+
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether what prompts share is computed once: not under methods that evict."""
+        return self.kept_tokens is None and self.prefix_cache is not False
 
 
 class StepModels(msgspec.Struct, frozen=True, kw_only=True):

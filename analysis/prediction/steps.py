@@ -123,16 +123,23 @@ def rebuild(table: RecordTable, *, chunk_tokens: int, kept_tokens: int | None = 
     if bunches is None:
         return Steps.none()
     seconds, decodes, context, whole = bunches.steps()
-    long = prompts > chunk_tokens
+    cached = _cached(table)
+    long = prompts - cached > chunk_tokens
     begun = table.t_send_s + np.nan_to_num(table.queue_s)
     for row in rows[long[rows]]:
         whole &= ~((bunches.start_s > begun[row]) & (bunches.start_s - seconds < table.t_first_s[row]))
-    prompt, work = bunches.prompts_computed(prompts)
+    prompt, work = bunches.prompts_computed(prompts, cached)
     # A sum of prompts beyond one step's tokens was computed in several steps.
     used = whole & (prompt <= chunk_tokens)
     beside = (prompt > 0).astype(np.float64)
     features = np.stack([np.ones_like(seconds), beside, decodes, context, prompt, work], axis=1)
     return _stretches(features, seconds, used)
+
+
+def _cached(table: RecordTable) -> Floats:
+    """Tokens of each prompt that the prefix cache held; 0 where nobody says."""
+    known: Floats = np.nan_to_num(table.cached_tokens)
+    return known
 
 
 def habits(table: RecordTable, *, chunk_tokens: int) -> Habits:
@@ -155,7 +162,7 @@ def _bunches(table: RecordTable, kept_tokens: int | None) -> "tuple[_Bunches | N
 
 
 def lone_first_tokens(table: RecordTable) -> tuple[Floats, Floats]:
-    """Prompt lengths and TTFT (s) of requests during whose prefill no other request was in flight."""
+    """Prompt tokens computed, and TTFT (s), of requests during whose prefill no other request was in flight."""
     sent, first = table.t_send_s, table.t_first_s
     known = ~np.isnan(sent)
     end = np.where(np.isnan(table.t_end_s), np.inf, table.t_end_s)
@@ -163,7 +170,8 @@ def lone_first_tokens(table: RecordTable) -> tuple[Floats, Floats]:
     begun = np.searchsorted(np.sort(sent[known]), first[rows], side="right")
     over = np.searchsorted(np.sort(end[known]), sent[rows], side="left")
     alone = rows[begun - over == 1]
-    prompts = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)[alone]
+    lengths = np.where(np.isnan(table.prompt_tokens), table.input_tokens, table.prompt_tokens)
+    prompts = (lengths - _cached(table))[alone]
     counted = ~np.isnan(prompts)
     return prompts[counted], (first - sent)[alone][counted]
 
@@ -222,8 +230,12 @@ class _Bunches:
             whole &= (seconds < LONGEST_GAPS * usual_s) & (seconds > SHORTEST_GAP * usual_s)
         return np.nan_to_num(seconds), decodes, context, whole
 
-    def prompts_computed(self, prompts: Floats) -> tuple[Floats, Floats]:
-        """Prompt tokens, and the tokens that those look at, of every step."""
+    def prompts_computed(self, prompts: Floats, cached: Floats) -> tuple[Floats, Floats]:
+        """Prompt tokens that were computed, and the tokens that those look at, of every step.
+
+        What the prefix cache held of a prompt is looked at and not computed. Of a request that lost its pages it is not
+        known what was still held when it came back.
+        """
         count = len(self.start_s)
         order = np.lexsort((self._bunch, self._owner))
         before, after = order[:-1], order[1:]
@@ -234,9 +246,11 @@ class _Bunches:
         resumed = after[same & (missed >= RESUMED_BUNCHES) & (away_s > RESUMED_GAPS * usual_s)]
         place = np.concatenate([self._bunch[self._first], self._bunch[resumed]])
         tokens = np.concatenate([prompts[self._owner[self._first]], self._length[resumed]])
+        held = np.concatenate([cached[self._owner[self._first]], np.zeros(len(resumed))])
+        looked_at = tokens * (tokens + 1) / 2 - held * (held + 1) / 2
         return (
-            np.bincount(place, weights=tokens, minlength=count).astype(np.float64),
-            np.bincount(place, weights=tokens * (tokens + 1) / 2, minlength=count).astype(np.float64),
+            np.bincount(place, weights=tokens - held, minlength=count).astype(np.float64),
+            np.bincount(place, weights=looked_at, minlength=count).astype(np.float64),
         )
 
     def ahead_steps(self, table: RecordTable, rows: Ints) -> int | None:

@@ -1,6 +1,7 @@
 """How much of each prompt a server took from its prefix cache, by its own count."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,6 +30,11 @@ def cached_tokens(table: RecordTable, servers: Sequence[ServerInfo]) -> Floats:
         if counts or not np.isnan(found[mine]).all():
             found[silent & mine] = 0.0
     return found
+
+
+def with_cached(table: RecordTable, servers: Sequence[ServerInfo]) -> RecordTable:
+    """The table with :func:`cached_tokens` in the place of what was recorded."""
+    return replace(table, cached_tokens=cached_tokens(table, servers))
 
 
 def cached_share(table: RecordTable, servers: Sequence[ServerInfo]) -> float | None:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 LEFT = {"method", "run", "figure", "stage", "in the run", "method's figures from"}
 """Columns of words."""
 
+HITS = {
+    "counted": "as counted by the server",
+    "reckoned": "reckoned from block ids",
+    "off": "none, the run's prefix cache was off",
+    "unknown": "none known",
+}
+"""How it is known what a prefix cache held."""
+
 
 def print_models(models: "StepModels") -> None:
     """One line a method: what a step costs, and how well that fits."""
@@ -96,6 +104,7 @@ def print_predictions(found: Sequence["Prediction"], slo: Mapping[str, float], r
             table.add_row(_digits(each.rate_rps), each.method, *cells)
         _say("")
         _print(table)
+    _say(f"prefix hits: {HITS[found[0].hits]}")
     for note in _notes(found):
         _say(note)
 
@@ -118,6 +127,9 @@ def print_checks(found: "Checked") -> None:
     _print(table)
     held = sum(cell.held for cell in found.cells)
     _say(f"{held} of {len(found.cells)} cells lie in their 80 % interval")
+    for hits in sorted(set(found.hits.values())):
+        runs = [run for run, known in found.hits.items() if known == hits]
+        _say(f"prefix hits: {HITS[hits]}" + ("" if len(runs) == len(found.hits) else f" ({', '.join(runs)})"))
     table = _table("figure", "mean error", "worst", "in the run", "equal runs")
     for figure in dict.fromkeys(cell.figure for cell in found.cells):
         of = [cell for cell in found.cells if cell.figure == figure]
@@ -205,6 +217,10 @@ def _notes(found: Sequence["Prediction"]) -> list[str]:
                     f"{method}: outside what the model knows at {_rates(beyond)}: {share} of the steps have {what} "
                     "than were measured"
                 )
+        cached = [each for each in of if each.cached]
+        if cached:
+            share = _span([each.cached for each in cached], _round_percent)
+            notes.append(f"{method}: the prefix cache held {share} of the prompts' tokens at {_rates(cached)}")
         refused = [each for each in of if each.refused]
         if refused:
             notes.append(f"{method}: {refused[0].refused} requests are larger than the whole cache")

@@ -12,6 +12,8 @@ class Scheduling:
     Attributes:
         sequences_flag, tokens_flag, page_flag: flags for requests running at once, tokens of a step, tokens of a page.
         sequences, tokens, page_tokens: the engine's own choice.
+        cpu_page_tokens: the same of its build for processors, where that is another one.
+        spare_pages: pages that it counts as the pool's and never fills.
     """
 
     sequences_flag: str
@@ -20,6 +22,8 @@ class Scheduling:
     sequences: int
     tokens: int
     page_tokens: int
+    cpu_page_tokens: int | None = None
+    spare_pages: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,13 @@ class Limits:
     page_tokens: int
 
 
-def limits(scheduling: Scheduling, command: Sequence[str]) -> Limits:
+def limits(scheduling: Scheduling, command: Sequence[str], device: str | None = None) -> Limits:
     """The limits of a server.
 
     Args:
         scheduling: of its engine.
         command: its command line; empty where it is not known.
+        device: what it runs on; ``cpu`` for a processor.
     """
 
     def value(flag: str, default: int) -> int:
@@ -55,4 +60,6 @@ def limits(scheduling: Scheduling, command: Sequence[str]) -> Limits:
 
     sequences = value(scheduling.sequences_flag, scheduling.sequences)
     tokens = value(scheduling.tokens_flag, scheduling.tokens)
-    return Limits(sequences, max(tokens, sequences + 1), value(scheduling.page_flag, scheduling.page_tokens))
+    page_tokens = scheduling.cpu_page_tokens if device == "cpu" else None
+    page_tokens = value(scheduling.page_flag, page_tokens or scheduling.page_tokens)
+    return Limits(sequences, max(tokens, sequences + 1), page_tokens)

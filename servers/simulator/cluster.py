@@ -2,22 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from kvload.balancing import Balancer, Policy
 from kvload.errors import UsageError
-from kvload.servers.embedded.account.base import PageAccount
 from kvload.servers.embedded.account.scored import ScoredAccount
 from kvload.servers.embedded.account.tokens import TokenAccount
 from kvload.servers.simulator.cost import StepCost
-from kvload.servers.simulator.replica import Kept, Replica, SimulatedRequest
+from kvload.servers.simulator.prefix import Prefix, PrefixAccount
+from kvload.servers.simulator.replica import Books, Kept, Replica, SimulatedRequest
 from kvload.step_model import StepModel
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+
+Hits = Literal["counted", "reckoned", "off", "unknown"]
+"""How it is known what a prefix cache holds of a load's prompts: the server counted it; it follows in the simulation
+from what prompts share; the server had none; or not at all, and then nothing is shared."""
 
 GiveUp = Callable[[Sequence[SimulatedRequest], float], bool]
 """Told the requests so far and the time (s); says whether to stop."""
@@ -33,7 +38,9 @@ class Load:
     Attributes:
         arrival_s: seconds, rising, ``(n,)``.
         prompt_tokens, output_tokens: ``(n,)``, at least 1.
-        cached_tokens: tokens of each prompt that the server has already, ``(n,)``; None for none.
+        cached_tokens: tokens of each prompt that a server was seen to have already, ``(n,)``; None where none counted.
+        prefixes: what each prompt shares with others of the load; None where that is not known.
+        uncached: it was served without a prefix cache, and is to be so again.
         session: number of the session of each, ``(n,)``; None for none.
     """
 
@@ -42,9 +49,20 @@ class Load:
     output_tokens: Ints
     cached_tokens: Ints | None = None
     session: Ints | None = None
+    prefixes: Sequence[Prefix] | None = None
+    uncached: bool = False
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def hits(self) -> Hits:
+        """How prefix hits are known; a server's own count goes first."""
+        if self.uncached:
+            return "off"
+        if self.cached_tokens is not None:
+            return "counted"
+        return "unknown" if self.prefixes is None else "reckoned"
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,7 @@ class Served:
         server: which server took each request, ``(n,)``.
         queue_s, ttft_s, e2e_s: seconds from arrival; NaN for requests that the pool can never hold, ``(n,)``.
         tpot_s: NaN for answers of one token, ``(n,)``.
+        hits: how the load's prefix hits were known.
     """
 
     requests: list[SimulatedRequest]
@@ -66,24 +85,33 @@ class Served:
     ttft_s: Floats
     e2e_s: Floats
     tpot_s: Floats
+    hits: Hits
 
     @property
     def preemptions(self) -> int:
         """Over all servers."""
         return sum(replica.preemptions for replica in self.replicas)
 
+    @property
+    def cached_share(self) -> float:
+        """Share of the prompts' tokens that the servers' prefix caches held."""
+        served = [request for request in self.requests if request.scheduled_s is not None]
+        prompts = sum(request.prompt_tokens for request in served)
+        return sum(request.cached_tokens for request in served) / prompts if prompts else 0.0
 
-def make_replica(model: StepModel, coefficients: Sequence[float] | None = None) -> Replica:
+
+def make_replica(model: StepModel, coefficients: Sequence[float] | None = None, *, sharing: bool = False) -> Replica:
     """A server as a model describes it.
 
     Args:
         coefficients: other step times than the model's, in the order of ``FEATURES``.
+        sharing: it keeps prefixes, and requests tell theirs.
 
     Raises:
         UsageError: the model does not know the size of the cache.
     """
     return Replica(
-        _account(model),
+        _account(model, sharing),
         StepCost.of(model.coefficients if coefficients is None else coefficients, model.free_prompt_tokens),
         max_sequences=model.max_sequences,
         chunk_tokens=model.chunk_tokens,
@@ -114,17 +142,22 @@ def serve(
     Raises:
         UsageError: the model does not know the size of the cache.
     """
-    servers = [make_replica(model, coefficients) for _ in range(replicas)]
+    hits = load.hits
+    caching = model.caches_prefixes and not load.uncached
+    prefixes = load.prefixes if caching and hits == "reckoned" else None
+    servers = [make_replica(model, coefficients, sharing=prefixes is not None) for _ in range(replicas)]
     balancer = Balancer(policy, replicas)
     chosen = np.zeros(len(load), np.int64)
     requests: list[SimulatedRequest] = []
     arrivals, prompts, outputs = load.arrival_s.tolist(), load.prompt_tokens.tolist(), load.output_tokens.tolist()
-    cached = load.cached_tokens.tolist() if load.cached_tokens is not None else None
+    cached = load.cached_tokens.tolist() if load.cached_tokens is not None and caching else None
     given_up = False
     for number in range(len(load)):
         request = SimulatedRequest(number, prompts[number], outputs[number], arrivals[number])
         if cached is not None:
             request.cached_tokens = cached[number]
+        elif prefixes is not None:
+            request.prefix = prefixes[number]
         if give_up is not None and not given_up and number % ASK_EVERY == ASK_EVERY - 1:
             given_up = give_up(requests, request.arrival_s)
         if given_up:
@@ -144,7 +177,7 @@ def serve(
         requests.append(request)
     for replica in servers if not given_up else ():
         replica.drain()
-    return _served(requests, servers, chosen, model)
+    return _served(requests, servers, chosen, model, hits)
 
 
 def token_times_s(request: SimulatedRequest, replica: Replica) -> Floats:
@@ -156,7 +189,9 @@ def token_times_s(request: SimulatedRequest, replica: Replica) -> Floats:
     return np.asarray(times)
 
 
-def _served(requests: list[SimulatedRequest], servers: list[Replica], chosen: Ints, model: StepModel) -> Served:
+def _served(
+    requests: list[SimulatedRequest], servers: list[Replica], chosen: Ints, model: StepModel, hits: Hits
+) -> Served:
     def column(values: list[float | None]) -> Floats:
         return np.array([np.nan if value is None else value for value in values])
 
@@ -176,16 +211,19 @@ def _served(requests: list[SimulatedRequest], servers: list[Replica], chosen: In
         ttft_s=ttft_s,
         e2e_s=e2e_s,
         tpot_s=np.divide(e2e_s - ttft_s, later, out=np.full(len(requests), np.nan), where=later > 0),
+        hits=hits,
     )
 
 
-def _account(model: StepModel) -> PageAccount:
+def _account(model: StepModel, sharing: bool) -> Books:
     if model.pool_tokens is None:
         raise UsageError(
             f"the size of the cache under '{model.method}' is not known",
             hint="fit from runs against a server that reports it, or give --pool-tokens",
         )
     pages = max(1, model.pool_tokens // model.page_tokens)
+    if sharing:
+        return PrefixAccount(max(1, pages - model.spare_pages), model.page_tokens)
     if model.kept_tokens is None:
         return TokenAccount(pages, 1, page_tokens=model.page_tokens, chunk_tokens=model.chunk_tokens)
     return ScoredAccount(

@@ -1,6 +1,7 @@
 """One simulated server: continuous batching, chunked prefill, a page pool and preemption, in virtual time.
 
-The scheduler and the page account are the embedded engine's own. Steps in which nothing but decoding happens, with the
+The scheduler is the embedded engine's own, and so is the page account where prompts share nothing (:mod:`.prefix` keeps
+the books where they do). Steps in which nothing but decoding happens, with the
 same sequences, are taken many at a time: their number follows from the next end of an answer, the next arrival and the
 free pages, their time from the sum of an arithmetic series.
 """
@@ -10,10 +11,12 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from kvload.servers.embedded.account.base import PageAccount, PagedSequence, StepEntry
-from kvload.servers.embedded.core.scheduler import Chunk, Scheduler
+from kvload.servers.embedded.account.base import PagedSequence, StepEntry
+from kvload.servers.embedded.core.scheduler import Chunk, Pages, Scheduler
 from kvload.servers.simulator.cost import StepCost, StepWork, prompt_work
+from kvload.servers.simulator.prefix import Prefix, PrefixAccount
 
 Kept = Callable[[int, int], int]
 """Tokens of a sequence that attention reads, by its length and its prompt's length, where a method evicts."""
@@ -27,7 +30,9 @@ class SimulatedRequest:
         number: order of arrival.
         prompt_tokens, output_tokens: its lengths; at least 1 each.
         arrival_s: when it reaches the server.
-        cached_tokens: tokens of the prompt that the prefix cache holds: they are not computed.
+        cached_tokens: tokens of the prompt that the prefix cache holds when it is first scheduled: they are not
+            computed. Found then, where ``prefix`` says by what.
+        prefix: what the prompt shares with others, where the server keeps prefixes.
         since: the entry of the log since which it receives a token in every step; None while it does not.
         scheduled_s, first_s, last_s: first scheduled, first token, last token; None before.
         first_beside: other requests that receive a token in the step of its first.
@@ -41,6 +46,7 @@ class SimulatedRequest:
     output_tokens: int
     arrival_s: float
     cached_tokens: int = 0
+    prefix: Prefix | None = None
     computed: int = 0
     generated: int = 0
     cache: PagedSequence | None = None
@@ -98,6 +104,46 @@ class Stretch:
         return self.start_s + steps * self.first_step_s + self.growth_s * steps * (steps - 1) / 2
 
 
+class Books(Pages, Protocol):
+    """What a simulated server asks of a page account."""
+
+    @property
+    def free_pages(self) -> int:
+        """Pages nobody holds."""
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that fit."""
+
+    def fits(self, prompt_tokens: int, max_new_tokens: int) -> bool:
+        """Whether a request of this size could ever be served with the whole pool to itself."""
+
+    def advance(self, entries: Any) -> None:
+        """A step was computed."""
+
+
+class _CachingScheduler(Scheduler[SimulatedRequest]):
+    """Begins requests behind what the prefix cache holds of them."""
+
+    def _admits(self, sequence: SimulatedRequest, begun: int) -> bool:
+        account = self.cache
+        if sequence.prefix and isinstance(account, PrefixAccount):
+            return account.admits_prefix(sequence.length + begun, sequence.prefix, sequence.length)
+        return account.admits(sequence.length + begun)
+
+    def _open(self, sequence: SimulatedRequest) -> None:
+        account = self.cache
+        if sequence.prefix and isinstance(account, PrefixAccount):
+            sequence.cache = account.open_prefix(sequence.prefix, sequence.length)
+        else:
+            sequence.cache = account.open()
+            if sequence.cached_tokens and not sequence.preemptions:
+                # Counted, but nobody knows with whom they are shared: their pages count as its own. The last token of a
+                # prompt is always computed: its logits make the first token of the answer.
+                sequence.cache.length = min(sequence.cached_tokens, sequence.length - 1)
+        sequence.computed = sequence.cache.length
+
+
 class Replica:
     """A simulated server.
 
@@ -111,7 +157,7 @@ class Replica:
 
     def __init__(
         self,
-        account: PageAccount,
+        account: Books,
         cost: StepCost,
         *,
         max_sequences: int,
@@ -128,9 +174,7 @@ class Replica:
         self._ahead_steps = ahead_steps
         self._arrived: deque[tuple[SimulatedRequest, int]] = deque()
         self._steps = 0
-        self._scheduler: Scheduler[SimulatedRequest] = Scheduler(
-            account, max_sequences=max_sequences, chunk_tokens=chunk_tokens
-        )
+        self._scheduler = _CachingScheduler(account, max_sequences=max_sequences, chunk_tokens=chunk_tokens)
 
     @property
     def outstanding(self) -> int:
@@ -184,11 +228,9 @@ class Replica:
             steady = False
             if request.scheduled_s is None:
                 request.scheduled_s = now
-            skipped = max(0, min(chunk.count, request.cached_tokens - chunk.start)) if not request.preemptions else 0
-            # The last token of a prompt is always computed: its logits make the first token of the answer.
-            skipped = min(skipped, chunk.count - 1) if chunk.completes else skipped
-            tokens += chunk.count - skipped
-            work += prompt_work(chunk.start + skipped, chunk.count - skipped)
+                request.cached_tokens = chunk.start
+            tokens += chunk.count
+            work += prompt_work(chunk.start, chunk.count)
         seconds = self.cost.seconds(StepWork(1.0, 0.0 if steady else 1.0, decodes, context, tokens, work))
         growth = self._growth(chunks) if steady else 0.0
         steps = self._steady_steps(chunks, seconds, growth, next_arrival_s) if steady else 1
@@ -223,7 +265,7 @@ class Replica:
         if left <= 1:
             return 1
         for chunk in chunks:
-            if not self.account.reserve(chunk.sequence.cache, left):  # type: ignore[arg-type]
+            if not self.account.reserve(chunk.sequence.cache, left):
                 raise RuntimeError("the pages that were counted as free are not")
         return left
 

@@ -14,8 +14,9 @@ from kvload.errors import UsageError
 from kvload.experiment.prediction.cells import Cell, Ratio, ratio_of
 from kvload.experiment.prediction.fitting import method_of
 from kvload.experiment.prediction.forecast import DRAWS, Serving, predict
-from kvload.experiment.prediction.loads import load_of_run
+from kvload.experiment.prediction.loads import load_of_folder
 from kvload.rundir import RunDir
+from kvload.servers.simulator.cluster import Hits, Load
 from kvload.step_model import StepModels
 
 
@@ -28,11 +29,13 @@ class Checked:
         ratios: every figure of every run whose load a run of the baseline had as well.
         again: for each figure, how far runs of the same method and load lay apart: relative, in points (a share) for
             ``attainment``; one value for every two runs.
+        hits: how the prefix hits of each run are known.
     """
 
     cells: list[Cell]
     ratios: list[Ratio]
     again: dict[str, list[float]]
+    hits: dict[str, Hits]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def check_runs(
         RunDirError: a folder cannot be read.
     """
     runs: list[_Checked] = []
+    hits: dict[str, Hits] = {}
     for path in paths:
         run = RunDir.open(path)
         manifest, table = run.manifest(), load(run)
@@ -75,7 +79,9 @@ def check_runs(
                 where=str(path),
                 hint="leave it out",
             )
-        cells = _check(path, table, name, models, dict(slo) or dict(manifest.slo))
+        load_ = load_of_folder(run, table)
+        hits[str(path)] = load_.hits
+        cells = _check(path, table, load_, name, models, dict(slo) or dict(manifest.slo))
         server = manifest.server
         by_figure = {cell.figure: cell for cell in cells}
         runs.append(_Checked(by_figure, _planned(table), name, server.bytes_per_token, model.pool_tokens))
@@ -85,7 +91,7 @@ def check_runs(
         base = next((other for other in runs if other.method == baseline and other.load == each.load), None)
         if each.method != baseline and base is not None:
             ratios += _ratios(each, base)
-    return Checked([cell for each in runs for cell in each.cells.values()], ratios, _again(runs))
+    return Checked([cell for each in runs for cell in each.cells.values()], ratios, _again(runs), hits)
 
 
 def _planned(table: RecordTable) -> str:
@@ -125,8 +131,9 @@ def _again(runs: Sequence[_Checked]) -> dict[str, list[float]]:
     return found
 
 
-def _check(path: Path, table: RecordTable, method: str, models: StepModels, slo: dict[str, float]) -> list[Cell]:
-    load_ = load_of_run(table)
+def _check(
+    path: Path, table: RecordTable, load_: Load, method: str, models: StepModels, slo: dict[str, float]
+) -> list[Cell]:
     if len(load_) < 2:
         raise UsageError("fewer than two requests were answered", where=str(path))
     span_s = float(load_.arrival_s[-1] - load_.arrival_s[0]) or 1.0

@@ -15,6 +15,7 @@ from kvload.analysis.prediction.points import StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.points import read as read_points
 from kvload.analysis.prediction.steps import Steps, habits, join, lone_first_tokens, rebuild
+from kvload.analysis.records.cached import with_cached
 from kvload.analysis.records.table import Floats, RecordTable, load
 from kvload.errors import UsageError
 from kvload.experiment.prediction.logged import logged_steps
@@ -121,7 +122,8 @@ def _fit_method(method: str, folders: list[RunDir], overrides: Overrides, log: P
     shape = shape_of(method, folders[-1].manifest(), overrides)
     runs = []
     for folder in folders:
-        table, manifest = load(folder), folder.manifest()
+        manifest = folder.manifest()
+        table = with_cached(load(folder), manifest.servers)
         logged = None if log is None else logged_steps(log, shape.kept_tokens, manifest)
         steps = measured_steps(table, shape) if logged is None else logged
         runs.append(FittedRun(table, steps, _server(manifest)))
@@ -206,7 +208,7 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
     server = manifest.server
     known = server.engine in ENGINES
     scheduling = adapter(server.engine).scheduling if server.engine and known else Scheduling("", "", "", 256, 2048, 16)
-    found = limits(scheduling, server.command or [])
+    found = limits(scheduling, server.command or [], server.device)
     kept, evicts = kept_by(method)
     pool = overrides.pool_tokens or server.pool_tokens
     return StepModel(
@@ -223,10 +225,12 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
         model=server.model,
         pool_tokens=pool,
         page_tokens=found.page_tokens,
+        spare_pages=scheduling.spare_pages,
         max_sequences=overrides.max_sequences or found.max_sequences,
         chunk_tokens=overrides.chunk_tokens or found.chunk_tokens,
         kept_tokens=kept,
         evicts_while_decoding=evicts,
+        prefix_cache=None if server.prefix_cache is None else server.prefix_cache != "off",
     )
 
 

@@ -13,7 +13,7 @@ from kvload.analysis.prediction.fit import draw
 from kvload.analysis.records.table import Floats
 from kvload.balancing import Policy
 from kvload.rundir import RunDir
-from kvload.servers.simulator.cluster import Load, Served, serve
+from kvload.servers.simulator.cluster import Hits, Load, Served, serve
 from kvload.step_model import StepModel, StepModels
 
 DRAWS = 20
@@ -37,6 +37,8 @@ class Prediction:
         busy: share of the time that the servers work.
         outside: features of a step that leave what was measured, with the share of steps that do.
         refused: requests that the pool can never hold.
+        hits: how the load's prefix hits are known.
+        cached: share of the prompts' tokens that the prefix caches held.
     """
 
     method: str
@@ -49,6 +51,8 @@ class Prediction:
     outside: Mapping[str, float]
     refused: int
     preemptions: int
+    hits: Hits
+    cached: float
 
     @property
     def near_saturation(self) -> bool:
@@ -222,6 +226,8 @@ def _prediction(
         outside=_outside(central, model),
         refused=sum(request.refused for request in central.requests),
         preemptions=central.preemptions,
+        hits=central.hits,
+        cached=central.cached_share,
     )
 
 

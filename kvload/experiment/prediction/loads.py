@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from kvload.analysis.records.cached import with_cached
 from kvload.analysis.records.table import Floats, Ints, RecordTable, load
 from kvload.errors import UsageError
+from kvload.experiment.prediction.prefixes import blocks_of_run, prefixes_of
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Load
 from kvload.untrusted import DECODE_ERRORS
@@ -60,9 +62,9 @@ def read_loads(
     loads = {}
     for spec in specs:
         if path.is_dir():
-            found = load_of_run(load(RunDir.open(path)))
+            found = load_of_folder(RunDir.open(path), times=repeat)
         else:
-            found = read_trace_load(path, format=format, limit=limit, default_output=default_output)
+            found = read_trace_load(path, format=format, limit=limit, default_output=default_output, times=repeat)
         found = _again(found, spec, limit, repeat)
         span_s = float(found.arrival_s[-1] - found.arrival_s[0])
         loads[spec.rate or (len(found) / span_s if span_s else float(len(found)))] = found
@@ -75,6 +77,7 @@ def read_trace_load(
     format: str | None = None,  # noqa: A002
     limit: int | None = None,
     default_output: int | None = None,
+    times: int = 1,
 ) -> Load:
     """The load of a trace: arrivals as recorded (NaN where they are not) and lengths.
 
@@ -82,6 +85,7 @@ def read_trace_load(
         format: the trace's, told by its content where None.
         limit: at most so many requests.
         default_output: tokens of an answer for which the trace records none.
+        times: how often it is going to be served.
 
     Raises:
         TraceError: the trace cannot be read.
@@ -94,8 +98,7 @@ def read_trace_load(
     requests = list(islice(read_trace(path, find_format(path, format).name), limit))
     if not requests:
         raise UsageError("the trace has no requests", where=str(path))
-    prompts, outputs, cached = [], [], []
-    seen: set[int] = set()
+    prompts, outputs = [], []
     for request in requests:
         length = request.input_length
         if length is None and request.prompt_token_ids is not None:
@@ -110,34 +113,63 @@ def read_trace_load(
             )
         prompts.append(max(1, length))
         outputs.append(max(1, output))
-        cached.append(_cached(request.block_ids, request.block_size, seen))
     recorded = np.array([np.nan if request.arrival is None else request.arrival for request in requests])
     sessions = {name: place for place, name in enumerate(dict.fromkeys(request.session for request in requests))}
     return Load(
         recorded,
         np.array(prompts),
         np.array(outputs),
-        np.array(cached) if any(cached) else None,
-        np.array([sessions[request.session] for request in requests]) if len(sessions) > 1 else None,
+        session=np.array([sessions[request.session] for request in requests]) if len(sessions) > 1 else None,
+        prefixes=prefixes_of(
+            [request.block_ids for request in requests],
+            [request.block_size for request in requests],
+            prompts,
+            times=times,
+        ),
     )
 
 
-def _cached(block_ids: list[int] | None, block_size: int | None, seen: set[int]) -> int:
-    """Tokens of a prompt's leading blocks that an earlier request brought: a cache without limits holds them."""
-    hit = 0
-    for block in block_ids or ():
-        if block not in seen:
-            break
-        hit += block_size or 0
-    seen.update(block_ids or ())
-    return hit
+def load_of_folder(run: RunDir, table: RecordTable | None = None, *, times: int = 1) -> Load:
+    """What a run sent, with the prefix hits that its server counted, or else what its trace says that prompts share.
+
+    Args:
+        table: its records, where they are read already.
+        times: how often it is going to be served.
+
+    Raises:
+        RunDirError: the folder cannot be read.
+    """
+    manifest = run.manifest()
+    table = with_cached(load(run) if table is None else table, manifest.servers)
+    found = load_of_run(table)
+    if all(server.prefix_cache == "off" for server in manifest.servers):
+        return replace(found, cached_tokens=None, uncached=True)
+    if found.hits == "counted":
+        return found
+    blocks = blocks_of_run(run, manifest)
+    ids = [blocks.get(name, (None, None)) for name in table.request_id[rows_of_load(table)].tolist()]
+    return replace(
+        found,
+        prefixes=prefixes_of(
+            [one for one, _ in ids], [size for _, size in ids], found.prompt_tokens.tolist(), times=times
+        ),
+    )
 
 
 def load_of_run(table: RecordTable) -> Load:
-    """What a run sent: arrivals as sent, lengths as counted. Requests without an answer are left out."""
+    """What a run sent: arrivals as sent, lengths as counted, prefix hits where all of them are in the table.
+
+    Requests without an answer are left out.
+    """
     rows = rows_of_load(table)
     outputs = np.maximum(1, table.output_tokens[rows] - table.end_tokens[rows])
-    return Load(table.t_send_s[rows], _prompts(table)[rows].astype(np.int64), outputs.astype(np.int64))
+    cached = table.cached_tokens[rows]
+    return Load(
+        table.t_send_s[rows],
+        _prompts(table)[rows].astype(np.int64),
+        outputs.astype(np.int64),
+        None if np.isnan(cached).any() else cached.astype(np.int64),
+    )
 
 
 def rows_of_load(table: RecordTable) -> Ints:
@@ -163,12 +195,14 @@ def _again(load_: Load, spec: ArrivalSpec, limit: int | None, repeat: int) -> Lo
     round_s = float(recorded[-1] - recorded[0]) * len(rows) / max(1, len(rows) - 1) if len(rows) else 0.0
     recorded = (recorded + round_s * np.arange(repeat)[:, None]).ravel()
     rows = np.tile(rows, repeat)
-    return Load(
-        offsets(recorded, spec),
-        load_.prompt_tokens[rows],
-        load_.output_tokens[rows],
-        None if load_.cached_tokens is None else load_.cached_tokens[rows],
-        None if load_.session is None else load_.session[rows],
+    return replace(
+        load_,
+        arrival_s=offsets(recorded, spec),
+        prompt_tokens=load_.prompt_tokens[rows],
+        output_tokens=load_.output_tokens[rows],
+        cached_tokens=None if load_.cached_tokens is None else load_.cached_tokens[rows],
+        session=None if load_.session is None else load_.session[rows],
+        prefixes=None if load_.prefixes is None else [load_.prefixes[row] for row in rows.tolist()],
     )
 
 

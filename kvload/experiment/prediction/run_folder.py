@@ -41,6 +41,7 @@ def write_run(
     """
     count = len(load)
     name = f"simulated {model.engine or 'server'}"
+    caches = load.hits in {"counted", "reckoned"} and model.caches_prefixes
     info = ServerInfo(
         url="simulated://",
         engine=model.engine,
@@ -49,7 +50,7 @@ def write_run(
         method=model.method,
         pool_tokens=model.pool_tokens,
         device=model.device,
-        prefix_cache="on" if load.cached_tokens is not None else "off",
+        prefix_cache="on" if caches else "off",
     )
     manifest = RunManifest(
         run_id=f"{time.time_ns():x}",
@@ -111,6 +112,7 @@ def _record(place: int, served: Served, load: Load) -> tuple[RequestRecord, npt.
         error=None,
         server=int(served.server[place]),
         prompt_tokens=prompt,
+        cached_tokens=request.cached_tokens,
         output_tokens=output,
         output_tokens_source="usage",
         first_chunk_tokens=1,

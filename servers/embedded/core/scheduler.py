@@ -129,9 +129,9 @@ class Scheduler(Generic[S]):
         while budget > 0 and self.waiting and len(self.running) < self.max_sequences and self.preemptions == preempted:
             sequence = self.waiting[0]
             begun = self._begun(chunks)
-            if self.running and not self.cache.admits(sequence.length + begun):
+            if self.running and not self._admits(sequence, begun):
                 break
-            sequence.cache = self.cache.open()
+            self._open(sequence)
             count = self._chunk_size(sequence, budget)
             if not self.cache.reserve(sequence.cache, count):
                 self._release(sequence)
@@ -139,7 +139,7 @@ class Scheduler(Generic[S]):
             self.waiting.popleft()
             sequence.prefill_length = sequence.length
             self.running.append(sequence)
-            chunks[sequence] = Chunk(sequence, 0, count)
+            chunks[sequence] = Chunk(sequence, sequence.computed, count)
             budget -= count
         return list(chunks.values())
 
@@ -147,6 +147,14 @@ class Scheduler(Generic[S]):
         """Note that a step has been computed."""
         for chunk in chunks:
             chunk.sequence.computed = chunk.start + chunk.count
+
+    def _admits(self, sequence: S, begun: int) -> bool:
+        """Whether the free pages hold a waiting request, and ``begun`` tokens that running ones still have to read."""
+        return self.cache.admits(sequence.length + begun)
+
+    def _open(self, sequence: S) -> None:
+        """Give a waiting request its part of the cache, empty or with what is there of it already."""
+        sequence.cache = self.cache.open()
 
     def _begun(self, chunks: dict[S, Chunk[S]]) -> int:
         """Tokens of the running sequences that this step leaves for later."""

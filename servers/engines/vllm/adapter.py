@@ -55,7 +55,17 @@ class VllmAdapter(InstalledEngine):
     reads_gguf = True
     auto_on_gpu = True
     tensor_flags = ("--tensor-parallel-size", "-tp")
-    scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 8192, 16)
+    # One page stands for none: it is where pages that were given up point to.
+    scheduling = Scheduling(
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+        "--block-size",
+        sequences=256,
+        tokens=8192,
+        page_tokens=16,
+        cpu_page_tokens=128,
+        spare_pages=1,
+    )
     settings = SETTINGS
     dtype_source = ("config", "cache.py")
     dtype_lists = (re.compile(r"CacheDType *= *Literal\[([^\]]*)\]"),)
