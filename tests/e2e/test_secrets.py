@@ -1,5 +1,6 @@
 """Planted keys: looked for in process lists, run folders, the state folder and everything that is printed."""
 
+import secrets
 import subprocess
 import sys
 import time
@@ -13,11 +14,14 @@ from tests.e2e.conftest import Kvload
 
 pytestmark = pytest.mark.slow
 
+MARK = f"planted-{secrets.token_hex(4)}"
+"""What all of them hold, and no process of another run of these tests."""
+
 KEYS = {
-    "KVLOAD_REPLAY_HEADER": "X-Other: planted-header-1",
-    "OPENAI_API_KEY": "planted-openai-2",
-    "KVLOAD_API_KEY": "planted-kvload-3",
-    "HF_TOKEN": "planted-hub-4",
+    "KVLOAD_REPLAY_HEADER": f"X-Other: {MARK}-header-1",
+    "OPENAI_API_KEY": f"{MARK}-openai-2",
+    "KVLOAD_API_KEY": f"{MARK}-kvload-3",
+    "HF_TOKEN": f"{MARK}-hub-4",
 }
 
 
@@ -49,7 +53,7 @@ def test_a_replay_leaves_no_key_anywhere(
         "--workers",
         "2",
     ]
-    command += ["--workers", "2", "--url", url, "--out", str(run), "--header", "Authorization: Bearer planted-flag-5"]
+    command += ["--workers", "2", "--url", url, "--out", str(run), "--header", f"Authorization: Bearer {MARK}-flag-5"]
     said = tmp_path / "said.txt"
     listed: list[list[str]] = []
     with said.open("w") as out:
@@ -60,9 +64,9 @@ def test_a_replay_leaves_no_key_anywhere(
             time.sleep(0.1)
     assert replay.returncode == 0, said.read_text(encoding="utf-8")
     assert any("locust" in " ".join(line) for line in listed)
-    assert not any("planted" in word for line in listed for word in line)
+    assert not any(MARK in word for line in listed for word in line)
     files = [*run.rglob("*"), *Path(environ["KVLOAD_STATE_DIR"]).rglob("*"), said]
-    assert not [path for path in files if path.is_file() and b"planted" in path.read_bytes()]
+    assert not [path for path in files if path.is_file() and MARK.encode() in path.read_bytes()]
 
 
 def test_a_launch_stores_and_shows_no_key(
@@ -70,15 +74,15 @@ def test_a_launch_stores_and_shows_no_key(
 ) -> None:
     for name, value in KEYS.items():
         monkeypatch.setitem(environ, name, value)
-    variables = ["--env", "VLLM_MY_AUTH=planted-env-6", "--env", "HF_ENDPOINT=https://me:planted-user-7@hub"]
+    variables = ["--env", f"VLLM_MY_AUTH={MARK}-env-6", "--env", f"HF_ENDPOINT=https://me:{MARK}-user-7@hub"]
     launched = kvload("launch", "--engine", "embedded", "--name", "secret", "--kv-memory", "32MiB", *variables)
     try:
         assert launched.returncode == 0, launched.stderr
         shown = kvload("status", "--json").stdout + kvload("logs", "secret").stdout + launched.stderr
-        assert "planted" not in shown
+        assert MARK not in shown
         files = [path for path in Path(environ["KVLOAD_STATE_DIR"]).rglob("*") if path.is_file()]
-        assert not [path for path in files if b"planted" in path.read_bytes()]
-        assert not [p for p in psutil.process_iter(["cmdline"]) if "planted" in " ".join(p.info["cmdline"] or ())]
+        assert not [path for path in files if MARK.encode() in path.read_bytes()]
+        assert not [p for p in psutil.process_iter(["cmdline"]) if MARK in " ".join(p.info["cmdline"] or ())]
     finally:
         kvload("stop", "secret")
 
@@ -87,8 +91,8 @@ def test_a_launch_stores_and_shows_no_key(
 def test_a_key_with_a_line_end_is_an_error_without_the_key(
     kvload: Kvload, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setitem(environ, name, "planted-line\r\n")
+    monkeypatch.setitem(environ, name, f"{MARK}-line\r\n")
     done = kvload("replay", "sample:demo", "--url", "http://127.0.0.1:9")
     assert done.returncode == 2
     assert "line end" in done.stderr
-    assert "planted" not in done.stdout + done.stderr
+    assert MARK not in done.stdout + done.stderr
