@@ -1,14 +1,16 @@
 """Launching and stopping servers: choose the engine, check what is asked of it, start it, verify it, end it whole."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import FrameType
+from typing import TypeVar
 
 import msgspec
 
@@ -21,7 +23,7 @@ from kvload.servers.host import model_facts, model_source
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.lifecycle import masking, registry
-from kvload.servers.lifecycle.places import Place
+from kvload.servers.lifecycle.places import Place, Server
 from kvload.servers.lifecycle.places.local import LocalPlace
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import (
@@ -46,11 +48,15 @@ __all__ = [
     "api_headers",
     "launch",
     "launch_replicas",
+    "place_replicas",
     "reset_prefix_cache",
+    "signals_interrupt",
     "stop",
 ]
 
 PORT_TRIES = 5
+
+Started = TypeVar("Started")
 
 
 def launch(request: LaunchRequest, on_event: OnEvent, leash: int | None = None) -> ServerEntry:
@@ -103,23 +109,55 @@ def launch_replicas(request: LaunchRequest, count: int, on_event: OnEvent) -> li
         ServerError: one of them did not come up.
     """
     requests = replica_requests(request, count)
+    return _all_or_none({str(wanted.name): functools.partial(launch, wanted) for wanted in requests}, stop, on_event)
+
+
+def place_replicas(place: Place, request: LaunchRequest, names: Sequence[str], on_event: OnEvent) -> dict[str, Server]:
+    """Start equal servers on a cluster, at the same time, wherever there is room; all of them or none.
+
+    Args:
+        request: one of them; names on the nodes are made up there.
+        names: what each is called here.
+        on_event: told what is happening, one event at a time, from threads.
+
+    Returns:
+        the servers by these names.
+
+    Raises:
+        UsageError: the cluster has no room for so many, whoever is in it now.
+        ServerError: one of them did not come up.
+    """
+    rooms = len(place.rooms(max(1, request.tensor_parallel)))
+    if rooms < len(names):
+        raise UsageError(f"the cluster has room for {rooms} of {len(names)} servers", where="--replicas")
+    anywhere = replace(request, name=None, group=None)
+    start = functools.partial(place.start, anywhere)
+    return dict(
+        zip(names, _all_or_none(dict.fromkeys(names, start), lambda server: server.stop(), on_event), strict=True)
+    )
+
+
+def _all_or_none(
+    starts: Mapping[str, Callable[[OnEvent], Started]], end: Callable[[Started], object], on_event: OnEvent
+) -> list[Started]:
+    """Start servers at the same time; where one fails or the user interrupts, end those that came up."""
     lock, ended = threading.Lock(), threading.Event()
 
-    def start(wanted: LaunchRequest) -> ServerEntry:
+    def start(name: str) -> Started:
         def tell(event: LaunchEvent) -> None:
             if ended.is_set():
-                raise ServerError(f"'{wanted.name}' was not needed any more: another replica failed")
+                raise ServerError(f"'{name}' was not needed any more: another replica failed")
             with lock:
-                on_event(replace(event, text=f"{wanted.name}: {event.text}"))
+                on_event(replace(event, text=f"{name}: {event.text}"))
 
         try:
-            return launch(wanted, tell)
+            return starts[name](tell)
         except BaseException:
             ended.set()
             raise
 
-    with ThreadPoolExecutor(count) as pool, _signals_interrupt():
-        started = [pool.submit(start, wanted) for wanted in requests]
+    with ThreadPoolExecutor(len(starts)) as pool, signals_interrupt():
+        started = [pool.submit(start, name) for name in starts]
         try:
             wait(started)
         except BaseException:
@@ -130,7 +168,7 @@ def launch_replicas(request: LaunchRequest, count: int, on_event: OnEvent) -> li
             if errors or ended.is_set():
                 for each in started:
                     if each.exception() is None:
-                        stop(each.result())
+                        end(each.result())
         if errors:
             raise errors[0]
         return [each.result() for each in started]
@@ -232,7 +270,7 @@ def _start_once(
     entry = msgspec.structs.replace(entry, vocab_size=model.vocab_size)
     registry.claim(entry)
     try:
-        with _signals_interrupt():
+        with signals_interrupt():
             entry = spawn(entry, plan, {**os.environ, **request.env}, request.cpus, leash)
             registry.save(entry)
             entry = wait_until_ready(
@@ -304,8 +342,11 @@ def _free_name(request: LaunchRequest) -> str:
 
 
 @contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a start the way Ctrl-C does, so that they leave no half-started server either."""
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a start the way Ctrl-C does, so that they leave no half-started server either.
+
+    In the main thread alone: others get no signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,6 +9,8 @@ from kvload.cli.options import LaunchFlags, grouped
 from kvload.cli.server_readings import read_launch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvload.servers.lifecycle.places import Server
 
 
@@ -61,8 +63,9 @@ def launch_command(
 
     from kvload.errors import UsageError
     from kvload.servers.catalogue.asked import canonical
-    from kvload.servers.launcher import LaunchEvent, launch_replicas, place_of
+    from kvload.servers.launcher import LaunchEvent, launch_replicas, place_of, place_replicas
     from kvload.servers.launcher import launch as start
+    from kvload.servers.lifecycle import held
     from kvload.terminal import console as make_console
     from kvload.terminal import plain
     from kvload.units import parse_duration
@@ -83,28 +86,27 @@ def launch_command(
         verify=verify,
         timeout_s=None if timeout is None else parse_duration(timeout, where="--timeout"),
     )
-    if place != "local" and (replicas > 1 or request.gpus or request.port is not None):
+    if place != "local" and (request.gpus or request.port is not None):
         raise UsageError(
-            "a cluster's server is one, with the GPUs and the port that it gets there",
-            where="--place, --replicas, --gpus, --port",
+            "a cluster's server has the GPUs and the port that it gets there", where="--place, --gpus, --port"
         )
     console = make_console(stderr=True, pipe_width=None)
-    said = ""
+    said: set[str] = set()
     with console.status("starting") as status:
 
         def show(event: LaunchEvent) -> None:
-            nonlocal said
             if event.kind in {"note", "ready"}:
                 console.print(event.text, soft_wrap=True)
                 return
             status.update(Text(f"{plain(event.text)} ({event.elapsed_s:.0f} s)"))
-            if not console.is_terminal and event.text != said:
-                said = event.text
+            if not console.is_terminal and event.text not in said:
+                said.add(event.text)
                 console.print(f"  {event.elapsed_s:5.1f} s  {event.text}", soft_wrap=True)
 
         try:
             if place != "local":
-                server = place_of(place, address).start(request, show)
+                names = held.names(request.name or f"{place}-{request.method}", replicas)
+                servers = place_replicas(place_of(place, address), request, names, show)
             elif replicas > 1:
                 print(launch_replicas(request, replicas, show)[0].group)
                 return
@@ -114,26 +116,30 @@ def launch_command(
             console.print("stopped: the server that was starting has ended, and nothing of it is left", soft_wrap=True)
             raise
     if place != "local":
-        _hold(server, console)
+        _hold(servers, console)
         return
     if entry.host not in {"127.0.0.1", "localhost", "::1"}:
         console.print(f"note: it listens on {entry.host}: others can reach it", soft_wrap=True)
     print(entry.name)
 
 
-def _hold(server: "Server", console: Any) -> None:
-    """Stay for as long as a server of a cluster lives, and end it with this command."""
+def _hold(servers: "Mapping[str, Server]", console: Any) -> None:
+    """Stay for as long as a cluster's servers live, and end them with this command."""
     import contextlib
-    import time
 
-    from kvload.errors import ServerError
+    from kvload.servers.launcher import signals_interrupt
+    from kvload.servers.lifecycle import held
 
-    console.print("it ends with this command: Ctrl-C", soft_wrap=True)
-    print(server.entry.url, flush=True)
+    first, *more = servers
+    name = first.rpartition(".")[0] if more else first
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            while (why := server.alive()) is None:
-                time.sleep(1.0)
-            raise ServerError(f"the server died: {why}", where=server.entry.info.node)
+        with held.registered(servers, name if more else None), signals_interrupt():
+            for each in servers.values():
+                console.print(f"on {each.entry.info.node}: {each.entry.url}", soft_wrap=True)
+            console.print(f"they end with this command: Ctrl-C, or kvload stop {name}", soft_wrap=True)
+            print(name, flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                held.wait_for_a_death(servers)
     finally:
-        server.stop()
+        for each in servers.values():
+            each.stop()

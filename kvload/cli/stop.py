@@ -41,6 +41,9 @@ def stop(
     if not chosen:
         console.print("no server is running")
     for entry in chosen:
+        if entry.info.node is not None and registry.load(entry.name) is None:
+            console.print(f"{entry.name} stopped with the others that the same command held")
+            continue
         report = launcher.stop(entry)
         how = "stopped" if report.was_running else "cleared away (it was dead)"
         console.print(f"{entry.name} {how}{'; it did not end by itself and was killed' if report.killed else ''}")

@@ -138,6 +138,8 @@ def claim(entry: ServerEntry) -> None:
                 hint=f"kvload stop {entry.name}, or choose another --name",
             )
         for other in entries():
+            if other.info.node != entry.info.node:
+                continue
             if other.port == entry.port and other.name != entry.name and state_of(other) != "dead":
                 raise PortHeldError(
                     f"port {entry.port} belongs to the server '{other.name}'",

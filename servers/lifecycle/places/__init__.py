@@ -7,6 +7,7 @@ as the server takes. Either way a server ends with whoever started it.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from kvload.servers.engines.base import LaunchRequest
@@ -49,6 +50,9 @@ class Server(Protocol):
 
     def log(self) -> None:
         """Bring the copy of its log on this machine up to date."""
+
+    def keep_log_at(self, path: Path) -> None:
+        """Keep the copy of its log there from now on; nothing where the log lies on this machine anyway."""
 
     def notes(self) -> Sequence[str]:
         """What a run's manifest should say of where it runs."""

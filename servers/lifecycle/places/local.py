@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from kvload.errors import UsageError
@@ -22,8 +23,6 @@ class LocalServer:
         leash: descriptors whose end ends the server, closed with it.
     """
 
-    is_here = True
-
     def __init__(self, entry: ServerEntry, leash: Sequence[int] = ()) -> None:
         self._entry = entry
         self._leash = list(leash)
@@ -32,12 +31,20 @@ class LocalServer:
     def entry(self) -> ServerEntry:
         return self._entry
 
+    @property
+    def is_here(self) -> bool:
+        """Unless it is a cluster's that a process here holds (see :mod:`kvload.servers.lifecycle.held`)."""
+        return self._entry.info.node is None
+
     def alive(self) -> str | None:
         """By its process, and by its log where that has gone."""
         return registry.why_dead(self._entry).message if registry.state_of(self._entry) == "dead" else None
 
     def log(self) -> None:
         """The log lies here already."""
+
+    def keep_log_at(self, path: Path) -> None:
+        """It stays where it is."""
 
     def notes(self) -> Sequence[str]:
         """Nothing: it runs where the client does."""

@@ -222,6 +222,15 @@ class RayServer:
             while self._dead is None and (look := self._look(ALL_EVENTS)) is not None and len(look.log) == LOG_AT_ONCE:
                 pass
 
+    def keep_log_at(self, path: Path) -> None:
+        """Move the copy there."""
+        with self._lock:
+            path.write_bytes(self._copy.read_bytes())
+            path.chmod(0o600)
+            self._copy = path
+            if self._entry is not None:
+                self._entry = msgspec.structs.replace(self._entry, log_path=str(path))
+
     def notes(self) -> Sequence[str]:
         """How the node's clock stands to this one's, and what that means."""
         return (

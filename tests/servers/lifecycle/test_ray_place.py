@@ -18,8 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
+from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.rundir import RunDir
+from kvload.servers.lifecycle import registry
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvload[ray]'")
 pytestmark = pytest.mark.slow
@@ -195,6 +197,55 @@ def test_a_sweep_over_three_nodes_survives_a_lost_node_and_a_killed_driver(
         assert manifest.server.gpus == ["0"]
         assert manifest.client["remote_workers"] == 1
     assert servers() == []
+
+
+@pytest.mark.timeout(900)
+def test_replicas_on_a_cluster_are_replayed_against_shown_and_stopped_by_name(
+    cluster: tuple[Any, list[Any]], begin: Begin, trace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made, nodes = cluster
+    log = tmp_path / "log"
+    place = ["--place", "ray", "--address", made.address]
+    engine = ["--engine", "embedded", "--kv-memory", "64MiB"]
+    holder = begin(["launch", *engine, *place, "--replicas", "2", "--name", "fleet"], log)
+    await_that(lambda: bool(log.with_suffix(".stdout").read_text()), "the replicas never came up")
+    entries = [registry.load(f"fleet.{number}") for number in range(2)]
+    assert len({entry.info.node for entry in entries if entry is not None}) == 2
+    too_many = begin(["launch", *engine, *place, "--replicas", "9"], tmp_path / "many")
+    assert too_many.wait(60) == 2
+    assert "the cluster has room for 3 of 9 servers" in (tmp_path / "many").read_text()
+    for policy in ("round-robin", "sticky", "least-loaded"):
+        out = tmp_path / policy
+        words = ["--policy", policy, "--warmups", "1", "--no-calibrate", "--limit", "8", "--out", str(out)]
+        assert run(["replay", str(trace), "--server", "fleet", *words]) == 0
+        manifest = RunDir.open(out).manifest()
+        assert [server.name for server in manifest.servers] == ["fleet.0", "fleet.1"]
+        assert not manifest.gpus  # this machine's meters say nothing of theirs
+        lines = [json.loads(line) for line in (out / "scrapes.jsonl").read_text().splitlines()]
+        assert {line.get("server", 0) for line in lines} == {0, 1}
+        if policy == "round-robin":
+            rows = [
+                json.loads(line) for path in (out / "records").glob("*.jsonl") for line in path.read_text().splitlines()
+            ]
+            assert sorted(row.get("server", 0) for row in rows) == [0] * 4 + [1] * 4
+    capfd.readouterr()
+    assert run(["logs", "fleet.1"]) == 0
+    assert "ready on" in capfd.readouterr().out
+    assert run(["stop", "fleet"]) == 0
+    assert holder.wait(60) == 0
+    assert registry.members("fleet") == []
+    assert servers() == []
+
+    # one node is lost: the command ends, and with it what else it held
+    holder = begin(["launch", *engine, *place, "--replicas", "2", "--name", "fleet"], log)
+    await_that(lambda: bool(log.with_suffix(".stdout").read_text()), "the replicas never came up again")
+    entry = registry.load("fleet.1")
+    assert entry is not None
+    made.remove_node(next(n for n in nodes if entry.info.node == f"node {n.node_ip_address}"), allow_graceful=False)
+    assert holder.wait(120) == 3
+    assert "the server 'fleet.1' died" in log.read_text(errors="replace")
+    assert registry.members("fleet") == []
+    await_that(lambda: not servers(), "a server outlived its command", 60.0)
 
 
 def test_where_no_cluster_listens_that_is_told(state: Path) -> None:
