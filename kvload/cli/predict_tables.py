@@ -195,6 +195,10 @@ def print_plans(found: Sequence["Plan"], gpu_hour: float | None, gpus: int) -> N
         table.add_row(*row)
     _print(table)
     _say("simulated; memory: no room in the cache, compute: servers busy or steps too long, tail: bursts")
+    _say(f"prefix hits: {HITS[found[0].hits]}")
+    for each in found:
+        if each.cached:
+            _say(f"{each.method}: the prefix cache held {_round_percent(each.cached)} of the prompts' tokens")
 
 
 def _notes(found: Sequence["Prediction"]) -> list[str]:

@@ -163,6 +163,15 @@ def test_a_trace_with_blocks_is_foretold_by_method_with_its_pool(
     }
 
 
+def test_a_plan_says_what_it_took_from_prefix_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, file = made_trace(tmp_path / "trace.jsonl"), tmp_path / "model.json"
+    write(file, StepModels(kvload_version="0", models=[caching(), server("snapkv")]))
+    assert run(["plan", str(trace), "--model", str(file), "--slo", "ttft=1s"]) == 0
+    text = capsys.readouterr().out
+    assert "prefix hits: reckoned from block ids" in text
+    assert "none: the prefix cache held" in text
+
+
 def test_a_trace_taken_twice_finds_itself(tmp_path: Path) -> None:
     trace = made_trace(tmp_path / "trace.jsonl")
     (twice,) = read_loads(trace, rates=None, repeat=2).values()

@@ -9,7 +9,7 @@ import numpy as np
 from kvload.balancing import Policy
 from kvload.errors import UsageError
 from kvload.experiment.prediction.forecast import figures
-from kvload.servers.simulator.cluster import Load, Served, serve
+from kvload.servers.simulator.cluster import Hits, Load, Served, serve
 from kvload.servers.simulator.replica import SimulatedRequest
 from kvload.step_model import StepModel
 
@@ -42,6 +42,8 @@ class Plan:
             ``compute`` (steps are too long, or servers are busy all the time), ``tail`` (bursts), or ``one server``.
         hours: server-hours over the trace.
         tokens: output tokens of the trace.
+        hits: how the load's prefix hits are known.
+        cached: share of the prompts' tokens that the prefix caches of the servers held.
     """
 
     method: str
@@ -50,6 +52,8 @@ class Plan:
     reason: str
     hours: float
     tokens: int
+    hits: Hits
+    cached: float
 
 
 def plan_servers(load: Load, model: StepModel, wanted: Wanted) -> Plan:
@@ -77,7 +81,7 @@ def plan_servers(load: Load, model: StepModel, wanted: Wanted) -> Plan:
     tokens = int(load.output_tokens.sum())
     if attain(high) < wanted.target:
         reason = _reason(tried[high][0], model)
-        return Plan(model.method, None, attain(high), reason, high * span_h, tokens)
+        return _plan(tried[high], model, None, reason, high * span_h, tokens)
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
@@ -86,7 +90,14 @@ def plan_servers(load: Load, model: StepModel, wanted: Wanted) -> Plan:
         else:
             low = middle
     reason = "one server" if high == 1 else _reason(tried[high - 1][0], model)
-    return Plan(model.method, high, attain(high), reason, high * span_h, tokens)
+    return _plan(tried[high], model, high, reason, high * span_h, tokens)
+
+
+def _plan(
+    tried: tuple[Served, float], model: StepModel, servers: int | None, reason: str, hours: float, tokens: int
+) -> Plan:
+    served, attainment = tried
+    return Plan(model.method, servers, attainment, reason, hours, tokens, served.hits, served.cached_share)
 
 
 class _Hopeless:

@@ -9,6 +9,7 @@ from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import read_method
 from kvload.servers.engines.base import Build, LaunchRequest
 from kvload.servers.engines.installed_engine import accepted_dtypes
+from kvload.servers.engines.scheduling import limits
 from kvload.servers.engines.settings import claim_of, obstacle, pick
 from kvload.servers.engines.sglang.adapter import SglangAdapter
 from kvload.servers.engines.sglang.settings import SETTINGS as SGLANG_SETTINGS
@@ -236,3 +237,12 @@ def test_the_embedded_engine_runs_on_a_gpu_only_where_torch_was_built_for_one() 
     built = EmbeddedAdapter().find(None, {}, GPU_MACHINE)
     assert built is not None
     assert built.device == ("cuda" if torch.version.cuda else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("command", "device", "page_tokens"),
+    [([], None, 16), ([], "NVIDIA H100", 16), ([], "cpu", 128), (["--block-size", "32"], "cpu", 32)],
+)
+def test_vllms_pages_are_larger_on_a_processor(command: list[str], device: str | None, page_tokens: int) -> None:
+    assert limits(VllmAdapter().scheduling, command, device).page_tokens == page_tokens
+    assert limits(SglangAdapter().scheduling, [], device).page_tokens == 1
