@@ -1,0 +1,55 @@
+"""The embedded server with its model replaced by waiting: every step takes a known time, the first of a shape longer.
+
+Its scheduler, page account, API and step log are the real ones. Run as the engine itself is, with the same arguments.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+
+from kvload.servers.embedded.__main__ import main
+from kvload.servers.embedded.cache.api import StepEntry
+from kvload.servers.embedded.core.runner import Runner, StepResult
+from kvload.servers.embedded.core.sampler import Sampled
+from kvload.servers.embedded.core.scheduler import Chunk
+from kvload.servers.embedded.core.sequence import Sequence as Request
+
+STEP_S, PROMPT_STEP_S, DECODE_S, CONTEXT_S, PROMPT_TOKEN_S = 8e-3, 20e-3, 1e-4, 1e-7, 5e-5
+COMPILING_S = 0.25
+
+_seen: set[tuple[float, float, bool]] = set()
+
+
+def seconds(chunks: Sequence[Chunk[Request]]) -> float:
+    """How long a step takes."""
+    decodes = [chunk for chunk in chunks if chunk.count == 1 and chunk.start > 0]
+    prompts = [chunk for chunk in chunks if chunk.count > 1 or chunk.start == 0]
+    tokens = sum(chunk.count for chunk in prompts)
+    took_s = STEP_S + PROMPT_STEP_S * bool(prompts) + DECODE_S * len(decodes) + PROMPT_TOKEN_S * tokens
+    took_s += CONTEXT_S * sum(chunk.start for chunk in decodes)
+    shape = (_power(len(decodes)), _power(tokens), any(chunk.start > 0 for chunk in prompts))
+    if shape not in _seen:
+        took_s += COMPILING_S
+    _seen.add(shape)
+    return took_s
+
+
+def _power(count: int) -> float:
+    return math.ceil(math.log2(count)) if count else -1
+
+
+def run(self: Runner, chunks: Sequence[Chunk[Request]]) -> list[StepResult]:
+    """A step of a runner: the cache's plan is made and kept, nothing is computed."""
+    until_s = time.monotonic() + seconds(chunks)
+    plan = self.cache.plan(
+        [StepEntry(chunk.sequence.cache, chunk.count, chunk.sequence.prefill_length) for chunk in chunks]
+    )
+    self.cache.commit(plan)
+    time.sleep(max(0.0, until_s - time.monotonic()))
+    return [StepResult(Sampled(5) if chunk.completes else None) for chunk in chunks]
+
+
+if __name__ == "__main__":
+    Runner.run = run  # type: ignore[method-assign]
+    sys.exit(main())
