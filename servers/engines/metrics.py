@@ -14,7 +14,8 @@ class Source:
 
     Attributes:
         metric: name without the engine's prefix.
-        combine: how several label sets (data-parallel ranks, finish reasons) become one number.
+        combine: how several label sets (data-parallel ranks, finish reasons) become one number. Ranks that share one
+            pool count once, see :attr:`EngineMetrics.shared`.
         labels: a sample counts only with these.
         info: take the value from this label of an information metric instead.
         only_zero: it counts only where it is 0: a gauge beside a counter that is not there before its first event.
@@ -36,8 +37,11 @@ class EngineMetrics:
         sources: field to its sources: the first one that the server has is taken.
         pool_blocks: labels of ``cache_config_info`` whose product is the pool in tokens, where it is told in no other
             way; None for none.
+        shared: labels that number the ranks one pool is spread over (tensor, pipeline, expert parallel). Each of them
+            tells the figures of all: of samples that differ in these labels alone the largest counts.
     """
 
     prefix: str
     sources: Mapping[str, tuple[Source, ...]]
     pool_blocks: tuple[str, str] | None = None
+    shared: frozenset[str] = frozenset()

@@ -55,7 +55,7 @@ def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
     values: dict[str, float] = {}
     for name, places in sources.items():
         for source in places:
-            value = _value(by_name.get(source.metric, []), source)
+            value = _value(by_name.get(source.metric, []), source, made.metrics.shared)
             if value is not None and not (source.only_zero and value):
                 values[name] = value
                 break
@@ -147,14 +147,18 @@ class Scraper:
         self._sink(sample_once(self._address, self._engine, zero_monotonic=self._zero, headers=self._headers))
 
 
-def _value(samples: list[Sample], source: Source) -> float | None:
-    numbers = []
+def _value(samples: list[Sample], source: Source, shared: frozenset[str]) -> float | None:
+    pools: dict[frozenset[tuple[str, str]], float] = {}
     for sample in samples:
         if source.labels and any(sample.labels.get(key) != value for key, value in source.labels.items()):
             continue
         number = _number(sample.labels.get(source.info)) if source.info else sample.value
-        if number is not None and math.isfinite(number):
-            numbers.append(number)
+        if number is None or not math.isfinite(number):
+            continue
+        # An information metric has its value among the labels, so that its samples are not told apart by them.
+        pool = frozenset(item for item in sample.labels.items() if item[0] not in shared and item[0] != source.info)
+        pools[pool] = max(number, pools.get(pool, number))
+    numbers = list(pools.values())
     if not numbers:
         return None
     if source.combine == "max":

@@ -18,4 +18,7 @@ METRICS = EngineMetrics(
         "queue_s": (Source("queue_time_seconds_sum"),),
         "prefill_s": (Source("per_stage_req_latency_seconds_sum", labels={"stage": "prefill_forward"}),),
     },
+    # The size of the pool comes from every rank (srt/observability/metrics_collector.py), the rest from the first one,
+    # or from all with --enable-metrics-for-all-schedulers.
+    shared=frozenset({"tp_rank", "pp_rank", "moe_ep_rank"}),
 )

@@ -208,3 +208,25 @@ def test_every_source_names_a_field() -> None:
     for table in tables.values():
         assert table is not None
         assert set(table.sources) <= fields
+
+
+def test_ranks_that_share_a_pool_count_once_and_pools_of_their_own_add_up() -> None:
+    # SGLang 0.5.17 over two GPUs: every rank tells the size of the pool, the first one the rest.
+    said = [
+        'sglang:max_total_num_tokens{moe_ep_rank="0",pp_rank="0",tp_rank="0"} 65536',
+        'sglang:max_total_num_tokens{moe_ep_rank="0",pp_rank="0",tp_rank="1"} 65536',
+        'sglang:num_running_reqs{moe_ep_rank="0",pp_rank="0",tp_rank="0"} 3',
+    ]
+    sample = to_sample("\n".join(said) + "\n", "sglang", 0.0)
+    assert (sample.pool_tokens, sample.running) == (65536, 3)
+    # With --enable-metrics-for-all-schedulers all ranks tell everything, the one that is behind a little less.
+    said += ['sglang:num_running_reqs{moe_ep_rank="0",pp_rank="0",tp_rank="1"} 2']
+    assert to_sample("\n".join(said) + "\n", "sglang", 0.0).running == 3
+    # Data-parallel ranks have pools of their own, each spread over two ranks.
+    of_two = [
+        f'sglang:max_total_num_tokens{{dp_rank="{rank // 2}",pp_rank="0",tp_rank="{rank}"}} {1000 + rank // 2}'
+        for rank in range(4)
+    ]
+    assert to_sample("\n".join(of_two) + "\n", "sglang", 0.0).pool_tokens == 2001
+    usage = [f'sglang:token_usage{{dp_rank="{rank // 2}",tp_rank="{rank}"}} 0.{rank // 2 + 1}' for rank in range(4)]
+    assert to_sample("\n".join(usage) + "\n", "sglang", 0.0).cache_usage == pytest.approx(0.15)
