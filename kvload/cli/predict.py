@@ -190,7 +190,15 @@ def trace(
     model: ModelFile = Path("model.json"),
     method: Annotated[list[str] | None, typer.Option(help="Methods, the baseline first; all if left out.")] = None,
     slo: Annotated[str, typer.Option(help="Limits to meet: ttft=500ms,tpot=50ms (also e2e).")] = "",
-    rate: Annotated[str | None, typer.Option(help="Requests a second: 1,2,4; as recorded if left out.")] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests a second: 1,2,4; auto searches for what each method carries; as recorded if left out."
+        ),
+    ] = None,
+    target: Annotated[
+        float, typer.Option(help="With --rate auto: share that must meet all limits.", min=0.01, max=1)
+    ] = 0.9,
     ramp: Annotated[str | None, typer.Option(help="A rate over time instead: 1-8/6h,8/2h.")] = None,
     repeat: Annotated[int, typer.Option(help="Take the trace so often.", min=1)] = 1,
     burstiness: Annotated[float, typer.Option(help="Shape of gamma gaps: 1 is Poisson.", min=0.001)] = 1.0,
@@ -216,9 +224,11 @@ def trace(
     from dataclasses import asdict
 
     from kvload.balancing import policy_of
-    from kvload.cli.predict_tables import print_predictions
+    from kvload.cli.predict_tables import print_capacities, print_predictions
+    from kvload.errors import UsageError
     from kvload.experiment.prediction import forecast
     from kvload.experiment.prediction import loads as trace_loads
+    from kvload.experiment.prediction.capacity import find_capacities
     from kvload.step_model import read
     from kvload.units import parse_limits
     from kvload.workloads.traces.samples import trace_path
@@ -226,9 +236,12 @@ def trace(
     models = read(model)
     methods = method or [each.method for each in models.models]
     limits = parse_limits(slo, where="--slo")
+    searching = rate == "auto"
+    if searching and out is not None:
+        raise UsageError("there is no run to write of a search", where="--out", hint="give the rates: --rate 4,8")
     loads = trace_loads.read_loads(
         trace_path(path),
-        rates=rate,
+        rates="1" if searching else rate,
         burstiness=burstiness,
         speed=speed,
         seed=seed,
@@ -239,11 +252,23 @@ def trace(
         repeat=repeat,
     )
     ratios = trace_loads.read_ratios(lengths, methods) if lengths is not None else None
+    for text in trace_loads.told_ratios(ratios, methods) if ratios is not None else []:
+        print(text, file=sys.stderr)
     options = forecast.Serving(replicas, policy_of(policy), draws, seed)
 
     def arriving(load: "Load", at: float, number: int) -> "Load":
         return trace_loads.other_arrivals(load, at, burstiness, seed + 1 + number)
 
+    if searching:
+        (load,) = loads.values()
+        carried = find_capacities(
+            load, models, methods, limits, arriving, target=target, serving=options, length_ratios=ratios
+        )
+        if as_json:
+            print(json.dumps([_bounded(asdict(each)) for each in carried], indent=2))
+        else:
+            print_capacities(carried, limits, target, replicas)
+        return
     # Arrivals that are made up may come otherwise; recorded ones have come as they did.
     other = arriving if rate is not None else None
     found = forecast.predict(loads, models, methods, limits, options, length_ratios=ratios, arriving=other)
@@ -253,5 +278,15 @@ def trace(
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:
         print_predictions(found, limits, replicas)
-    for text in trace_loads.told_ratios(ratios, methods) if ratios is not None else []:
-        print(text, file=sys.stderr)
+
+
+def _bounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Infinite rates as None: JSON has no infinity."""
+    import math
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and math.isinf(value) else value
+
+    return {name: finite(value) for name, value in values.items()}

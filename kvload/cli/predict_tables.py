@@ -9,12 +9,16 @@ if TYPE_CHECKING:
 
     from kvload.analysis.prediction.errors import HeldOut
     from kvload.analysis.prediction.points import StageErrors
+    from kvload.experiment.prediction.capacity import Capacity
     from kvload.experiment.prediction.cells import Ratio
     from kvload.experiment.prediction.check import Checked
     from kvload.experiment.prediction.forecast import Prediction
     from kvload.experiment.prediction.plan import Plan
     from kvload.experiment.prediction.truth import TruthErrors
     from kvload.step_model import StepModels
+
+SHORT_S = 60.0
+"""Below this a load ends before the queues of a full server show."""
 
 LEFT = {"method", "run", "figure", "stage", "in the run", "method's figures from"}
 """Columns of words."""
@@ -107,6 +111,29 @@ def print_predictions(found: Sequence["Prediction"], slo: Mapping[str, float], r
     _say(f"prefix hits: {HITS[found[0].hits]}")
     for note in _notes(found):
         _say(note)
+
+
+def print_capacities(found: Sequence["Capacity"], slo: Mapping[str, float], target: float, replicas: int) -> None:
+    """What each method carries, and its ratio to the baseline's."""
+    table = _table("method", "carries, req/s", f"times {found[0].method}'s", "the trace keeps it up for")
+    for each in found:
+        ratio = "" if each.ratio is None else _times(each.ratio)
+        carried = f"{_rate(each.rate_rps)} ({_rate(each.low)} to {_rate(each.high)})"
+        table.add_row(each.method, carried, ratio, "-" if not each.held_s else f"{_digits(each.held_s)} s")
+    _print(table)
+    limits = ", ".join(f"{name.upper()} {_time(limit)}" for name, limit in slo.items())
+    servers = "one server" if replicas == 1 else f"{replicas} servers"
+    _say(f"carries: the highest rate at which {target:.0%} of the requests meet {limits}; {servers}, simulated;")
+    _say("in brackets the middle 80 % of what it may be. No server was asked.")
+    short = [each.method for each in found if 0 < each.held_s < SHORT_S]
+    if short:
+        _say(f"so short a load hides how queues grow ({', '.join(short)}): take the trace several times, --repeat 10")
+
+
+def _rate(rate_rps: float) -> str:
+    if math.isinf(rate_rps):
+        return "no end"
+    return _digits(rate_rps) if rate_rps else "none"
 
 
 def print_checks(found: "Checked") -> None:

@@ -109,14 +109,14 @@ def predict(
             runs = [figures(central, stretched, slo)]
             for number in range(serving.draws):
                 came = stretched if arriving is None else arriving(stretched, rate, number)
-                served = serve(came, _drawn(model, rng), replicas=serving.replicas, policy=serving.policy)
+                served = serve(came, drawn_model(model, rng), replicas=serving.replicas, policy=serving.policy)
                 runs.append(figures(served, came, slo))
             found.append(_prediction(method, rate, model, central, runs, baseline, drawn_arrivals=arriving is not None))
             baseline = baseline or runs
     return found
 
 
-def _drawn(model: StepModel, rng: np.random.Generator) -> StepModel:
+def drawn_model(model: StepModel, rng: np.random.Generator) -> StepModel:
     """The model as another run may show it."""
     coefficients = draw(np.array(model.coefficients), np.array(model.covariance), model.spread, rng).tolist()
     overhead_s = max(0.0, model.overhead_s + rng.normal(0.0, model.spread.overhead_s))

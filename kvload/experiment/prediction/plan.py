@@ -69,7 +69,7 @@ def plan_servers(load: Load, model: StepModel, wanted: Wanted) -> Plan:
     def attain(servers: int) -> float:
         if servers not in tried:
             # Too few servers are found out long before the load is over; only the last try must be served whole.
-            hopeless = _Hopeless(wanted, len(load)) if servers < wanted.most else None
+            hopeless = Hopeless(wanted.slo, wanted.target, len(load)) if servers < wanted.most else None
             served = serve(load, model, replicas=servers, policy=wanted.policy, give_up=hopeless)
             tried[servers] = (served, figures(served, load, wanted.slo)["attainment"])
         return tried[servers][1]
@@ -100,12 +100,18 @@ def _plan(
     return Plan(model.method, servers, attainment, reason, hours, tokens, served.hits, served.cached_share)
 
 
-class _Hopeless:
-    """Whether more requests have missed the limits already than may."""
+class Hopeless:
+    """Whether more requests of a load have missed the limits already than may: told the requests so far and the time.
 
-    def __init__(self, wanted: Wanted, requests: int) -> None:
-        self._slo = wanted.slo
-        self._left = (1 - wanted.target) * requests
+    Args:
+        slo: limits in seconds on ``ttft``, ``tpot`` and ``e2e``.
+        target: share of the requests that must meet them.
+        requests: of the whole load.
+    """
+
+    def __init__(self, slo: Mapping[str, float], target: float, requests: int) -> None:
+        self._slo = slo
+        self._left = (1 - target) * requests
         self._seen = 0
         self._open: list[SimulatedRequest] = []
 
