@@ -20,7 +20,8 @@ from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.mock.server import MockServer
 from kvload.workloads.mock.truth import read_truth
 from kvload.workloads.run.dispatch import Dispatcher, Limits
-from kvload.workloads.schedule.build import PlannedRequest, build_schedule
+from kvload.workloads.schedule.build import build_schedule
+from kvload.workloads.schedule.request import PlannedRequest
 from kvload.workloads.traces.trace import TraceRequest
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from kvload.errors import TraceError
-from kvload.workloads.schedule.build import PlannedRequest, Schedule, build_schedule, next_turn
+from kvload.workloads.schedule.build import Schedule, build_schedule
+from kvload.workloads.schedule.request import PlannedRequest, next_turn
 from kvload.workloads.traces.trace import TraceRequest
 
 

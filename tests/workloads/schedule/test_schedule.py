@@ -12,8 +12,9 @@ from kvload.errors import TraceError
 from kvload.records import prompt_digest
 from kvload.workloads.run.plan import shard_of
 from kvload.workloads.schedule.arrivals import ArrivalSpec
-from kvload.workloads.schedule.build import PlannedRequest, Schedule, build_schedule, next_turn
+from kvload.workloads.schedule.build import Schedule, build_schedule
 from kvload.workloads.schedule.prompts import PromptSpec, token_ids
+from kvload.workloads.schedule.request import PlannedRequest, next_turn
 from kvload.workloads.traces.trace import TraceRequest
 
 
