@@ -1,9 +1,10 @@
 """The contract of predictions: what a step of a server costs, fitted from runs, and what the simulator needs besides.
 
-One file holds the models of several methods (and servers). Every coefficient is 0 or more and in seconds: ``steps`` a
-step, ``prompt_steps`` what a step with prompt tokens in it costs besides (engines replay graphs for decoding alone),
-``decodes`` a generated token, ``context`` a token whose keys and values a generated one reads, ``prompt_tokens``
-a prompt token, ``prompt_work`` a token that a prompt token looks at.
+One file holds the models of several methods (and servers). Every coefficient is 0 or more and in seconds. What the
+GPU does adds up: ``steps`` a step, ``decodes`` a generated token, ``context`` a token whose keys and values a
+generated one reads, ``prompt_tokens`` a prompt token, ``prompt_work`` a token that a prompt token looks at. ``launch``
+does not: it is what the host takes to launch a step with prompts in it, whose kernels no recorded graph holds, and the
+later of both counts. ``prompt_steps`` is the end of such a step, behind both (:mod:`kvload.servers.simulator.cost`).
 """
 
 from pathlib import Path
@@ -14,27 +15,34 @@ from kvload.errors import UsageError
 from kvload.untrusted import DECODE_ERRORS
 
 FEATURES = ("steps", "prompt_steps", "decodes", "context", "prompt_tokens", "prompt_work")
+COEFFICIENTS = (*FEATURES, "launch")
 FILE_LIMIT = 16 << 20
+FORMAT = 2
 
+Coefficients = tuple[float, float, float, float, float, float, float]
 
-DECODE_FEATURES, PROMPT_FEATURES = ("steps", "decodes", "context"), ("prompt_steps", "prompt_tokens", "prompt_work")
-"""What a step costs with and without prompts: the two parts drift apart from run to run (launching kernels is a matter
-of the host, reading the cache one of the GPU)."""
+PARTS = (("steps", "decodes", "context"), ("prompt_steps", "prompt_tokens", "prompt_work"), ("launch",))
+"""Coefficients of decoding, of reading prompts and of the host: these drift apart from run to run."""
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far another run of the same server may lie from a model: standard deviations.
 
     Attributes:
-        decode, prompt: logarithm of the time of the two parts of a step.
+        decode, prompt, launch: logarithm of the coefficients of each of :data:`PARTS`.
         overhead_s: seconds of a first token beside its steps.
+        ttft, tpot: logarithm of what a run shows to what its simulation under its own coefficients says: launches that
+            stand still, fronts that fall behind, and whatever else no coefficient tells.
         runs: runs that were each held against a model of the others; 0 where all of this is an assumption: what vLLM on
             two H100 machines showed (docs/results/prediction.md), for a model of one run.
     """
 
-    decode: float = 0.023
-    prompt: float = 0.11
-    overhead_s: float = 0.006
+    decode: float = 0.018
+    prompt: float = 0.05
+    launch: float = 0.14
+    overhead_s: float = 0.005
+    ttft: float = 0.10
+    tpot: float = 0.01
     runs: int = 0
 
 
@@ -43,17 +51,17 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         method, engine, engine_version, device, model: what was measured, as its runs name it.
-        coefficients: seconds, in the order of :data:`FEATURES`.
-        covariance: of the coefficients, from the scatter of the steps.
+        coefficients: seconds, in the order of :data:`COEFFICIENTS`.
+        draws: coefficients as other stretches of the same runs would have given them; none where that is not known.
         hull: least and most of every feature of one step among those measured.
         steps: measured steps.
         error_p50, error_p90: relative error of the fitted steps, in-sample.
-        free_prompt_tokens: prompt tokens of a step that cost nothing beside ``prompt_steps``.
         overhead_s: what a first token takes beside its steps: network, tokenising, the server's own loop.
         token_s: what a first token takes longer for every other request that receives a token in its step: a server
             takes requests in and hands tokens out one after the other.
         ahead_steps: steps that are settled before a request that arrives can be part of one: 1 where the server
             schedules a step while the one before runs.
+        launch_jitter: standard deviation of the logarithm of a launch around its mean.
         spread: how far another run may lie from this.
         pool_tokens: tokens the cache holds, as the server reports.
         page_tokens, max_sequences, chunk_tokens: the scheduler's settings.
@@ -65,8 +73,8 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     method: str
-    coefficients: tuple[float, float, float, float, float, float]
-    covariance: list[list[float]]
+    coefficients: Coefficients
+    draws: list[Coefficients]
     hull: dict[str, tuple[float, float]]
     steps: int
     error_p50: float
@@ -75,10 +83,10 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine_version: str | None = None
     device: str | None = None
     model: str | None = None
-    free_prompt_tokens: int = 0
     overhead_s: float = 0.0
     token_s: float = 0.0
     ahead_steps: int = 0
+    launch_jitter: float = 0.0
     spread: Spread = Spread()
     pool_tokens: int | None = None
     page_tokens: int = 16
@@ -101,6 +109,7 @@ class StepModels(msgspec.Struct, frozen=True, kw_only=True):
 
     kvload_version: str
     models: list[StepModel]
+    format: int = FORMAT
 
     def of(self, method: str) -> StepModel:
         """The model of a method.
@@ -115,6 +124,10 @@ class StepModels(msgspec.Struct, frozen=True, kw_only=True):
         raise UsageError(f"no step times of '{method}' were fitted", where="--method", hint=f"fitted: {known}")
 
 
+class _Header(msgspec.Struct, frozen=True):
+    format: int = 1
+
+
 def read(path: Path) -> StepModels:
     """Read a file of step models.
 
@@ -124,7 +137,14 @@ def read(path: Path) -> StepModels:
     try:
         if path.stat().st_size > FILE_LIMIT:
             raise UsageError("too large for a file of step models", where=str(path))
-        return msgspec.json.decode(path.read_bytes(), type=StepModels)
+        content = path.read_bytes()
+        if msgspec.json.decode(content, type=_Header).format < FORMAT:
+            raise UsageError(
+                "was fitted by an older kvload, for which a step consisted of other parts",
+                where=str(path),
+                hint="kvload predict fit RUN... -o FILE fits the same runs again",
+            )
+        return msgspec.json.decode(content, type=StepModels)
     except OSError as error:
         raise UsageError(
             f"cannot be read: {error.strerror}", where=str(path), hint="kvload predict fit RUN... -o FILE makes one"

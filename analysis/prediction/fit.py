@@ -1,25 +1,27 @@
 """The physical step-time model fitted to measured steps, with its uncertainty.
 
-``seconds = a steps + b steps with prompts + c decodes + d context + e prompt tokens + f prompt work``, every
-coefficient 0 or more (non-negative least squares), errors relative: a step of 5 ms and one of 50 ms count alike. Few
-coefficients on purpose: forms with more, and trees, fit better where they were measured and fail beyond it.
+What the GPU does in a step adds up: ``a steps + c decodes + d context + e prompt tokens + f prompt work``. The host
+must have launched a step with prompts before that, which takes ``launch`` seconds from the moment it was scheduled; a
+server that schedules ahead does so while the step before computes. The later of both counts, and ``b`` for the end of a
+step with prompts. Every coefficient is 0 or more (non-negative least squares), errors are relative: a step of 5 ms and
+one of 50 ms count alike. Few coefficients on purpose: forms with more, and trees, fit better where they were measured
+and fail beyond it.
 
-A step with prompts often takes a floor's time whatever their length: a GPU waits for the launch of its kernels until
-the prompts are long enough to fill it. The first ``free_prompt_tokens`` of a step then cost nothing beside ``b``; how
-many is searched for, and none are free where that explains the steps hardly better.
+The time of a stretch is that of its longest path through both, and on a path all is a sum: so it is fitted by least
+squares on the paths that are the longest with the coefficients so far, a few times over.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvload.analysis.prediction.steps import Steps
+from kvload.analysis.prediction.steps import PROMPT_STEPS, PROMPT_TOKENS, Cube, Steps
 from kvload.analysis.records.table import Bools, Floats
 from kvload.errors import UsageError
-from kvload.step_model import DECODE_FEATURES, FEATURES, PROMPT_FEATURES, Spread
+from kvload.step_model import COEFFICIENTS, FEATURES, PARTS, Spread, StepModel
 
-ROUNDS = 6
-"""Reweightings: errors relative to the last round's prediction, and weight off steps far out (a stall, say)."""
+ROUNDS = 8
+"""Reweightings: errors relative to the last round's prediction, less weight on steps far out (a stall), other paths."""
 
 FAR = 30.0
 """Robust standard deviations beyond which a step loses weight (Huber). Step times have a long tail that belongs to
@@ -27,150 +29,297 @@ their mean: only what no step does is cut."""
 
 FEWEST_STEPS = 8
 
-PARTS = (DECODE_FEATURES, PROMPT_FEATURES)
-
 LEAST_PART = 0.03
 """Share of the time that a part of the steps must have for its deviation to be told."""
 
-FREE_TOKENS = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 2048)
-"""Prompt tokens of a step that may be free."""
+LAUNCHES = (2.0, 4.0, 8.0)
+"""Medians of a step without prompts at which the search for the time of a launch begins."""
 
 EVIDENCE = 10.0
-"""Free tokens must lower ``n log(mean squared error)`` by this much, or there are none (as in BIC, where one more
-parameter costs ``log n``; somewhat more, since neighbouring steps err alike): a knee that is not in the steps would
-bend the line beyond them."""
+"""A launch that was not seen must lower ``n log(mean squared error)`` by this much, or there is none (as in BIC, where
+one more parameter costs ``log n``; somewhat more, since neighbouring steps err alike)."""
+
+DRAWS, DRAW_ROUNDS, BLOCKS = 24, 4, 24
+"""Fits behind the uncertainty, their rounds, and pieces of the measured time that each weighs anew. Steps that follow
+each other err alike, so that not steps but whole pieces are taken as independent."""
+
+LAUNCH = COEFFICIENTS.index("launch")
+
+FEWEST_LAUNCHES = 12
+"""Launches that must be seen for their time to be told from them alone."""
+
+TIMES_LAUNCHED = 5
+"""Launches of different length that a stretch is averaged over."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """How a server launches steps.
+
+    Attributes:
+        ahead_steps: 0 where it launches a step when the one before is over, more where it does so when the output of
+            the step before that is handed out.
+        launch_s: mean seconds of a launch where they were seen; None where they must be found from the steps' times.
+        jitter: standard deviation of the logarithm of a launch. Steps in a row are launched alike.
+        sure: standard deviation of the logarithm of ``launch_s``.
+    """
+
+    ahead_steps: int = 0
+    launch_s: float | None = None
+    jitter: float = 0.0
+    sure: float = 0.0
+
+    @classmethod
+    def seen(cls, ahead_steps: int, launches_s: Floats) -> "Host":
+        """A host of which launches were seen.
+
+        Their middle is taken, as of a log-normal distribution: a launch of a long prompt that waits for the GPU says
+        nothing of the host.
+        """
+        from scipy.stats import norm
+
+        if len(launches_s) < FEWEST_LAUNCHES or not ahead_steps:
+            return cls(ahead_steps)
+        low, middle, high = np.quantile(np.log(launches_s), [0.25, 0.5, 0.75])
+        jitter = float(high - low) / float(norm.ppf(0.75) - norm.ppf(0.25))
+        # Launches of one piece of a run are alike: as many as there are pieces are independent, or as launches.
+        sure = jitter / np.sqrt(min(len(launches_s), BLOCKS))
+        return cls(ahead_steps, float(np.exp(middle + jitter**2 / 2)), jitter, float(sure))
+
+    def factors(self) -> Floats:
+        """Equally likely launches relative to their mean."""
+        from scipy.stats import norm
+
+        if not self.jitter:
+            return np.ones(1)
+        found: Floats = np.exp(self.jitter * norm.ppf((np.arange(TIMES_LAUNCHED) + 0.5) / TIMES_LAUNCHED))
+        relative: Floats = found / found.mean()
+        return relative
+
+
+ALONE = Host()
+
+
+def host_of(model: StepModel) -> Host:
+    """The host as a model has it."""
+    return Host(model.ahead_steps, model.coefficients[LAUNCH], model.launch_jitter)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Coefficients in seconds, in the order of ``FEATURES``.
+    """Coefficients in seconds, in the order of ``COEFFICIENTS``.
 
     Attributes:
-        covariance: ``(features, features)``; zero for coefficients that are held at 0.
+        draws: coefficients as other stretches of the same server would have given them, ``(draws, coefficients)``.
         hull: least and most of each feature of a step.
-        free_prompt_tokens: prompt tokens of a step that cost nothing by themselves.
-        errors: relative error of each step, in-sample.
+        errors: relative error of each stretch, in-sample.
     """
 
     coefficients: Floats
-    covariance: Floats
+    draws: Floats
     hull: dict[str, tuple[float, float]]
     errors: Floats
-    free_prompt_tokens: int = 0
+    host: Host = ALONE
 
     def seconds(self, steps: Steps) -> Floats:
-        """What steps cost by the model, ``(n,)``."""
-        found: Floats = steps.beyond(self.free_prompt_tokens) @ self.coefficients
-        return found
-
-    def outside(self, work: Floats) -> Bools:
-        """Whether steps leave what was measured, by feature, ``(n, features)``; the constant never does."""
-        low = np.array([self.hull[name][0] for name in FEATURES])
-        high = np.array([self.hull[name][1] for name in FEATURES])
-        found: Bools = (work < low * (1 - 1e-9)) | (work > high * (1 + 1e-9))
-        return found
+        """What stretches of steps cost by the model, ``(n,)``."""
+        return seconds(steps, self.coefficients, self.host)
 
 
-def fit(steps: Steps) -> Fit:
+def seconds(steps: Steps, coefficients: Floats, host: Host = ALONE) -> Floats:
+    """What stretches of steps cost, ``(n,)``."""
+    found: Floats = paths(steps, coefficients, host) @ coefficients
+    return found
+
+
+def paths(steps: Steps, coefficients: Floats, host: Host = ALONE) -> Floats:
+    """What lies on the longest path through each stretch, ``(n, coefficients)``, on average over launches.
+
+    Args:
+        coefficients: in the order of ``COEFFICIENTS``; which path is the longest hangs on them.
+    """
+    found = np.zeros((len(steps), len(COEFFICIENTS)))
+    found[:, : len(FEATURES)] = steps.work
+    busy = np.flatnonzero(steps.each[:, :, PROMPT_STEPS].any(axis=1))
+    if coefficients[LAUNCH] and len(busy):
+        factors = host.factors()
+        found[busy] = np.mean([_path(steps.each[busy], coefficients, host, factor) for factor in factors], axis=0)
+    return found
+
+
+def _path(each: Cube, coefficients: Floats, host: Host, factor: float) -> Floats:
+    both = each.copy()
+    both[:, :, PROMPT_STEPS] = 0.0
+    costs = both @ coefficients[: len(FEATURES)]
+    # Ends of the step before, of the one before that, of the last launch: seconds, and what lies on the way there.
+    end, before, launched = (np.zeros(len(each)) for _ in range(3))
+    on_end, on_before, on_launched = (np.zeros((len(each), len(COEFFICIENTS))) for _ in range(3))
+    for place in range(each.shape[1]):
+        if host.ahead_steps:
+            late = launched > before
+            start, on_start = np.where(late, launched, before), np.where(late[:, None], on_launched, on_before)
+        else:
+            start, on_start = end, on_end
+        mixed = each[:, place, PROMPT_STEPS] > 0
+        launched = start + coefficients[LAUNCH] * factor * mixed
+        on_launched = on_start.copy()
+        on_launched[:, LAUNCH] += mixed * factor
+        before, on_before = end, on_end
+        end = end + costs[:, place]
+        late = mixed & (launched > end)
+        on_end = np.where(late[:, None], on_launched, on_end)
+        on_end[:, : len(FEATURES)] += np.where(late[:, None], 0.0, both[:, place])
+        on_end[:, PROMPT_STEPS] += mixed
+        end = np.where(late, launched, end) + coefficients[PROMPT_STEPS] * mixed
+    return on_end
+
+
+def fit(steps: Steps, host: Host = ALONE, *, draws: int = 0) -> Fit:
     """Fit the model.
+
+    Args:
+        draws: fits of other weights of the same steps, for the uncertainty.
 
     Raises:
         UsageError: too few steps.
     """
     if len(steps) < FEWEST_STEPS:
         raise UsageError(f"{len(steps)} measured steps are too few to fit from", hint=f"at least {FEWEST_STEPS} are")
-    free, best = 0, _solve(steps.work, steps.seconds)
-    least = best.error * np.exp(-EVIDENCE / len(steps))
-    busy = steps.prompts[steps.prompts > 0]
-    for tokens in FREE_TOKENS:
-        # A knee is seen only with steps on both sides of it.
-        if len(busy) < FEWEST_STEPS or not np.quantile(busy, 0.1) < tokens < np.quantile(busy, 0.9):
-            continue
-        found = _solve(steps.beyond(tokens), steps.seconds)
-        if found.error < least:
-            free, best, least = tokens, found, found.error
-    work = steps.beyond(free)
-    each = steps.work / steps.work[:, :1]
-    hull = {name: (float(each[:, place].min()), float(each[:, place].max())) for place, name in enumerate(FEATURES)}
-    errors = work @ best.coefficients / steps.seconds - 1
-    covariance = _covariance(work, steps.seconds, best.coefficients, best.row)
-    return Fit(best.coefficients, covariance, hull, errors, free)
+    even = np.ones(len(steps))
+    best = _solve(steps, replace(host, launch_s=None), np.zeros(len(COEFFICIENTS)), even)
+    mixed: Bools = np.any(steps.each[:, :, PROMPT_STEPS] > 0, axis=1)
+    if mixed.sum() >= FEWEST_STEPS and not mixed.all():
+        best = _with_launch(steps, host, best, mixed)
+    counted = steps.each[steps.each[:, :, 0] > 0]
+    hull = {
+        name: (float(counted[:, place].min()), float(counted[:, place].max())) for place, name in enumerate(FEATURES)
+    }
+    errors = seconds(steps, best.coefficients, host) / steps.seconds - 1
+    rng = np.random.default_rng(0)
+    drawn = np.zeros((draws, len(COEFFICIENTS)))
+    for row in drawn:
+        start = best.coefficients.copy()
+        start[LAUNCH] *= np.exp(rng.normal(0.0, host.sure))
+        row[:] = _solve(steps, host, start, _weights(len(steps), rng), DRAW_ROUNDS).coefficients
+    return Fit(best.coefficients, drawn, hull, errors, host)
+
+
+def _with_launch(steps: Steps, host: Host, sums: "_Solution", mixed: Bools) -> "_Solution":
+    """The best fit with a launch, where steps show one.
+
+    Args:
+        sums: where all adds up.
+        mixed: stretches with prompts, ``(n,)``.
+    """
+    even = np.ones(len(steps))
+    usual_s = float(np.median(steps.seconds[~mixed] / steps.work[~mixed, 0]))
+    tokens = float(np.quantile(steps.prompts[steps.prompts > 0], 0.9))
+    # What prompts take may as well be all by their tokens as by the step: which steps wait for a launch hangs on it.
+    by_token = sums.coefficients.copy()
+    by_token[PROMPT_TOKENS] += by_token[PROMPT_STEPS] / tokens
+    by_token[PROMPT_STEPS] = 0.0
+
+    def tried(start: Floats, launch_s: float) -> _Solution:
+        begun = start.copy()
+        begun[LAUNCH] = launch_s
+        return _solve(steps, host, begun, even)
+
+    launches_s = [host.launch_s] if host.launch_s else [times * usual_s for times in LAUNCHES]
+    found = [tried(start, launch_s) for start in (sums.coefficients, by_token) for launch_s in launches_s]
+    best = min(found, key=lambda each: each.error)
+    return best if host.launch_s or best.error < sums.error * np.exp(-EVIDENCE / len(steps)) else sums
+
+
+def _weights(count: int, rng: np.random.Generator) -> Floats:
+    """Weights of stretches, ``(count,)``: whole pieces of neighbours weigh what an exponential draw says.
+
+    That is Rubin's Bayesian bootstrap, on blocks.
+    """
+    blocks = min(BLOCKS, count // 2)
+    weights: Floats = rng.exponential(1.0, blocks)[np.arange(count) * blocks // count]
+    return weights
 
 
 @dataclass(frozen=True)
 class _Solution:
-    """Coefficients, the weight of each step's error in seconds, and the mean of squared relative errors, weighted."""
+    """Coefficients, and the mean of squared relative errors, weighted."""
 
     coefficients: Floats
-    row: Floats
     error: float
 
 
-def _solve(work: Floats, seconds: Floats) -> _Solution:
+def _solve(steps: Steps, host: Host, start: Floats, given: Floats, rounds: int = ROUNDS) -> _Solution:
+    """Least squares from a start; without a launch where that has none.
+
+    Args:
+        given: weights of the squared errors, ``(n,)``.
+    """
     from scipy.optimize import nnls
 
-    used: Bools = work.max(axis=0) > 0
-    scale = np.where(used, work.max(axis=0), 1.0)
-    relative = 1 / seconds
-    weights = np.ones(len(seconds))
-    coefficients = np.zeros(len(FEATURES))
-    for number in range(ROUNDS):
-        if number:
-            # Relative to what is expected, not to what came: the mean is wanted, and steps that took long are rare.
-            relative = 1 / np.maximum(work @ coefficients, 1e-9)
-        row = weights * relative
-        found, _ = nnls((work / scale)[:, used] * row[:, None], seconds * row)
+    took, root = steps.seconds, np.sqrt(given)
+    coefficients = start
+    expected = took
+    weights = np.ones(len(took))
+    errors = np.zeros(len(took))
+    for _ in range(rounds):
+        work = paths(steps, coefficients, host)
+        used: Bools = work.max(axis=0) > 0
+        if host.launch_s is not None:
+            # Launches that were seen are not fitted again.
+            used[LAUNCH] = False
+        rest = took if host.launch_s is None else took - work[:, LAUNCH] * start[LAUNCH]
+        scale = np.where(used, work.max(axis=0), 1.0)
+        # Relative to what is expected, not to what came: the mean is wanted, and steps that took long are rare.
+        row = root * weights / np.maximum(expected, 1e-9)
+        found, _ = nnls((work / scale)[:, used] * row[:, None], rest * row)
+        coefficients = np.where(np.arange(len(COEFFICIENTS)) == LAUNCH, start, 0.0)
         coefficients[used] = found / scale[used]
-        errors = seconds / np.maximum(work @ coefficients, 1e-9) - 1
+        expected = work @ coefficients
+        errors = took / np.maximum(expected, 1e-9) - 1
         spread = 1.4826 * np.median(np.abs(errors - np.median(errors))) or 1e-12
         weights = np.sqrt(np.minimum(1.0, FAR * spread / np.maximum(np.abs(errors), 1e-12)))
-    return _Solution(coefficients, weights * relative, float(np.mean((weights * errors) ** 2)))
-
-
-def _covariance(work: Floats, seconds: Floats, coefficients: Floats, row: Floats) -> Floats:
-    free = np.flatnonzero(coefficients > 0)
-    covariance = np.zeros((len(FEATURES), len(FEATURES)))
-    design = work[:, free] * row[:, None]
-    residual = (seconds - work @ coefficients) * row
-    variance = float(residual @ residual) / max(1, len(seconds) - len(free))
-    # Neighbouring steps err alike (the same stretch of a run): an effective number of steps, from their correlation.
-    lag = float(np.corrcoef(residual[:-1], residual[1:])[0, 1]) if len(residual) > 2 and residual.std() else 0.0
-    lag = min(max(lag, 0.0), 0.98)
-    covariance[np.ix_(free, free)] = variance * (1 + lag) / (1 - lag) * np.linalg.pinv(design.T @ design)
-    return covariance
+    errors = took / np.maximum(seconds(steps, coefficients, host), 1e-9) - 1
+    return _Solution(coefficients, float(np.mean((root * weights * errors) ** 2)))
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """Logarithms of measured to fitted time of a run's steps, of their two parts; None for one that has no share."""
+    """Logarithms of measured to fitted time of a run's steps, of their parts; None for one that has no share."""
 
     decode: float | None
     prompt: float | None
+    launch: float | None
 
 
-def deviation(coefficients: Floats, free_prompt_tokens: int, steps: Steps) -> Deviation:
+def deviation(coefficients: Floats, host: Host, steps: Steps) -> Deviation:
     """How a run deviates from a model that was fitted without it."""
     from scipy.optimize import nnls
 
-    work = steps.beyond(free_prompt_tokens) * coefficients
-    parts = np.stack([work[:, [FEATURES.index(name) for name in names]].sum(axis=1) for names in PARTS], axis=1)
-    expected = np.maximum(parts.sum(axis=1), 1e-9)
-    used = parts.sum(axis=0) > LEAST_PART * parts.sum()
-    if not len(steps) or not used.any():
-        return Deviation(None, None)
-    row = 1 / expected
-    rest = steps.seconds - parts[:, ~used].sum(axis=1)
-    factors, _ = nnls(parts[:, used] * row[:, None], rest * row)
-    logs = np.full(len(PARTS), np.nan)
-    logs[used] = np.log(np.maximum(factors, 0.05))
-    decode, prompt = (None if np.isnan(value) else float(value) for value in logs)
-    return Deviation(decode, prompt)
+    belongs = np.array([[name in part for part in PARTS] for name in COEFFICIENTS], dtype=float)
+    factors, used = np.ones(len(PARTS)), np.zeros(len(PARTS), np.bool_)
+    for _ in range(ROUNDS if len(steps) else 0):
+        now = coefficients * (belongs @ factors)
+        parts = paths(steps, now, host) * coefficients @ belongs
+        used = parts.sum(axis=0) > LEAST_PART * parts.sum()
+        if not used.any():
+            break
+        row = 1 / np.maximum(parts @ factors, 1e-9)
+        rest = steps.seconds - parts[:, ~used].sum(axis=1)
+        found, _ = nnls(parts[:, used] * row[:, None], rest * row)
+        factors = np.ones(len(PARTS))
+        factors[used] = np.maximum(found, 0.05)
+    logs = [float(np.log(factor)) if told else None for factor, told in zip(factors, used, strict=True)]
+    return Deviation(*logs)
 
 
-def draw(coefficients: Floats, covariance: Floats, spread: Spread, rng: np.random.Generator) -> Floats:
-    """Coefficients as they may be: from their covariance, none below 0, and both parts as another run may have them."""
-    found = np.maximum(0.0, rng.multivariate_normal(coefficients, covariance, method="svd"))
-    for names, part in zip(PARTS, (spread.decode, spread.prompt), strict=True):
-        found[[FEATURES.index(name) for name in names]] *= np.exp(rng.normal(0.0, part))
+def draw(coefficients: Floats, draws: Floats, spread: Spread, rng: np.random.Generator) -> Floats:
+    """Coefficients as they may be: as other stretches would have given them, all parts as another run may have them.
+
+    Args:
+        draws: of a fit; the coefficients themselves where there are none.
+    """
+    found = draws[rng.integers(len(draws))].copy() if len(draws) else coefficients.copy()
+    for names, part in zip(PARTS, (spread.decode, spread.prompt, spread.launch), strict=True):
+        found[[COEFFICIENTS.index(name) for name in names]] *= np.exp(rng.normal(0.0, part))
     drawn: Floats = found
     return drawn

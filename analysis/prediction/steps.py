@@ -10,6 +10,7 @@ step that its next token ended.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from kvload.analysis.records.table import Bools, Floats, Ints, RecordTable, chunk_blocks, chunk_times_us
 from kvload.step_model import FEATURES
@@ -30,7 +31,7 @@ LONGEST_GAPS = 20.0
 SHORTEST_GAP = 0.1
 """Nor is one of less than this share of the median: the client read several steps at once."""
 
-PROMPT_TOKENS = FEATURES.index("prompt_tokens")
+PROMPT_STEPS, PROMPT_TOKENS = FEATURES.index("prompt_steps"), FEATURES.index("prompt_tokens")
 
 RESUMED_BUNCHES, RESUMED_GAPS = 3, 4.0
 """A request that misses so many bunches, and so many median gaps, had lost its pages."""
@@ -38,8 +39,18 @@ RESUMED_BUNCHES, RESUMED_GAPS = 3, 4.0
 FEWEST_ARRIVALS = 8
 """Requests that must show how many steps a server settles early."""
 
+LEAST_MISSING = 0.002
+PIECE_S = 0.25
+"""Share of tokens without a chunk of their own that is worth a look, and pieces of time in which they are alike."""
+
+LEAST_LAUNCH = 1.5
+"""Usual steps that one lasts at least behind which another was launched."""
+
 CROWD = 5
 """Tokens of a bunch from which on the time between them is measured."""
+
+
+Cube = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -47,39 +58,41 @@ class Steps:
     """Measured stretches of one or several steps.
 
     Attributes:
-        work: what each did, summed over its steps, ``(n, features)`` in the order of ``FEATURES``.
-        seconds: how long it took, ``(n,)``.
-        prompts: prompt tokens of each of its steps, ``(n, steps of a stretch)``.
+        each: what each step of a stretch did, in their order, ``(n, steps, features)`` in the order of ``FEATURES``;
+            zeros behind the last.
+        seconds: how long each stretch took, ``(n,)``.
     """
 
-    work: Floats
+    each: Cube
     seconds: Floats
-    prompts: Floats
 
     def __len__(self) -> int:
         return len(self.seconds)
 
+    @property
+    def work(self) -> Floats:
+        """What each stretch did, ``(n, features)``."""
+        total: Floats = self.each.sum(axis=1)
+        return total
+
+    @property
+    def prompts(self) -> Floats:
+        """Prompt tokens of each step of a stretch, ``(n, steps)``."""
+        return self.each[:, :, PROMPT_TOKENS]
+
     @classmethod
     def none(cls) -> "Steps":
         """Nothing measured."""
-        return cls(np.zeros((0, len(FEATURES))), np.zeros(0), np.zeros((0, 1)))
+        return cls(np.zeros((0, 1, len(FEATURES))), np.zeros(0))
 
     @classmethod
     def single(cls, work: Floats, seconds: Floats) -> "Steps":
         """Stretches of one step each."""
-        return cls(work, seconds, work[:, [PROMPT_TOKENS]])
+        return cls(work[:, None, :], seconds)
 
     def where(self, rows: Bools | Ints) -> "Steps":
         """Some of them."""
-        return Steps(self.work[rows], self.seconds[rows], self.prompts[rows])
-
-    def beyond(self, free_prompt_tokens: float) -> Floats:
-        """The work where so many prompt tokens of a step cost nothing by themselves, ``(n, features)``."""
-        if not free_prompt_tokens:
-            return self.work
-        work = self.work.copy()
-        work[:, PROMPT_TOKENS] = np.maximum(0.0, self.prompts - free_prompt_tokens).sum(axis=1)
-        return work
+        return Steps(self.each[rows], self.seconds[rows])
 
 
 def join(parts: list[Steps]) -> Steps:
@@ -87,10 +100,9 @@ def join(parts: list[Steps]) -> Steps:
     parts = [part for part in parts if len(part)]
     if not parts:
         return Steps.none()
-    width = max(part.prompts.shape[1] for part in parts)
-    prompts = [np.pad(part.prompts, ((0, 0), (0, width - part.prompts.shape[1]))) for part in parts]
-    work, seconds = np.concatenate([part.work for part in parts]), np.concatenate([part.seconds for part in parts])
-    return Steps(work, seconds, np.concatenate(prompts))
+    longest = max(part.each.shape[1] for part in parts)
+    padded = [np.pad(part.each, ((0, 0), (0, longest - part.each.shape[1]), (0, 0))) for part in parts]
+    return Steps(np.concatenate(padded), np.concatenate([part.seconds for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -101,10 +113,12 @@ class Habits:
         ahead_steps: steps that are settled before a request that arrives can be part of one: 0 where the step after
             the running one takes it, 1 where a server schedules that one early. None where no run shows it.
         token_s: seconds from one token of a step to the next one's on the wire; None without crowded steps.
+        launches_s: how long launching steps with prompts took, of those that can be told, ``(n,)``.
     """
 
     ahead_steps: int | None
     token_s: float | None
+    launches_s: Floats
 
 
 def rebuild(table: RecordTable, *, chunk_tokens: int, kept_tokens: int | None = None) -> Steps:
@@ -132,7 +146,8 @@ def rebuild(table: RecordTable, *, chunk_tokens: int, kept_tokens: int | None = 
     # A sum of prompts beyond one step's tokens was computed in several steps.
     used = whole & (prompt <= chunk_tokens)
     beside = (prompt > 0).astype(np.float64)
-    features = np.stack([np.ones_like(seconds), beside, decodes, context, prompt, work], axis=1)
+    count = 1 + bunches.steps_more
+    features = np.stack([count, beside, count * decodes, count * context, prompt, work], axis=1)
     return _stretches(features, seconds, used)
 
 
@@ -146,8 +161,9 @@ def habits(table: RecordTable, *, chunk_tokens: int) -> Habits:
     """What the bunches of a run show of its server beside the steps."""
     bunches, prompts, rows = _bunches(table, None)
     if bunches is None:
-        return Habits(None, None)
-    return Habits(bunches.ahead_steps(table, rows[prompts[rows] <= chunk_tokens]), bunches.token_s())
+        return Habits(None, None, np.zeros(0))
+    ahead_steps = bunches.ahead_steps(table, rows[prompts[rows] <= chunk_tokens])
+    return Habits(ahead_steps, bunches.token_s(), bunches.launches_s(prompts))
 
 
 def _bunches(table: RecordTable, kept_tokens: int | None) -> "tuple[_Bunches | None, Floats, Ints]":
@@ -158,7 +174,8 @@ def _bunches(table: RecordTable, kept_tokens: int | None) -> "tuple[_Bunches | N
     times, owner, tokens = _chunks(table, rows)
     if len(times) < 2:
         return None, prompts, rows
-    return _Bunches(times, owner, tokens, prompts, kept_tokens), prompts, rows
+    made = table.output_tokens - table.end_tokens
+    return _Bunches(times, owner, tokens, prompts, np.nan_to_num(made), kept_tokens), prompts, rows
 
 
 def lone_first_tokens(table: RecordTable) -> tuple[Floats, Floats]:
@@ -196,18 +213,53 @@ class _Bunches:
 
     Attributes:
         start_s: arrival of each bunch's first chunk.
+        steps_more: steps of each beyond its one.
     """
 
-    def __init__(self, times: Floats, owner: Ints, tokens: Ints, prompts: Floats, kept_tokens: int | None) -> None:
+    def __init__(
+        self, times: Floats, owner: Ints, tokens: Ints, prompts: Floats, made: Floats, kept_tokens: int | None
+    ) -> None:
         self._times, self._owner = times, owner
         before = _tokens_before(owner, tokens)
         self._length = prompts[owner] + before
         self._read = self._length if kept_tokens is None else np.minimum(self._length, kept_tokens)
         self._first = before == 0
-        self._single = tokens == 1
+        self._tokens = tokens
         self._bunch = _bunch_of(times, owner)
         starts = np.flatnonzero(np.diff(self._bunch, prepend=-1))
         self.start_s = times[starts]
+        self.steps_more = self._steps_more(made - np.bincount(owner, weights=tokens, minlength=len(made)))
+
+    def _steps_more(self, missing: Floats) -> Floats:
+        """Steps of each bunch beyond its one, ``(bunches,)``.
+
+        A server's front that falls behind hands the tokens of several steps out as one chunk, whose text says nothing
+        of their number; that all of a request's chunks are too few is known from its count of tokens. Every request
+        under way misses the same steps, so how many there were in each piece of time is what explains them all best.
+        They are in bunches without prompts: steps with prompts are slow enough for any front.
+
+        Args:
+            missing: tokens of each request that its chunks do not account for, ``(requests,)``.
+        """
+        from scipy.optimize import nnls
+
+        count = len(self.start_s)
+        rows = np.unique(self._owner)
+        if missing[rows].sum() < LEAST_MISSING * len(self._owner):
+            return np.zeros(count)
+        calm = np.bincount(self._bunch[self._first], minlength=count) == 0
+        piece = np.floor((self.start_s - self.start_s[0]) / PIECE_S).astype(np.int64)
+        sums = np.zeros((count + 1, int(piece[-1]) + 1))
+        sums[np.arange(1, count + 1), piece] = calm
+        np.cumsum(sums, axis=0, out=sums)
+        first = np.full(len(missing), count, np.int64)
+        last = np.full(len(missing), -1, np.int64)
+        np.minimum.at(first, self._owner, self._bunch)
+        np.maximum.at(last, self._owner, self._bunch)
+        design = sums[last[rows] + 1] - sums[first[rows] + 1]
+        rates, _ = nnls(design, np.maximum(0.0, missing[rows]))
+        found: Floats = calm * rates[piece]
+        return found
 
     def steps(self) -> tuple[Floats, Floats, Floats, Bools]:
         """Seconds, decoding requests and tokens read of every bunch, and whether it is a whole step.
@@ -217,17 +269,22 @@ class _Bunches:
         count = len(self.start_s)
         seconds = np.diff(self.start_s, prepend=np.nan)
         decoding = ~self._first
-        decodes = np.bincount(self._bunch[decoding], minlength=count).astype(np.float64)
-        context = np.bincount(self._bunch[decoding], weights=self._read[decoding], minlength=count).astype(np.float64)
+        # A chunk of several tokens is one whose request missed bunches: over a stretch of steps the sums are right.
+        made = self._tokens[decoding].astype(np.float64)
+        place = self._bunch[decoding]
+        decodes = np.bincount(place, weights=made, minlength=count).astype(np.float64)
+        context = np.bincount(place, weights=made * self._read[decoding], minlength=count).astype(np.float64)
         order = np.lexsort((self._bunch, self._owner))
         same = self._owner[order][1:] == self._owner[order][:-1]
         follows = same & (self._bunch[order][1:] - self._bunch[order][:-1] == 1)
         carried = np.zeros(count, np.bool_)
-        carried[self._bunch[order][1:][follows & self._single[order][1:]]] = True
+        carried[self._bunch[order][1:][follows & (self._tokens[order][1:] == 1)]] = True
         whole = carried & (decodes >= 1) & (seconds > 0)
         if whole.any():
             usual_s = np.median(seconds[whole])
-            whole &= (seconds < LONGEST_GAPS * usual_s) & (seconds > SHORTEST_GAP * usual_s)
+            read_late = seconds <= SHORTEST_GAP * usual_s
+            # Where several steps were read at once, the time of all of them is in the first.
+            whole &= (seconds < LONGEST_GAPS * usual_s) & ~read_late & ~np.append(read_late[1:], False)
         return np.nan_to_num(seconds), decodes, context, whole
 
     def prompts_computed(self, prompts: Floats, cached: Floats) -> tuple[Floats, Floats]:
@@ -271,6 +328,23 @@ class _Bunches:
         later = later[np.argsort(-left_s[busy], kind="stable")][: max(FEWEST_ARRIVALS, len(later) // 3)]
         later = later[later >= 0]
         return int(np.bincount(later).argmax()) if len(later) >= FEWEST_ARRIVALS else None
+
+    def launches_s(self, prompts: Floats) -> Floats:
+        """How long a server that schedules ahead took to launch steps with prompts, ``(n,)``.
+
+        It launches one while the step before runs, and hands that one's tokens out only then: the step before lasts as
+        long as the launch. Counted are those behind three steps without prompts.
+        """
+        seconds, _, _, whole = self.steps()
+        prompt, _ = self.prompts_computed(prompts, np.zeros_like(prompts))
+        calm = whole & (prompt == 0)
+        if not calm.any():
+            return np.zeros(0)
+        follows = whole & (prompt > 0)
+        place = np.flatnonzero(calm[:-3] & calm[1:-2] & calm[2:-1] & follows[3:]) + 2
+        found = seconds[place]
+        shown: Floats = found[found > LEAST_LAUNCH * np.median(seconds[calm])]
+        return shown if len(shown) > len(found) / 2 else np.zeros(0)
 
     def token_s(self) -> float | None:
         """Median time from token to token of one bunch."""
@@ -336,10 +410,9 @@ def _stretches(features: Floats, seconds: Floats, used: Bools) -> Steps:
             start = stop
     if not starts:
         return Steps.none()
-    first, last = np.asarray(starts), np.asarray(ends)
-    each = np.zeros((len(first), LONGEST_WINDOW))
+    each = np.zeros((len(starts), LONGEST_WINDOW, len(FEATURES)))
+    took = np.zeros(len(starts))
     for row, (start, stop) in enumerate(zip(starts, ends, strict=True)):
-        each[row, : stop - start] = prompts[start:stop]
-    total = np.concatenate([np.zeros((1, len(FEATURES))), np.cumsum(features, axis=0)])
-    time = np.concatenate([[0.0], np.cumsum(seconds)])
-    return Steps(total[last] - total[first], time[last] - time[first], each)
+        each[row, : stop - start] = features[start:stop]
+        took[row] = seconds[start:stop].sum()
+    return Steps(each, took)

@@ -35,26 +35,37 @@ HITS = {
 def print_models(models: "StepModels") -> None:
     """One line a method: what a step costs, and how well that fits."""
     table = _table(
-        "method", "steps", "a step", "with prompts", "a decode", "1k context", "1k prompt", "error", "other runs"
+        "method",
+        "steps",
+        "a step",
+        "with prompts",
+        "launched",
+        "a decode",
+        "1k context",
+        "1k prompt",
+        "error",
+        "other runs",
     )
     for model in models.models:
-        step, beside, decode, context, prompt, _ = model.coefficients
+        step, beside, decode, context, prompt, _, launch = model.coefficients
         table.add_row(
             model.method,
             f"{model.steps:,}",
             f"{step * 1e3:.2f} ms",
             f"+{beside * 1e3:.1f} ms",
+            f"{launch * 1e3:.1f} ms" if launch else "-",
             f"{decode * 1e6:.0f} us",
             f"{context * 1e9:.1f} us",
             f"{prompt * 1e6:.1f} ms",
             f"{model.error_p50:.1%}, p90 {model.error_p90:.1%}",
-            f"{model.spread.decode:.1%}, {model.spread.prompt:.1%}{'' if model.spread.runs else ' (assumed)'}",
+            f"{', '.join(f'{part:.1%}' for part in (model.spread.decode, model.spread.prompt, model.spread.launch))}"
+            f"{'' if model.spread.runs else ' (assumed)'}",
         )
     _print(table)
     _say(
         "error: of stretches of a few steps, in-sample; other runs: how far a run that was left out lay from the others"
     )
-    _say("(its steps without prompts, and what prompts add)")
+    _say("(its steps without prompts, what prompts add, and how long steps with prompts take to be launched)")
 
 
 def print_stage_errors(errors: Sequence["StageErrors"]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvload.experiment.prediction.plan import Wanted, plan_servers
 from kvload.servers.simulator.cluster import Load, serve
-from kvload.step_model import FEATURES, StepModel
+from kvload.step_model import StepModel
 
 PROMPT_MEDIAN, PROMPT_SPREAD, ANSWER_MEDIAN, ANSWER_SPREAD = 1000.0, 0.9, 150.0, 0.8
 """Log-normal lengths about as long as those of the Azure conversation trace of 2023."""
@@ -34,14 +34,14 @@ def server() -> StepModel:
     """An 8B model's step times on an H100 with 8 GiB of cache, as docs/results/prediction.md has them."""
     return StepModel(
         method="none",
-        coefficients=(6.3e-3, 18.5e-3, 9.9e-6, 4.4e-8, 1.74e-5, 3e-9),
-        covariance=[[0.0] * len(FEATURES)] * len(FEATURES),
+        coefficients=(6.4e-3, 1e-3, 9e-6, 4.5e-8, 1.75e-5, 2.5e-9, 30e-3),
+        draws=[],
         hull={},
         steps=1,
         error_p50=0.0,
         error_p90=0.0,
-        free_prompt_tokens=1024,
         ahead_steps=1,
+        launch_jitter=0.25,
         pool_tokens=65_536,
         chunk_tokens=8192,
     )

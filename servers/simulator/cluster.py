@@ -1,7 +1,8 @@
 """A load of requests served by simulated servers: one, or several behind a router."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
@@ -100,24 +101,44 @@ class Served:
         return sum(request.cached_tokens for request in served) / prompts if prompts else 0.0
 
 
-def make_replica(model: StepModel, coefficients: Sequence[float] | None = None, *, sharing: bool = False) -> Replica:
+def make_replica(
+    model: StepModel,
+    coefficients: Sequence[float] | None = None,
+    *,
+    sharing: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Replica:
     """A server as a model describes it.
 
     Args:
-        coefficients: other step times than the model's, in the order of ``FEATURES``.
+        coefficients: other step times than the model's, in the order of ``COEFFICIENTS``.
         sharing: it keeps prefixes, and requests tell theirs.
+        rng: draws how long launches are; they are spread evenly where None.
 
     Raises:
         UsageError: the model does not know the size of the cache.
     """
     return Replica(
         _account(model, sharing),
-        StepCost.of(model.coefficients if coefficients is None else coefficients, model.free_prompt_tokens),
+        StepCost.of(model.coefficients if coefficients is None else coefficients),
         max_sequences=model.max_sequences,
         chunk_tokens=model.chunk_tokens,
         kept=_kept(model),
         ahead_steps=model.ahead_steps,
+        launches=_launches(model.launch_jitter, rng) if model.launch_jitter else None,
     )
+
+
+def _launches(jitter: float, rng: np.random.Generator | None) -> Iterator[float]:
+    """Launches relative to their mean: log-normal, drawn or, without a generator, at points that fill it evenly."""
+    if rng is not None:
+        while True:
+            yield from np.exp(jitter * rng.standard_normal(1024) - jitter**2 / 2).tolist()
+    from scipy.stats import norm
+
+    # Multiples of the golden ratio fill the unit interval evenly at every length (Weyl's sequence).
+    points = np.arange(1, 1024) * ((5**0.5 - 1) / 2) % 1
+    yield from cycle(np.exp(jitter * norm.ppf(points) - jitter**2 / 2).tolist())
 
 
 def serve(
@@ -128,6 +149,7 @@ def serve(
     replicas: int = 1,
     policy: Policy = "round-robin",
     give_up: GiveUp | None = None,
+    seed: int | None = None,
 ) -> Served:
     """Serve a load.
 
@@ -138,6 +160,7 @@ def serve(
         policy: which server takes a request.
         give_up: asked after every :data:`ASK_EVERY` arrivals whether the rest is worth serving; what is not served by
             then stays so.
+        seed: decides how long each launch takes; they are spread evenly where None.
 
     Raises:
         UsageError: the model does not know the size of the cache.
@@ -145,7 +168,8 @@ def serve(
     hits = load.hits
     caching = model.caches_prefixes and not load.uncached
     prefixes = load.prefixes if caching and hits == "reckoned" else None
-    servers = [make_replica(model, coefficients, sharing=prefixes is not None) for _ in range(replicas)]
+    rng = None if seed is None else np.random.default_rng(seed)
+    servers = [make_replica(model, coefficients, sharing=prefixes is not None, rng=rng) for _ in range(replicas)]
     balancer = Balancer(policy, replicas)
     chosen = np.zeros(len(load), np.int64)
     requests: list[SimulatedRequest] = []
@@ -185,7 +209,7 @@ def token_times_s(request: SimulatedRequest, replica: Replica) -> Floats:
     times: list[float] = []
     for first, last in request.spans:
         for stretch in replica.log[first : last + 1]:
-            times += [stretch.end_s(step) for step in range(1, stretch.steps + 1)]
+            times += [stretch.token_s(step) for step in range(1, stretch.steps + 1)]
     return np.asarray(times)
 
 

@@ -1,9 +1,13 @@
-"""What a step costs: a physical model, linear in what the step does.
+"""What a step costs: a physical model, linear in what the GPU does, beside the host that launches it.
 
-A step of a transformer reads its weights once (a constant; another where prompts are in it, since engines replay
-recorded graphs for decoding alone), does work for every token it computes (decodes and prompt
+A step of a transformer reads its weights once (a constant), does work for every token it computes (decodes and prompt
 tokens), and reads the keys and values of the contexts that its queries look at. Prompt tokens look at each other: their
 work grows with the square of the chunk.
+
+Engines replay recorded graphs for decoding alone, so that the host has nothing to do. The kernels of a step with
+prompts are launched one by one, which takes ``launch`` seconds however few the prompt tokens are; what is behind the
+later of both, GPU and launch, is ``prompt_steps``. A server that schedules ahead launches a step as soon as the output
+of the step before the running one is handed out: while the running one computes.
 """
 
 from collections.abc import Sequence
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one step does, or several together: the model is linear, so that sums of steps cost sums of seconds.
+    """What one step does.
 
     Attributes:
         steps: how many.
@@ -37,7 +41,7 @@ class StepCost:
     """Seconds by feature; see :class:`StepWork`. All are 0 or more.
 
     Attributes:
-        free_prompt_tokens: prompt tokens of a step that cost nothing beside ``prompt_steps``.
+        launch: what the host takes for a step with prompts.
     """
 
     steps: float
@@ -46,24 +50,27 @@ class StepCost:
     context: float = 0.0
     prompt_tokens: float = 0.0
     prompt_work: float = 0.0
-    free_prompt_tokens: int = 0
+    launch: float = 0.0
 
     @classmethod
-    def of(cls, seconds: Sequence[float], free_prompt_tokens: int = 0) -> "StepCost":
-        """The costs of features in their order in :class:`StepWork`."""
-        steps, prompt_steps, decodes, context, prompt_tokens, prompt_work = seconds
-        return cls(steps, prompt_steps, decodes, context, prompt_tokens, prompt_work, free_prompt_tokens)
+    def of(cls, coefficients: Sequence[float]) -> "StepCost":
+        """The costs as a step model has them."""
+        return cls(*coefficients)
 
-    def seconds(self, work: StepWork) -> float:
-        """How long that takes; prompts are those of one step."""
-        return (
+    def seconds(self, work: StepWork, launched_s: float = 0.0) -> float:
+        """How long that takes.
+
+        Args:
+            launched_s: when the host has launched it, in seconds since the step before was over.
+        """
+        computing = (
             self.steps * work.steps
-            + self.prompt_steps * work.prompt_steps
             + self.decodes * work.decodes
             + self.context * work.context
-            + self.prompt_tokens * max(0.0, work.prompt_tokens - self.free_prompt_tokens)
+            + self.prompt_tokens * work.prompt_tokens
             + self.prompt_work * work.prompt_work
         )
+        return max(computing, launched_s) + self.prompt_steps * work.prompt_steps
 
 
 def prompt_work(start: int, count: int) -> float:

@@ -9,8 +9,9 @@ free pages, their time from the sum of an arithmetic series.
 import math
 import sys
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Protocol
 
 from kvload.servers.embedded.account.base import PagedSequence, StepEntry
@@ -89,6 +90,7 @@ class Stretch:
         steps: how many.
         first_step_s: how long the first took.
         growth_s: how much longer each took than the one before.
+        handed_s: when the tokens of the last were handed out, where that was later than its end.
         decodes, context: requests that generated a token in the first, and the tokens they read.
     """
 
@@ -98,6 +100,11 @@ class Stretch:
     growth_s: float
     decodes: int = 0
     context: int = 0
+    handed_s: float = 0.0
+
+    def token_s(self, step: int) -> float:
+        """When the tokens of a step, from 1, were handed out."""
+        return max(self.end_s(step), self.handed_s) if step == self.steps else self.end_s(step)
 
     def end_s(self, steps: int) -> float:
         """When the first ``steps`` of them were over."""
@@ -144,6 +151,27 @@ class _CachingScheduler(Scheduler[SimulatedRequest]):
         sequence.computed = sequence.cache.length
 
 
+@dataclass(slots=True)
+class _Launching:
+    """What the host of a server does: it launches steps with prompts while the GPU computes.
+
+    Attributes:
+        over_s: end of the last launch.
+        before_s: when the last step began; then the output of the one before was handed out, and scheduling the next
+            one began.
+        chained: whether the last step had prompts, so that the next one is launched as fast.
+        factor: how long launches are at the moment, relative to their mean.
+        first, last: requests that got their first, and their last, token in the last step.
+    """
+
+    over_s: float = -math.inf
+    before_s: float = 0.0
+    chained: bool = False
+    factor: float = 1.0
+    first: list[SimulatedRequest] = field(default_factory=list)
+    last: list[SimulatedRequest] = field(default_factory=list)
+
+
 class Replica:
     """A simulated server.
 
@@ -153,6 +181,8 @@ class Replica:
         max_sequences, chunk_tokens: the scheduler's limits.
         kept: tokens that a decode step reads of a sequence; None for all of them.
         ahead_steps: steps that are settled before a request that arrives can be part of one; none where nothing runs.
+        launches: how long launches are relative to their mean, one for every chain of steps with prompts; always 1
+            where None.
     """
 
     def __init__(
@@ -164,6 +194,7 @@ class Replica:
         chunk_tokens: int,
         kept: Kept | None = None,
         ahead_steps: int = 0,
+        launches: Iterator[float] | None = None,
     ) -> None:
         self.account = account
         self.cost = cost
@@ -174,6 +205,8 @@ class Replica:
         self._ahead_steps = ahead_steps
         self._arrived: deque[tuple[SimulatedRequest, int]] = deque()
         self._steps = 0
+        self._launches = launches or repeat(1.0)
+        self._launch = _Launching()
         self._scheduler = _CachingScheduler(account, max_sequences=max_sequences, chunk_tokens=chunk_tokens)
 
     @property
@@ -191,7 +224,8 @@ class Replica:
         if not self.account.fits(request.prompt_tokens, request.output_tokens):
             request.refused = True
             return
-        self._arrived.append((request, self._steps + self._ahead_steps))
+        settled = self._ahead_steps if request.arrival_s > self._launch.over_s else 0
+        self._arrived.append((request, self._steps + settled))
 
     def run_until(self, time_s: float) -> None:
         """Take every step that begins before a moment; steps that have begun are finished."""
@@ -231,15 +265,36 @@ class Replica:
                 request.cached_tokens = chunk.start
             tokens += chunk.count
             work += prompt_work(chunk.start, chunk.count)
-        seconds = self.cost.seconds(StepWork(1.0, 0.0 if steady else 1.0, decodes, context, tokens, work))
+        launched_s = self._launched_s(idle) - now if self.cost.launch and not steady else 0.0
+        done = StepWork(1.0, 0.0 if steady else 1.0, decodes, context, tokens, work)
+        seconds = self.cost.seconds(done, launched_s)
         growth = self._growth(chunks) if steady else 0.0
         steps = self._steady_steps(chunks, seconds, growth, next_arrival_s) if steady else 1
         stretch = Stretch(now, steps, seconds, growth, decodes, context)
         self.log.append(stretch)
         self._steps += steps
         self.now_s = stretch.end_s(steps)
+        self._launch.before_s = now if steps == 1 else stretch.end_s(steps - 1)
+        self._launch.chained = not steady
         self.busy_s += self.now_s - now
         self._take_in(chunks, steps)
+
+    def _launched_s(self, idle: bool) -> float:
+        """When the launch of a step with prompts, the next one, is over; tokens of the step before wait for it."""
+        launch = self._launch
+        if not launch.chained:
+            launch.factor = next(self._launches)
+        begun_s = self.now_s
+        if self._ahead_steps and not idle:
+            begun_s = max(launch.before_s, launch.over_s)
+        launch.over_s = begun_s + self.cost.launch * launch.factor
+        if self._ahead_steps and not idle and launch.over_s > self.now_s:
+            self.log[-1] = replace(self.log[-1], handed_s=launch.over_s)
+            for request in launch.first:
+                request.first_s = launch.over_s
+            for request in launch.last:
+                request.last_s = launch.over_s
+        return launch.over_s
 
     def _growth(self, chunks: list[Chunk[SimulatedRequest]]) -> float:
         if self.kept is None:
@@ -290,9 +345,9 @@ class Replica:
                 fresh.append(request)
             if request.generated >= request.output_tokens:
                 finished.append(request)
-        for request in fresh:
-            if request.first_s is None:
-                request.first_s, request.first_beside = self.now_s, receiving - 1
+        self._launch.first, self._launch.last = [request for request in fresh if request.first_s is None], finished
+        for request in self._launch.first:
+            request.first_s, request.first_beside = self.now_s, receiving - 1
         for request in finished:
             request.last_s = self.now_s
             self._scheduler.remove(request)

@@ -31,8 +31,8 @@ def server(method: str, scale: float, pool_tokens: int) -> StepModel:
     return StepModel(
         method=method,
         engine="vllm",
-        coefficients=(6e-3, 3e-3, 1e-4, scale * 6e-8, 4e-5, 2e-9),
-        covariance=[[0.0] * 6] * 6,
+        coefficients=(6e-3, 3e-3, 1e-4, scale * 6e-8, 4e-5, 2e-9, 0.0),
+        draws=[],
         hull={},
         steps=1,
         error_p50=0.0,

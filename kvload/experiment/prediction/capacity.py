@@ -14,7 +14,7 @@ import numpy as np
 from kvload.analysis.records.table import Floats
 from kvload.analysis.statistics.crossing import falling
 from kvload.errors import UsageError
-from kvload.experiment.prediction.forecast import Serving, drawn_model, figures, with_lengths
+from kvload.experiment.prediction.forecast import Serving, as_a_run, drawn_model, drawn_rest, figures, with_lengths
 from kvload.experiment.prediction.plan import Hopeless
 from kvload.servers.simulator.cluster import Load, serve
 from kvload.step_model import StepModel, StepModels
@@ -90,13 +90,22 @@ def find_capacities(
         stretched = with_lengths(load, (length_ratios or {}).get(method), serving.seed)
         rates = []
         for number in range(serving.draws + 1):
-            drawn = drawn_model(model, rng) if number else model
+            drawn, factors = (drawn_model(model, rng), drawn_rest(model.spread, rng)) if number else (model, (1.0, 1.0))
 
-            def share(rate: float, drawn: StepModel = drawn, number: int = number, sent: Load = stretched) -> float:
+            def share(
+                rate: float,
+                drawn: StepModel = drawn,
+                factors: tuple[float, float] = factors,
+                number: int = number,
+                sent: Load = stretched,
+            ) -> float:
                 came = arriving(sent, rate, number)
                 hopeless = Hopeless(slo, target, len(came))
-                served = serve(came, drawn, replicas=serving.replicas, policy=serving.policy, give_up=hopeless)
-                return figures(served, came, slo)["attainment"]
+                seed = number or None
+                served = serve(
+                    came, drawn, replicas=serving.replicas, policy=serving.policy, give_up=hopeless, seed=seed
+                )
+                return figures(as_a_run(served, factors), came, slo)["attainment"]
 
             step, tolerance = (FIRST_STEP, DRAWN_TOLERANCE) if number else (2.0, TOLERANCE)
             rates.append(search(share, target, start, step, tolerance))

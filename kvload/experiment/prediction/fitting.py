@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from kvload import __version__
-from kvload.analysis.prediction.fit import Fit, fit
+from kvload.analysis.prediction.fit import DRAWS, FEWEST_STEPS, Fit, Host, fit
 from kvload.analysis.prediction.points import StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.points import read as read_points
@@ -19,10 +19,20 @@ from kvload.analysis.records.cached import with_cached
 from kvload.analysis.records.table import Floats, RecordTable, load
 from kvload.errors import UsageError
 from kvload.experiment.prediction.logged import logged_steps
-from kvload.experiment.prediction.spread import Beside, FittedRun, beside_steps, busy_front, leave_out_runs, spread_of
+from kvload.experiment.prediction.spread import (
+    Beside,
+    FittedRun,
+    Left,
+    Own,
+    beside_steps,
+    busy_front,
+    leave_out_runs,
+    own_errors,
+    spread_of,
+)
 from kvload.records import RunManifest
 from kvload.rundir import RunDir
-from kvload.step_model import FEATURES, StepModel, StepModels
+from kvload.step_model import COEFFICIENTS, StepModel, StepModels
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,9 @@ def fit_models(
         raise UsageError(f"no run is of '{strange[0]}'", where="--steps", hint=f"there are: {', '.join(by_method)}")
     fitted = [_fit_method(method, folders, overrides, logs.get(method)) for method, folders in by_method.items()]
     grows_s = busy_front([each.beside for each in fitted])
-    models, left = [], []
+    models: list[StepModel] = []
+    left: list[Left] = []
+    own: list[Own] = []
     for each in fitted:
         rests_s = [None if rest is None else rest.seconds - grows_s * rest.others for rest in each.beside]
         told_s = [rest for rest in rests_s if rest is not None]
@@ -78,7 +90,10 @@ def fit_models(
             )
         )
         left += leave_out_runs(each.runs, rests_s, each.again)
-    spread = spread_of(left)
+        if len(each.runs) > 1:
+            alone = [(run, each.again([run])) for run in each.runs if len(run.steps) >= FEWEST_STEPS]
+            own += [found for run, model in alone if (found := own_errors(run.table, model)) is not None]
+    spread = spread_of(left, own)
     if spread is not None:
         models = [msgspec.structs.replace(model, spread=spread) for model in models]
     models.sort(key=lambda model: model.method not in {"none", "auto"})
@@ -95,7 +110,7 @@ def fit_points(path: Path, overrides: Overrides | None = None) -> tuple[StepMode
     models, found_errors = [], []
     for method, points in read_points(path).items():
         try:
-            found = fit(points.steps)
+            found = fit(points.steps, draws=DRAWS)
             found_errors += stage_errors(method, points)
         except UsageError as error:
             raise UsageError(f"{method}: {error.message}", where=str(path), hint=error.hint) from error
@@ -132,7 +147,8 @@ def _fit_method(method: str, folders: list[RunDir], overrides: Overrides, log: P
     def again(some: Sequence[FittedRun]) -> StepModel:
         return _fit_one(method, list(some), shape, where)
 
-    model = msgspec.structs.replace(again(runs), runs=[str(folder.path) for folder in folders])
+    names = [str(folder.path) for folder in folders]
+    model = msgspec.structs.replace(_fit_one(method, runs, shape, where, draws=DRAWS), runs=names)
     return _Fitted(model, runs, [beside_steps(run.table, model) for run in runs], again)
 
 
@@ -142,31 +158,26 @@ def _fit_log(method: str, path: Path, overrides: Overrides) -> StepModel:
     shape = msgspec.structs.replace(_bare(method, overrides), kept_tokens=kept, evicts_while_decoding=evicts)
     steps = logged_steps(path, kept)
     try:
-        return _with_fit(shape, steps, fit(steps))
+        return _with_fit(shape, steps, fit(steps, draws=DRAWS))
     except UsageError as error:
         raise UsageError(f"{method}: {error.message}", where=str(path), hint=error.hint) from error
 
 
-def _fit_one(method: str, runs: list[FittedRun], shape: StepModel, where: str) -> StepModel:
+def _fit_one(method: str, runs: list[FittedRun], shape: StepModel, where: str, draws: int = 0) -> StepModel:
     """The model of a method; its spread, and what first tokens take in the simulation, are not in it yet."""
     steps = join([run.steps for run in runs])
-    try:
-        found = fit(steps)
-    except UsageError as error:
-        raise UsageError(f"{method}: {error.message}", where=where, hint=error.hint) from error
-    return _with_habits(_with_fit(shape, steps, found), runs, found)
-
-
-def _with_habits(model: StepModel, runs: Sequence[FittedRun], found: Fit) -> StepModel:
-    """With how the server takes requests in and hands tokens out."""
-    shown = [habits(run.table, chunk_tokens=model.chunk_tokens) for run in runs]
+    shown = [habits(run.table, chunk_tokens=shape.chunk_tokens) for run in runs]
     ahead = [each.ahead_steps for each in shown if each.ahead_steps is not None]
     token = [each.token_s for each in shown if each.token_s is not None]
+    try:
+        launches_s = np.concatenate([each.launches_s for each in shown])
+        found = fit(steps, Host.seen(int(np.median(ahead)) if ahead else 0, launches_s), draws=draws)
+    except UsageError as error:
+        raise UsageError(f"{method}: {error.message}", where=where, hint=error.hint) from error
     return msgspec.structs.replace(
-        model,
-        ahead_steps=int(np.median(ahead)) if ahead else 0,
+        _with_fit(shape, steps, found),
         token_s=float(np.median(token)) if token else 0.0,
-        overhead_s=_lone_overhead_s([run.table for run in runs], found, model),
+        overhead_s=_lone_overhead_s([run.table for run in runs], found, shape),
     )
 
 
@@ -175,9 +186,10 @@ def _with_fit(shape: StepModel, steps: Steps, found: Fit) -> StepModel:
     return msgspec.structs.replace(
         shape,
         coefficients=tuple(found.coefficients.tolist()),
-        covariance=found.covariance.tolist(),
+        draws=[tuple(drawn) for drawn in found.draws.tolist()],
         hull=found.hull,
-        free_prompt_tokens=found.free_prompt_tokens,
+        ahead_steps=found.host.ahead_steps,
+        launch_jitter=found.host.jitter,
         steps=len(steps),
         error_p50=float(np.median(size)),
         error_p90=float(np.quantile(size, 0.9)),
@@ -188,8 +200,8 @@ def _bare(method: str, overrides: Overrides) -> StepModel:
     """A server of which only the method is known."""
     return StepModel(
         method=method,
-        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-        covariance=[],
+        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        draws=[],
         hull={},
         steps=0,
         error_p50=0.0,
@@ -213,8 +225,8 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
     pool = overrides.pool_tokens or server.pool_tokens
     return StepModel(
         method=method,
-        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-        covariance=[],
+        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        draws=[],
         hull={},
         steps=0,
         error_p50=0.0,
@@ -289,11 +301,15 @@ def _lone_overhead_s(tables: list[RecordTable], found: Fit, shape: StepModel) ->
 
 def _prefill_s(prompts: Floats, found: Fit, chunk_tokens: int) -> Floats:
     """How long reading prompts takes, each alone: ``(n,)``."""
-    work = np.zeros((len(prompts), len(FEATURES)))
     chunks = np.ceil(prompts / chunk_tokens)
-    work[:, FEATURES.index("steps")] = work[:, FEATURES.index("prompt_steps")] = chunks
-    free = chunks * found.free_prompt_tokens
-    work[:, FEATURES.index("prompt_tokens")] = np.maximum(0.0, prompts - free)
-    work[:, FEATURES.index("prompt_work")] = prompts * (prompts + 1) / 2
-    seconds: Floats = work @ found.coefficients
+    columns = {
+        "steps": chunks,
+        "prompt_steps": chunks,
+        "prompt_tokens": prompts,
+        "prompt_work": prompts * (prompts + 1) / 2,
+        "launch": np.zeros(len(prompts)),
+    }
+    costs = dict(zip(COEFFICIENTS, found.coefficients, strict=True))
+    computing: Floats = sum((costs[name] * column for name, column in columns.items()), np.zeros(len(prompts)))
+    seconds: Floats = np.maximum(computing, chunks * costs["launch"])
     return seconds

@@ -14,7 +14,7 @@ from kvload.analysis.records.table import Floats
 from kvload.balancing import Policy
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Hits, Load, Served, serve
-from kvload.step_model import StepModel, StepModels
+from kvload.step_model import Spread, StepModel, StepModels
 
 DRAWS = 20
 """Simulations behind an interval; each with coefficients and drift of its own."""
@@ -109,16 +109,33 @@ def predict(
             runs = [figures(central, stretched, slo)]
             for number in range(serving.draws):
                 came = stretched if arriving is None else arriving(stretched, rate, number)
-                served = serve(came, drawn_model(model, rng), replicas=serving.replicas, policy=serving.policy)
-                runs.append(figures(served, came, slo))
+                seed = int(rng.integers(2**31))
+                may_be = drawn_model(model, rng)
+                served = serve(came, may_be, replicas=serving.replicas, policy=serving.policy, seed=seed)
+                runs.append(figures(as_a_run(served, drawn_rest(model.spread, rng)), came, slo))
             found.append(_prediction(method, rate, model, central, runs, baseline, drawn_arrivals=arriving is not None))
             baseline = baseline or runs
     return found
 
 
+def drawn_rest(spread: Spread, rng: np.random.Generator) -> tuple[float, float]:
+    """Factors on TTFT and TPOT: what a run shows that no step time tells."""
+    first, rest = np.exp(rng.normal(0.0, [spread.ttft, spread.tpot])).tolist()
+    return first, rest
+
+
+def as_a_run(served: Served, factors: tuple[float, float]) -> Served:
+    """What a run may show of this, with the factors of :func:`drawn_rest`."""
+    first, rest = factors
+    ttft_s = served.ttft_s * first
+    return replace(
+        served, ttft_s=ttft_s, tpot_s=served.tpot_s * rest, e2e_s=ttft_s + (served.e2e_s - served.ttft_s) * rest
+    )
+
+
 def drawn_model(model: StepModel, rng: np.random.Generator) -> StepModel:
     """The model as another run may show it."""
-    coefficients = draw(np.array(model.coefficients), np.array(model.covariance), model.spread, rng).tolist()
+    coefficients = draw(np.array(model.coefficients), np.array(model.draws), model.spread, rng).tolist()
     overhead_s = max(0.0, model.overhead_s + rng.normal(0.0, model.spread.overhead_s))
     return msgspec.structs.replace(model, coefficients=tuple(coefficients), overhead_s=overhead_s)
 
@@ -212,15 +229,15 @@ def _prediction(
             ours, theirs = np.array([run[name] for run in runs]), np.array([run[name] for run in baseline])
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratios = ours / theirs
-            low, high = np.nanquantile(ratios[1:] if len(ratios) > 1 else ratios, [0.1, 0.9])
-            ratio[name] = (middle(ratios), float(low), float(high))
+            low, high = _middle_80(ratios[1:] if len(ratios) > 1 else ratios)
+            ratio[name] = (middle(ratios), low, high)
     ends = [replica.now_s for replica in central.replicas]
     return Prediction(
         method,
         rate,
         central={name: middle(np.array([run[name] for run in runs])) for name in runs[0]},
-        low={name: float(np.nanquantile(values, 0.1)) for name, values in spread.items()},
-        high={name: float(np.nanquantile(values, 0.9)) for name, values in spread.items()},
+        low={name: _middle_80(values)[0] for name, values in spread.items()},
+        high={name: _middle_80(values)[1] for name, values in spread.items()},
         ratio=ratio,
         busy=sum(replica.busy_s for replica in central.replicas) / max(1e-9, sum(ends)),
         outside=_outside(central, model),
@@ -229,6 +246,18 @@ def _prediction(
         hits=central.hits,
         cached=central.cached_share,
     )
+
+
+def _middle_80(values: Floats) -> tuple[float, float]:
+    """Between which of the draws another one lies in 80 % of cases.
+
+    The quantile that leaves out a tenth of the draws themselves is too narrow where they are few: rank p (n + 1).
+    """
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.1, 0.9], method="weibull")
+    return float(low), float(high)
 
 
 def _outside(served: Served, model: StepModel) -> dict[str, float]:

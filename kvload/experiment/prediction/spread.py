@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from kvload.analysis.prediction.fit import deviation
+from kvload.analysis.prediction.fit import deviation, host_of
 from kvload.analysis.prediction.steps import Steps
 from kvload.analysis.records.table import Floats, RecordTable
 from kvload.experiment.prediction.loads import load_of_run, rows_of_load
@@ -22,6 +22,9 @@ LONGEST_QUEUE = 3.0
 """First tokens of requests that waited longer than so many steps with prompts tell nothing of the time beside steps."""
 
 FEWEST_FIRST_TOKENS = 5
+
+FEWEST_OWN = 3
+"""Runs that must be held against their own simulation for what that misses to be told."""
 
 FEWEST_FREEDOM, LEAST_CROWD = 3, 10.0
 """Runs beyond the unknowns, and requests by which their crowds differ, from which on a growth is told from noise."""
@@ -47,12 +50,13 @@ class Left:
     """A run held against a model of the others, and how many other runs, or servers, there were.
 
     Attributes:
-        decode, prompt: log ratios of measured to foretold time of the parts of a step; None where not told.
+        decode, prompt, launch: log ratios of measured to foretold time of the parts of a step; None where not told.
         overhead_s: what first tokens take beside steps, less that of the others; None where not told.
     """
 
     decode: float | None
     prompt: float | None
+    launch: float | None
     overhead_s: float | None
     others: int
 
@@ -75,13 +79,44 @@ def leave_out_runs(
             if (other.server != run.server if len(servers) > 1 else number != place)
         ]
         model = modelled([runs[number] for number in kept])
-        told = deviation(np.array(model.coefficients), model.free_prompt_tokens, run.steps)
+        told = deviation(np.array(model.coefficients), host_of(model), run.steps)
         others_s = [rest for number in kept if (rest := rests_s[number]) is not None]
         own_s = rests_s[place]
         rest_s = own_s - float(np.median(others_s)) if own_s is not None and others_s else None
         others = len(servers) - 1 if len(servers) > 1 else len(kept)
-        left.append(Left(told.decode, told.prompt, rest_s, others))
+        left.append(Left(told.decode, told.prompt, told.launch, rest_s, others))
     return left
+
+
+@dataclass(frozen=True)
+class Own:
+    """How a run differs from its simulation under a model of nothing but itself: what no coefficient tells.
+
+    Attributes:
+        ttft: log ratios of measured to simulated TTFT, of its median and its 99th percentile.
+        tpot: log ratio of the mean TPOT.
+    """
+
+    ttft: tuple[float, float]
+    tpot: float
+
+
+def own_errors(table: RecordTable, model: StepModel) -> Own | None:
+    """Simulate a run under a model that was fitted from it alone; None where too little can be told."""
+    beside = beside_steps(table, model)
+    if beside is None:
+        return None
+    load_ = load_of_run(table)
+    served = serve(load_, msgspec.structs.replace(model, overhead_s=max(0.0, beside.seconds)))
+    rows = rows_of_load(table)
+    first_s, rest_s = (table.t_first_s - table.t_send_s)[rows], (table.t_last_s - table.t_first_s)[rows]
+    later = load_.output_tokens > 1
+    if not later.any() or np.isnan(served.ttft_s).any():
+        return None
+    measured = [*np.quantile(first_s, [0.5, 0.99]), np.mean(rest_s[later] / (load_.output_tokens[later] - 1))]
+    simulated = [*np.quantile(served.ttft_s, [0.5, 0.99]), np.mean(served.tpot_s[later])]
+    median, tail, tpot = np.log(np.maximum(measured, 1e-9) / np.maximum(simulated, 1e-9)).tolist()
+    return Own((median, tail), tpot)
 
 
 @dataclass(frozen=True)
@@ -104,7 +139,7 @@ def beside_steps(table: RecordTable, model: StepModel) -> Beside | None:
         return None
     served = serve(load_, msgspec.structs.replace(model, overhead_s=0.0))
     rests_s = (table.t_first_s - table.t_send_s)[rows_of_load(table)] - served.ttft_s
-    prompt_step_s = sum(model.coefficients[:2])
+    prompt_step_s = max(sum(model.coefficients[:2]), model.coefficients[-1])
     calm = (served.queue_s <= LONGEST_QUEUE * prompt_step_s) & ~np.isnan(rests_s)
     if calm.sum() < FEWEST_FIRST_TOKENS:
         return None
@@ -133,11 +168,12 @@ def busy_front(found: Sequence[Sequence[Beside | None]]) -> float:
     return float(solution[-1])
 
 
-def spread_of(left: Sequence[Left]) -> Spread | None:
+def spread_of(left: Sequence[Left], own: Sequence[Own]) -> Spread | None:
     """The spread of new runs around a model of all of them; None without any run left out."""
     if not left:
         return None
     assumed = Spread()
+    enough = len(own) >= FEWEST_OWN
 
     def size(name: str, least: float) -> float:
         # A run against a model of k others scatters by 1 + 1/k of its variance, a new one against k + 1 by less.
@@ -151,7 +187,10 @@ def spread_of(left: Sequence[Left]) -> Spread | None:
     return Spread(
         decode=size("decode", assumed.decode),
         prompt=size("prompt", assumed.prompt),
+        launch=size("launch", assumed.launch),
         overhead_s=size("overhead_s", assumed.overhead_s),
+        ttft=_wide(np.array([each.ttft for each in own]).ravel()) if enough else assumed.ttft,
+        tpot=_wide(np.array([each.tpot for each in own])) if enough else assumed.tpot,
         runs=len(left),
     )
 

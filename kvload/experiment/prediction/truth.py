@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kvload.analysis.prediction.errors import HeldOut
+from kvload.analysis.prediction.fit import host_of, seconds
 from kvload.analysis.prediction.points import STAGES, Points, StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.steps import join
@@ -58,9 +59,9 @@ def truth_errors(paths: Sequence[Path], method: str, model: StepModel | None) ->
             found.append(TruthErrors(None, None, each))
             continue
         steps = points.stage(each.stage).steps
-        seconds = steps.beyond(model.free_prompt_tokens) @ np.array(model.coefficients)
-        total = float(np.log(seconds.sum() / steps.seconds.sum()))
-        found.append(TruthErrors(HeldOut.of(seconds / steps.seconds - 1), total, each))
+        expected_s = seconds(steps, np.array(model.coefficients), host_of(model))
+        total = float(np.log(expected_s.sum() / steps.seconds.sum()))
+        found.append(TruthErrors(HeldOut.of(expected_s / steps.seconds - 1), total, each))
     return found
 
 

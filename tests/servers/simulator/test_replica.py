@@ -14,14 +14,13 @@ from kvload.servers.simulator.replica import Replica, SimulatedRequest, steps_to
 from kvload.step_model import StepModel
 
 COST = StepCost(5e-3, 2e-3, 1e-4, 2e-7, 3e-5, 1e-9)
-ZERO = [[0.0] * 6] * 6
 
 
 def model(**changes: object) -> StepModel:
     values: dict[str, object] = {
         "method": "none",
-        "coefficients": (5e-3, 2e-3, 1e-4, 2e-7, 3e-5, 1e-9),
-        "covariance": ZERO,
+        "coefficients": (5e-3, 2e-3, 1e-4, 2e-7, 3e-5, 1e-9, 0.0),
+        "draws": [],
         "hull": {},
         "steps": 1,
         "error_p50": 0.0,
@@ -158,7 +157,7 @@ def test_steps_to_pass_is_the_fewest(time_s: float, first_s: float, growth_s: fl
 
 
 def test_steps_that_take_no_time_end_with_their_requests() -> None:
-    served = serve(load_of([0.0, 0.5, 0.5], [10, 10, 10], [5, 5, 1]), model(coefficients=(0.0,) * 6))
+    served = serve(load_of([0.0, 0.5, 0.5], [10, 10, 10], [5, 5, 1]), model(coefficients=(0.0,) * 7))
     assert served.ttft_s.tolist() == [0.0, 0.0, 0.0]
 
 
