@@ -1,12 +1,11 @@
 """One replay, from options to a complete run folder: what ``kvload replay`` does, and ``compare`` for each arm."""
 
 import contextlib
-import os
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,24 +18,18 @@ import msgspec
 from kvload import __version__
 from kvload.errors import KvloadError, RunDirError, UsageError
 from kvload.experiment.options import ReplayOptions
-from kvload.private import write_bytes
+from kvload.experiment.replay_servers import ReplayServers
 from kvload.records import GpuUse, RunManifest, ServerInfo, ServerSample
 from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
-    from kvload.address import Address
     from kvload.servers.host.energy import EnergyMeter
-    from kvload.servers.lifecycle.places import Server
     from kvload.workloads.run.live import Progress
     from kvload.workloads.run.plan import Swarm
     from kvload.workloads.schedule.build import Schedule
     from kvload.workloads.schedule.request import PlannedRequest
-    from kvload.workloads.schedule.texts import TokenCounter
-    from kvload.workloads.traces.trace import TraceRequest
 
 SCRAPE_EVERY_S = 0.5
-_TEMPLATE_FIELDS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
-"""Fields of a request that change what its chat template makes of it."""
 
 CALIBRATED_FROM_S = 30.0
 """A run this long is worth the ten seconds of a calibration."""
@@ -123,11 +116,7 @@ class _OneReplay:
         from kvload.workloads.run.headers import request_headers
 
         self.headers = request_headers(options.headers)
-        self.address: Address
-        self.server: Server | None = None
-        self.replicas: list[Server] = []
-        self.vocabulary: int | None = None
-        self.behind: list[ServerInfo] = []
+        self.servers = ReplayServers(options, self.headers, listener.on_notice)
         self._scraping = ExitStack()
         self._energy: EnergyMeter | None = None
         self._gpus: list[GpuUse] = []
@@ -138,7 +127,7 @@ class _OneReplay:
         from kvload.workloads.run.replay import Hooks, Replay
 
         options = self.options
-        server = self._find_server()
+        server = self.servers.find()
         schedule = self._schedule(server)
         if options.run.schedule.return_token_ids:
             check_token_ids(server, schedule.planned)
@@ -147,24 +136,28 @@ class _OneReplay:
             self.listener.on_notice(note)
         plan = ReplayPlan(
             planned=schedule.planned,
-            address=self.address,
+            address=self.servers.address,
             headers=self.headers,
             sending=options.run.sending,
             slo=options.run.slo,
             swarm=options.swarm,
-            servers=[one.name or "" for one in (server, *self.behind)] if self.behind else (),
-            others=[one.entry.address for one in self.replicas],
+            servers=[one.name or "" for one in (server, *self.servers.behind)] if self.servers.behind else (),
+            others=self.servers.addresses[1:],
         )
         plan = replace(plan, swarm=self._with_token(plan.swarm))
         for oddity in self._probe(schedule):
             self.listener.on_notice(oddity)
         run = RunDir.create(options.out or default_out(options.trace), self._manifest(server, schedule))
         calibration = self._calibrate(schedule)
-        notes = [*options.notes, *(self.server.notes() if self.server else ()), *self._warm_up(schedule)]
-        server = self._reset_cache(server)
-        run.update_manifest(servers=[server, *self.behind], notes=notes, calibration=calibration)
-        log_start = self._log_size()
-        self._evictions = self._eviction_counts()
+        notes = [
+            *options.notes,
+            *(self.servers.server.notes() if self.servers.server else ()),
+            *self._warm_up(schedule),
+        ]
+        server = self.servers.reset_cache(server)
+        run.update_manifest(servers=[server, *self.servers.behind], notes=notes, calibration=calibration)
+        log_start = self.servers.log_size()
+        self._evictions = self.servers.eviction_counts()
 
         scraping = threading.Lock()
 
@@ -178,7 +171,7 @@ class _OneReplay:
         def start(zero_monotonic: float) -> None:
             from kvload.servers.watch.scrape import Scraper
 
-            for place, address in enumerate((self.address, *(one.entry.address for one in self.replicas))):
+            for place, address in enumerate(self.servers.addresses):
                 sink = partial(scrape, place=place)
                 scraper = Scraper(address, server.engine, SCRAPE_EVERY_S, zero_monotonic, sink, headers=self.headers)
                 self._scraping.enter_context(scraper)
@@ -190,7 +183,7 @@ class _OneReplay:
             on_notice=self.listener.on_notice,
             on_end=self._end,
             on_complete=lambda: self._complete(run, log_start),
-            is_server_dead=self._is_dead,
+            is_server_dead=self.servers.is_dead,
             interrupts=self.listener.interrupts,
         )
         replay = Replay(plan, run, hooks)
@@ -218,9 +211,8 @@ class _OneReplay:
         """Read the GPUs' energy counters, where the server runs on this machine."""
         from kvload.servers.host.energy import EnergyMeter, load_nvml
 
-        here = self.address.host in {"127.0.0.1", "localhost", "::1"} if self.server is None else self.server.is_here
-        if here:
-            gpus = [gpu for one in self._launched for gpu in one.entry.info.gpus]
+        if self.servers.are_here:
+            gpus = [gpu for one in self.servers.launched for gpu in one.entry.info.gpus]
             self._energy = EnergyMeter(load_nvml(), gpus=gpus)
             self._energy.start()
 
@@ -233,8 +225,8 @@ class _OneReplay:
         if self._gpus:
             run.update_manifest(gpus=self._gpus)
         self._keep_evictions(run)
-        self._keep_log(run, log_start)
-        if self.behind:
+        self.servers.keep_log(run, log_start)
+        if self.servers.behind:
             # records that cannot be read are the report's to complain of
             with contextlib.suppress(RunDirError):
                 self._say_who_answered(run)
@@ -252,46 +244,22 @@ class _OneReplay:
             run.update_manifest(notes=[*run.manifest().notes, f"answered by: {text}"])
             self.listener.on_notice(f"answered by: {text}")
 
-    def _find_server(self) -> ServerInfo:
-        from kvload.servers.lifecycle import registry
-        from kvload.servers.lifecycle.places.local import LocalServer
-        from kvload.servers.watch import discover
-
-        options = self.options
-        if options.address is not None:
-            if options.server is not None:
-                raise UsageError("give one of them", where="--server, --url")
-            self.address = options.address
-            info = discover.server_info(self.address, self.headers, model=options.model)
-            self.vocabulary = discover.vocab_size(self.address, self.headers)
-            self.behind = discover.servers_behind(self.address, self.headers)
-        else:
-            launched: list[Server] = [options.running] if options.running else []
-            if not launched:
-                launched += [LocalServer(entry) for entry in registry.find_all(options.server)]
-            self.server, *self.replicas = launched
-            self.behind = [one.entry.info for one in self.replicas]
-            self.address = self.server.entry.address
-            self.vocabulary = self.server.entry.vocab_size
-            info = self.server.entry.info
-        if options.model is not None:
-            info = msgspec.structs.replace(info, model=options.model)
-        if options.run.max_model_len is not None:
-            info = msgspec.structs.replace(info, max_model_len=options.run.max_model_len)
-        return info
-
     def _schedule(self, server: ServerInfo) -> "Schedule":
         from kvload.workloads.run.vocabulary import asks_by_token_ids, vocabulary_by_asking
 
         schedule = self._planned(server)
         options = self.options.run
-        if self.vocabulary is None and options.schedule.token_range is None and asks_by_token_ids(schedule.planned):
-            self.vocabulary = vocabulary_by_asking(
-                schedule.planned, self.address, headers=self.headers, timeout_s=options.sending.timeout_s
+        if (
+            self.servers.vocabulary is None
+            and options.schedule.token_range is None
+            and asks_by_token_ids(schedule.planned)
+        ):
+            self.servers.vocabulary = vocabulary_by_asking(
+                schedule.planned, self.servers.address, headers=self.headers, timeout_s=options.sending.timeout_s
             )
-            if self.vocabulary is not None:
+            if self.servers.vocabulary is not None:
                 self.listener.on_notice(
-                    f"prompts are made up of the {self.vocabulary:,} token ids that the server takes"
+                    f"prompts are made up of the {self.servers.vocabulary:,} token ids that the server takes"
                 )
                 schedule = self._planned(server)
         return schedule
@@ -303,38 +271,11 @@ class _OneReplay:
             self.options.trace,
             self.options.run.schedule,
             model=server.model or "",
-            vocabulary=self.vocabulary,
+            vocabulary=self.servers.vocabulary,
             max_model_len=server.max_model_len,
-            served_models=None if self.options.model is not None else self._served_models,
-            count_tokens=self._token_counter(server),
+            served_models=None if self.options.model is not None else self.servers.served_models,
+            count_tokens=self.servers.token_counter(server),
         )
-
-    def _token_counter(self, server: ServerInfo) -> "TokenCounter":
-        """Asks the server how long a text is; gives up at the first question that it does not answer."""
-        from kvload.servers.watch import discover
-
-        gave_up = False
-
-        def count(request: "TraceRequest") -> int | None:
-            nonlocal gave_up
-            if gave_up:
-                return None
-            body: dict[str, Any] = {"model": server.model}
-            if request.messages is not None:
-                body["messages"] = request.messages
-                body |= {name: request.sampling[name] for name in _TEMPLATE_FIELDS if name in request.sampling}
-            else:
-                body["prompt"] = request.prompt
-            found = discover.token_count(self.address, body, self.headers)
-            gave_up = found is None
-            return found
-
-        return count
-
-    def _served_models(self) -> "Collection[str]":
-        from kvload.servers.watch import discover
-
-        return discover.served_models(self.address, self.headers)
 
     def _manifest(self, server: ServerInfo, schedule: "Schedule") -> RunManifest:
         options, run = self.options, self.options.run
@@ -342,7 +283,7 @@ class _OneReplay:
         return RunManifest(
             run_id=f"{time.time_ns():x}",
             kvload_version=__version__,
-            servers=[server, *self.behind],
+            servers=[server, *self.servers.behind],
             trace=schedule.trace,
             mode=schedule.mode,
             seed=run.schedule.seed,
@@ -362,9 +303,11 @@ class _OneReplay:
         from kvload.workloads.run.probe import probe
 
         timeout_s = self.options.run.sending.timeout_s
-        found = probe(schedule.planned, self.address, headers=self.headers, timeout_s=timeout_s)
-        for one in self.replicas:
-            found += probe(schedule.planned, one.entry.address, headers=self.headers, timeout_s=timeout_s)
+        found = [
+            oddity
+            for address in self.servers.addresses
+            for oddity in probe(schedule.planned, address, headers=self.headers, timeout_s=timeout_s)
+        ]
         return list(dict.fromkeys(found))
 
     def _warm_up(self, schedule: "Schedule") -> list[str]:
@@ -375,7 +318,7 @@ class _OneReplay:
         self.listener.on_notice(f"warming up with {self.options.run.sending.warmups} requests")
         problems = [
             problem
-            for address in (self.address, *(one.entry.address for one in self.replicas))
+            for address in self.servers.addresses
             for problem in warm_up(
                 schedule.planned,
                 address,
@@ -387,27 +330,6 @@ class _OneReplay:
         for problem in problems:
             self.listener.on_notice(problem)
         return problems
-
-    def _reset_cache(self, server: ServerInfo) -> ServerInfo:
-        """Empty the prefix cache of a server we launched: warm-ups and former runs would make it faster than it is."""
-        if self.server is None or not self.options.run.reset_cache:
-            return server
-        from kvload.servers.launcher import reset_prefix_cache
-
-        try:
-            done, *others = [reset_prefix_cache(one.entry) for one in self._launched]
-        except KvloadError as error:
-            self.listener.on_notice(f"the prefix cache was not emptied: {error.message}")
-            return server
-        self.behind = [
-            msgspec.structs.replace(info, prefix_cache=state) for info, state in zip(self.behind, others, strict=True)
-        ]
-        return msgspec.structs.replace(server, prefix_cache=done)
-
-    @property
-    def _launched(self) -> "list[Server]":
-        """Every server of the run that kvload launched."""
-        return [] if self.server is None else [self.server, *self.replicas]
 
     def _calibrate(self, schedule: "Schedule") -> dict[str, Any] | None:
         """The client's own error at this run's load; None where it is not to be measured."""
@@ -435,34 +357,11 @@ class _OneReplay:
             self.listener.on_notice(f"the client was not calibrated: {error.message}")
             return None
 
-    def _is_dead(self) -> str | None:
-        """Why the server is certainly gone; None if it is there, or may be."""
-        from kvload.errors import ServerError
-        from kvload.http import request
-
-        for one in self._launched:
-            if (why := one.alive()) is not None:
-                return f"{one.entry.name}: {why}" if self.replicas else why
-        try:
-            answer = request(self.address, "/health", headers=self.headers, timeout_s=5.0)
-        except ServerError as error:
-            # a server that is slow to say how it is may be busy
-            return None if isinstance(error.__cause__, TimeoutError) else error.message
-        return "/health answers 503" if answer.status == 503 else None
-
-    def _eviction_counts(self) -> dict[str, Any]:
-        from kvload.servers.verification.eviction import counts
-
-        if self.server is None:
-            return {}
-        self.server.log()
-        return counts(self.server.entry.log)
-
     def _keep_evictions(self, run: RunDir) -> None:
         """What a method of eviction did during the run, by the server's own count; that it did nothing is said."""
         from kvload.servers.verification.eviction import during
 
-        found = during(self._evictions, self._eviction_counts())
+        found = during(self._evictions, self.servers.eviction_counts())
         if found is None:
             return
         manifest = run.update_manifest(eviction=found)
@@ -470,23 +369,3 @@ class _OneReplay:
             note = f"{manifest.server.method} evicted nothing during the run: no request exceeded what it keeps"
             run.update_manifest(notes=[*manifest.notes, note])
             self.listener.on_notice(note)
-
-    def _log_size(self) -> int:
-        if self.server is None:
-            return 0
-        self.server.log()
-        log = self.server.entry.log
-        return log.stat().st_size if log.exists() else 0
-
-    def _keep_log(self, run: RunDir, start: int) -> None:
-        from kvload.servers.lifecycle.masking import known_secrets, mask_text
-
-        if self.server is None:
-            return
-        self.server.log()
-        if not self.server.entry.log.exists():
-            return
-        with self.server.entry.log.open("rb") as log:
-            log.seek(start)
-            text = log.read(16 << 20).decode("utf-8", "replace")
-        write_bytes(run.server_log_path, mask_text(text, known_secrets(os.environ)).encode())

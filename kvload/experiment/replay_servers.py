@@ -1,0 +1,178 @@
+"""The servers that a replay is against: what is found out about them first, and what they leave behind."""
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kvload.errors import KvloadError, UsageError
+from kvload.experiment.options import ReplayOptions
+from kvload.private import write_bytes
+from kvload.records import ServerInfo
+from kvload.rundir import RunDir
+
+if TYPE_CHECKING:
+    from kvload.address import Address
+    from kvload.servers.lifecycle.places import Server
+    from kvload.workloads.schedule.texts import TokenCounter
+    from kvload.workloads.traces.trace import TraceRequest
+
+_TEMPLATE_FIELDS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+"""Fields of a request that change what its chat template makes of it."""
+
+
+class ReplayServers:
+    """One server at an address, or the launched ones of a name; filled by :meth:`find`.
+
+    Args:
+        options: which they are.
+        headers: sent with every question.
+        on_notice: told what the user should know.
+
+    Attributes:
+        address: of the only server, or of the first.
+        server: the first one that kvload launched; None where it is somebody else's.
+        replicas: its equals, which share the requests.
+        behind: all but the first of those that may answer, be they replicas or servers behind a router.
+        vocabulary: token ids that the model knows; None where that is not known.
+    """
+
+    def __init__(self, options: ReplayOptions, headers: Mapping[str, str], on_notice: Callable[[str], None]) -> None:
+        self._options = options
+        self._headers = headers
+        self._on_notice = on_notice
+        self.address: Address
+        self.server: Server | None = None
+        self.replicas: list[Server] = []
+        self.behind: list[ServerInfo] = []
+        self.vocabulary: int | None = None
+
+    @property
+    def addresses(self) -> "list[Address]":
+        """Of all that requests are sent to."""
+        return [self.address, *(one.entry.address for one in self.replicas)]
+
+    @property
+    def are_here(self) -> bool:
+        """Whether they run on this machine."""
+        return self.address.host in {"127.0.0.1", "localhost", "::1"} if self.server is None else self.server.is_here
+
+    def find(self) -> ServerInfo:
+        from kvload.servers.lifecycle import registry
+        from kvload.servers.lifecycle.places.local import LocalServer
+        from kvload.servers.watch import discover
+
+        options = self._options
+        if options.address is not None:
+            if options.server is not None:
+                raise UsageError("give one of them", where="--server, --url")
+            self.address = options.address
+            info = discover.server_info(self.address, self._headers, model=options.model)
+            self.vocabulary = discover.vocab_size(self.address, self._headers)
+            self.behind = discover.servers_behind(self.address, self._headers)
+        else:
+            launched: list[Server] = [options.running] if options.running else []
+            if not launched:
+                launched += [LocalServer(entry) for entry in registry.find_all(options.server)]
+            self.server, *self.replicas = launched
+            self.behind = [one.entry.info for one in self.replicas]
+            self.address = self.server.entry.address
+            self.vocabulary = self.server.entry.vocab_size
+            info = self.server.entry.info
+        if options.model is not None:
+            info = msgspec.structs.replace(info, model=options.model)
+        if options.run.max_model_len is not None:
+            info = msgspec.structs.replace(info, max_model_len=options.run.max_model_len)
+        return info
+
+    def token_counter(self, server: ServerInfo) -> "TokenCounter":
+        """Asks the server how long a text is; gives up at the first question that it does not answer."""
+        from kvload.servers.watch import discover
+
+        gave_up = False
+
+        def count(request: "TraceRequest") -> int | None:
+            nonlocal gave_up
+            if gave_up:
+                return None
+            body: dict[str, Any] = {"model": server.model}
+            if request.messages is not None:
+                body["messages"] = request.messages
+                body |= {name: request.sampling[name] for name in _TEMPLATE_FIELDS if name in request.sampling}
+            else:
+                body["prompt"] = request.prompt
+            found = discover.token_count(self.address, body, self._headers)
+            gave_up = found is None
+            return found
+
+        return count
+
+    def served_models(self) -> "Collection[str]":
+        from kvload.servers.watch import discover
+
+        return discover.served_models(self.address, self._headers)
+
+    def reset_cache(self, server: ServerInfo) -> ServerInfo:
+        """Empty the prefix cache of a server we launched: warm-ups and former runs would make it faster than it is."""
+        if self.server is None or not self._options.run.reset_cache:
+            return server
+        from kvload.servers.launcher import reset_prefix_cache
+
+        try:
+            done, *others = [reset_prefix_cache(one.entry) for one in self.launched]
+        except KvloadError as error:
+            self._on_notice(f"the prefix cache was not emptied: {error.message}")
+            return server
+        self.behind = [
+            msgspec.structs.replace(info, prefix_cache=state) for info, state in zip(self.behind, others, strict=True)
+        ]
+        return msgspec.structs.replace(server, prefix_cache=done)
+
+    @property
+    def launched(self) -> "list[Server]":
+        """Every server of the run that kvload launched."""
+        return [] if self.server is None else [self.server, *self.replicas]
+
+    def is_dead(self) -> str | None:
+        """Why the server is certainly gone; None if it is there, or may be."""
+        from kvload.errors import ServerError
+        from kvload.http import request
+
+        for one in self.launched:
+            if (why := one.alive()) is not None:
+                return f"{one.entry.name}: {why}" if self.replicas else why
+        try:
+            answer = request(self.address, "/health", headers=self._headers, timeout_s=5.0)
+        except ServerError as error:
+            # a server that is slow to say how it is may be busy
+            return None if isinstance(error.__cause__, TimeoutError) else error.message
+        return "/health answers 503" if answer.status == 503 else None
+
+    def eviction_counts(self) -> dict[str, Any]:
+        from kvload.servers.verification.eviction import counts
+
+        if self.server is None:
+            return {}
+        self.server.log()
+        return counts(self.server.entry.log)
+
+    def log_size(self) -> int:
+        if self.server is None:
+            return 0
+        self.server.log()
+        log = self.server.entry.log
+        return log.stat().st_size if log.exists() else 0
+
+    def keep_log(self, run: RunDir, start: int) -> None:
+        from kvload.servers.lifecycle.masking import known_secrets, mask_text
+
+        if self.server is None:
+            return
+        self.server.log()
+        if not self.server.entry.log.exists():
+            return
+        with self.server.entry.log.open("rb") as log:
+            log.seek(start)
+            text = log.read(16 << 20).decode("utf-8", "replace")
+        write_bytes(run.server_log_path, mask_text(text, known_secrets(os.environ)).encode())
