@@ -80,12 +80,16 @@ def interference(alone: RecordTable, beside: Sequence[RecordTable], *, level: fl
 def placement(groups: Mapping[str, Sequence[RecordTable]], *, level: float = LEVEL) -> list[Change]:
     """What the place changes: each place's equal runs against the first's.
 
+    The more places, the more often one of them stands out by chance: each is held against a floor that equal places
+    pass together at the level (Bonferroni).
+
     Args:
         groups: records of runs of one arm, or of its equal, by where they were made.
-        level: confidence level.
+        level: confidence level for all places of a metric together.
     """
     found = []
     names = list(groups)
+    each_level = 1 - (1 - level) / max(len(names) - 1, 1)
     for metric in METRICS if len(names) > 1 else ():
         figures, requests = _figures(metric, [run for runs in groups.values() for run in runs])
         if requests == 0:
@@ -98,7 +102,7 @@ def placement(groups: Mapping[str, Sequence[RecordTable]], *, level: float = LEV
                     names[0],
                     name,
                     math.expm1(float(part.mean() - parts[0].mean())),
-                    _floor(parts, 1.0 / len(part), 1.0 / len(parts[0]), level),
+                    _floor(parts, 1.0 / len(part), 1.0 / len(parts[0]), each_level),
                     (len(parts[0]), len(part)),
                     requests,
                 )

@@ -188,18 +188,39 @@ class RunLimit:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A part of a run, on the clock of the experiment.
+
+    Attributes:
+        place: where it was made (``GPU 0``).
+        arm, repeat: the run.
+        what: ``launch``, ``replay``, ``stop``, or ``lost`` for all of a run that failed or was interrupted.
+        began_s, ended_s: since the experiment began, without the time between its sessions.
+    """
+
+    place: str
+    arm: str
+    repeat: int
+    what: str
+    began_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True)
 class Course:
-    """How the runs of a comparison were made, in sentences.
+    """How the runs of a comparison were made, in sentences and as stretches of time.
 
     Attributes:
         time: how long they took, side by side or in a row.
         bends: what the way they were made changes beyond noise, or may change without that having been measured.
         notes: where they were made, and what was found to change nothing.
+        stretches: the parts of all runs.
     """
 
     time: list[str]
     bends: list[str]
     notes: list[str]
+    stretches: list[Stretch] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from kvload.analysis import words
 from kvload.analysis.comparison.lengths import LengthChange
 from kvload.analysis.comparison.model import ArmComparison, Comparison
 from kvload.analysis.comparison.samples import Sample
-from kvload.analysis.report import first_screen, forest, page, plots, tables
+from kvload.analysis.report import course_plot, first_screen, forest, page, plots, tables
 from kvload.analysis.report.compare_tables import course_of, label, notes_of, tables_of, what_was_compared
 from kvload.analysis.report.page import Figure, figures
 from kvload.analysis.report.tables import TableData
@@ -56,6 +56,7 @@ def render(comparison: Comparison) -> str:
         trust=first_screen.trust(comparison),
         runs=first_screen.course(comparison),
         course=course_of(comparison),
+        timeline=course_plot.timeline(comparison.course, styles),
         steps=first_screen.next_steps(comparison),
         verdicts=list(comparison.verdicts.values()),
         latency=_latency(comparison, styles, names),

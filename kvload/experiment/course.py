@@ -11,7 +11,7 @@ from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
     from kvload.analysis.comparison.beside import Change
-    from kvload.analysis.comparison.model import Course
+    from kvload.analysis.comparison.model import Course, Stretch
     from kvload.analysis.records.table import RecordTable
 
 MOST_PLACES = 8
@@ -31,10 +31,32 @@ def course_of(plan: ExperimentPlan, out: Path) -> "Course | None":
         return None
     time, missing = kept.time_notes(), _missing(plan, kept)
     if all(len(session.slots) < 2 for session in kept.sessions):
-        return Course(time=time, bends=missing, notes=[])
+        return Course(time=time, bends=missing, notes=[], stretches=_stretches(kept))
     bends, notes = _interference(plan, out, kept)
     differing, equal = _places_differ(plan, out)
-    return Course(time=time, bends=[*missing, *bends, *differing], notes=[*_where(plan, out), *notes, *equal])
+    notes = [*_where(plan, out), *notes, *equal]
+    return Course(time=time, bends=[*missing, *bends, *differing], notes=notes, stretches=_stretches(kept))
+
+
+def _stretches(kept: Placement) -> "list[Stretch]":
+    """The parts of all runs on one clock, on which a session follows the other at once."""
+    from kvload.analysis.comparison.model import Stretch
+
+    before_s: dict[float, float] = {}
+    total_s = 0.0
+    for session in kept.sessions:
+        before_s[session.began_at] = total_s
+        total_s += session.wall_s
+    found = []
+    for run in kept.runs:
+        session = kept.session_of(run)
+        at = before_s[session.began_at] + max(run.began_at - session.began_at, 0.0)
+        parts = {"launch": run.launch_s, "replay": run.replay_s, "stop": run.stop_s, "lost": run.lost_s}
+        for what, part_s in parts.items():
+            if part_s is not None:
+                found.append(Stretch(run.slot, run.arm, run.repeat, what, at, at + part_s))
+                at += part_s
+    return found
 
 
 def alone_run(plan: ExperimentPlan, out: Path) -> RunDir | None:
@@ -64,14 +86,15 @@ def _interference(plan: ExperimentPlan, out: Path, kept: Placement) -> tuple[lis
         if next_door is not None and next_door.anything > 0:
             tables.append(proven(load(run)))
             launches.append(next_door.launches)
+    bends: list[str] = []
+    notes: list[str] = []
     alone = alone_run(plan, out)
     if alone is None:
-        return ["whether arms slow each other down was not measured: the baseline did not run alone"], []
-    changes = beside.interference(proven(load(alone)), tables)
-    bends = [
-        _words(change, "arms slow each other down, --serial measures without") for change in changes if change.is_over
-    ]
-    notes = [_words(change) for change in changes if not change.is_over]
+        bends.append("whether arms slow each other down was not measured: the baseline did not run alone")
+    else:
+        because = "arms slow each other down, --serial measures without"
+        for change in beside.interference(proven(load(alone)), tables):
+            (bends if change.is_over else notes).append(_words(change, because))
     if launches:
         notes.append(
             "while the baseline's runs beside others were measured, a server was being launched next door"
@@ -90,10 +113,14 @@ def _places_differ(plan: ExperimentPlan, out: Path) -> tuple[list[str], list[str
         groups.setdefault(name_of(*key_of(run.manifest().server)), []).append(proven(load(run)))
     changes = beside.placement(dict(sorted(groups.items())))
     because = "places differ, which is in the intervals, since every arm changes between them"
-    return (
-        [_words(change, because) for change in changes if change.is_over],
-        [_words(change) for change in changes if not change.is_over],
-    )
+    over = [_words(change, because) for change in changes if change.is_over]
+    # of those within the floor the farthest of each metric stands for all
+    rest: dict[str, Change] = {}
+    for change in changes:
+        if not change.is_over and abs(change.relative) >= abs(rest.get(change.metric, change).relative):
+            rest[change.metric] = change
+    others = " (no other place differs more)" if len(groups) > 2 else ""
+    return over, [_words(change) + others for change in rest.values()]
 
 
 def _equal_runs(plan: ExperimentPlan, out: Path) -> list[tuple[str, RunDir]]:

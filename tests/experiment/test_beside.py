@@ -1,5 +1,6 @@
 """A comparison side by side, with real servers in processes of their own: one killed, one GPU dead, resumed."""
 
+import itertools
 import json
 import os
 import signal
@@ -83,6 +84,12 @@ def test_all_runs_are_made_on_gpus_of_their_own_and_the_time_saved_is_said(tmp_p
     assert any("on GPU 1 than on GPU 0" in note for note in said)
     assert any("a server was being launched next door" in note for note in said)
     assert sum(note.startswith("GPU ") for note in said) == 2
+    loads = [stretch for stretch in course.stretches if stretch.what == "replay"]
+    assert sorted(stretch.place for stretch in loads) == ["GPU 0"] * 4 + ["GPU 1"] * 3
+    assert max(stretch.ended_s for stretch in course.stretches) <= placement.wall_s + 0.1
+    for place in ("GPU 0", "GPU 1"):  # one thing at a time in each
+        mine = sorted((s.began_s, s.ended_s) for s in course.stretches if s.place == place)
+        assert all(later[0] >= former[1] - 0.1 for former, later in itertools.pairwise(mine))
     assert registry.entries() == []
 
 

@@ -59,6 +59,15 @@ def test_a_slower_gpu_is_told_and_equal_ones_are_not(template: RecordTable) -> N
     assert placement({"GPU 0": quick}) == []
 
 
+def test_of_equal_gpus_one_stands_out_as_often_as_the_level_says_however_many_they_are(template: RecordTable) -> None:
+    rng = np.random.default_rng(5)
+    trials, over = 300, 0
+    for _ in range(trials):
+        groups = {f"GPU {n}": [a_run(template, f) for f in np.exp(rng.normal(0, 0.02, 3))] for n in range(4)}
+        over += any(change.is_over for change in placement(groups) if change.metric == "tpot")
+    assert over / trials <= 0.08  # 0.05 at most, and three standard errors
+
+
 def test_only_requests_that_all_runs_answered_count(template: RecordTable) -> None:
     fewer = a_run(template, 1.0).take(np.arange(10))
     (change, *_) = interference(fewer, [a_run(template, 1.0), a_run(template, 1.0)])
