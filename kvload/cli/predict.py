@@ -139,7 +139,7 @@ def check(
 
     found = check_runs(runs, read(model), parse_limits(slo, where="--slo"), method=method)
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        print(json.dumps(_finite(asdict(found)), indent=2))
     else:
         print_checks(found)
 
@@ -165,7 +165,7 @@ def steps(
     for method, files in _by_method(logs).items():
         found += truth_errors(files, method, models.of(method) if models is not None else None)
     if as_json:
-        print(json.dumps([asdict(each) for each in found], indent=2))
+        print(json.dumps(_finite([asdict(each) for each in found]), indent=2))
     else:
         print_truth(found)
 
@@ -265,7 +265,7 @@ def trace(
             load, models, methods, limits, arriving, target=target, serving=options, length_ratios=ratios
         )
         if as_json:
-            print(json.dumps([_bounded(asdict(each)) for each in carried], indent=2))
+            print(json.dumps(_finite([asdict(each) for each in carried]), indent=2))
         else:
             print_capacities(carried, limits, target, replicas)
         return
@@ -275,18 +275,17 @@ def trace(
     if out is not None:
         forecast.write_runs(out, loads, models, methods, limits, options, length_ratios=ratios)
     if as_json:
-        print(json.dumps([asdict(each) for each in found], indent=2))
+        print(json.dumps(_finite([asdict(each) for each in found]), indent=2))
     else:
         print_predictions(found, limits, replicas)
 
 
-def _bounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Infinite rates as None: JSON has no infinity."""
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not have as None."""
     import math
 
-    def finite(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [finite(each) for each in value]
-        return None if isinstance(value, float) and math.isinf(value) else value
-
-    return {name: finite(value) for name, value in values.items()}
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

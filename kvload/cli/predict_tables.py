@@ -177,6 +177,14 @@ def print_checks(found: "Checked") -> None:
         apart = "none" if again is None else f"{_error(figure, sum(again) / len(again))} apart ({len(again)})"
         table.add_row(figure, _error(figure, mean), _error(figure, worst.error, sign=True), worst.run, apart)
     _print(table)
+    if found.capacities:
+        table = _table("method", "carries, req/s", "predicted", "error")
+        for each in found.capacities:
+            predicted = f"{_rate(each.predicted)} ({_rate(each.low)} to {_rate(each.high)})"
+            error = f"{each.error:+.1%}" if math.isfinite(each.error) else "-"
+            table.add_row(each.method, f"{each.measured:.3g}", predicted, error)
+        _print(table)
+        _say("carries: where the share of requests within the limits crosses 90 %, between the two rates next to it")
     if found.ratios:
         _print_ratios(found.ratios)
 

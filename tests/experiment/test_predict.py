@@ -290,3 +290,21 @@ def test_an_arm_given_by_its_address_is_the_method_it_is_named_after(tmp_path: P
     assert method_of(silent, tmp_path, "h2o") == "h2o"
     with pytest.raises(UsageError, match="--method"):
         method_of(silent, tmp_path)
+
+
+def test_what_runs_carry_is_held_against_what_they_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = [make_run(tmp_path / f"fit{rate}", server(), rate, 3) for rate in (3.0, 6.0)]
+    runs = [make_run(tmp_path / f"at{rate}", server(), rate, 9) for rate in (2.0, 8.0, 16.0, 32.0)]
+    models = fit_models(fitted)
+    found = check_runs(runs, models, SLO)
+    (cell,) = found.capacities
+    assert 2.0 < cell.measured < 32.0
+    assert cell.low <= cell.predicted <= cell.high
+    assert abs(cell.error) < 0.15
+    # Runs that all meet the limits do not say what is carried.
+    assert check_runs(runs[:1], models, SLO).capacities == []
+    file = tmp_path / "model.json"
+    write(file, models)
+    capsys.readouterr()
+    assert run(["predict", "check", *map(str, runs), "--model", str(file), "--slo", "ttft=500ms,tpot=30ms"]) == 0
+    assert "carries, req/s" in capsys.readouterr().out

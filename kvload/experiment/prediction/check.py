@@ -11,13 +11,18 @@ import numpy as np
 from kvload.analysis.records.table import RecordTable, load
 from kvload.analysis.run.slo import meets_all
 from kvload.errors import UsageError
+from kvload.experiment.prediction.capacity import AtRate, CapacityCell, capacity_cells
 from kvload.experiment.prediction.cells import Cell, Ratio, ratio_of
 from kvload.experiment.prediction.fitting import method_of
 from kvload.experiment.prediction.forecast import DRAWS, Serving, predict
 from kvload.experiment.prediction.loads import load_of_folder
+from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Hits, Load
 from kvload.step_model import StepModels
+
+TARGET = 0.9
+"""Share of requests that a carried load's limits are met by, as ``kvload sweep`` takes it."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +35,25 @@ class Checked:
         again: for each figure, how far runs of the same method and load lay apart: relative, in points (a share) for
             ``attainment``; one value for every two runs.
         hits: how the prefix hits of each run are known.
+        capacities: of the methods whose runs lie on both sides of :data:`TARGET`.
     """
 
     cells: list[Cell]
     ratios: list[Ratio]
     again: dict[str, list[float]]
     hits: dict[str, Hits]
+    capacities: list[CapacityCell]
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """A run's cells by figure, with what tells its load and the bytes of a token in its cache."""
+    """A run's cells by figure, with its rate, what tells its load and the bytes of a token in its cache."""
 
     cells: dict[str, Cell]
     load: str
+    rate_rps: float
+    requests: int
+    trace: str
     method: str
     bytes_per_token: float | None
     pool_tokens: int | None
@@ -84,14 +94,48 @@ def check_runs(
         cells = _check(path, table, load_, name, models, dict(slo) or dict(manifest.slo))
         server = manifest.server
         by_figure = {cell.figure: cell for cell in cells}
-        runs.append(_Checked(by_figure, _planned(table), name, server.bytes_per_token, model.pool_tokens))
+        runs.append(
+            _Checked(
+                by_figure,
+                _planned(table),
+                _rate_rps(manifest, load_),
+                len(load_),
+                manifest.trace.sha256,
+                name,
+                server.bytes_per_token,
+                model.pool_tokens,
+            )
+        )
     baseline = models.models[0].method
     ratios = []
     for each in runs:
         base = next((other for other in runs if other.method == baseline and other.load == each.load), None)
         if each.method != baseline and base is not None:
             ratios += _ratios(each, base)
-    return Checked([cell for each in runs for cell in each.cells.values()], ratios, _again(runs), hits)
+    cells = [cell for each in runs for cell in each.cells.values()]
+    return Checked(cells, ratios, _again(runs), hits, _capacities(runs))
+
+
+def _capacities(runs: Sequence[_Checked]) -> list[CapacityCell]:
+    """Of each trace by itself: what a server carries depends on what it is sent."""
+    found = []
+    for trace in dict.fromkeys(each.trace for each in runs):
+        points = [
+            AtRate(each.method, each.rate_rps, each.requests, cell.measured, cell.predicted, cell.low, cell.high)
+            for each in runs
+            if each.trace == trace and (cell := each.cells.get("attainment")) is not None
+        ]
+        found += capacity_cells(points, TARGET)
+    return found
+
+
+def _rate_rps(manifest: RunManifest, load_: Load) -> float:
+    """The rate that was asked for, or else the one that came about."""
+    asked = manifest.arrivals.get("rate")
+    if isinstance(asked, int | float) and asked > 0:
+        return float(asked)
+    span_s = float(load_.arrival_s[-1] - load_.arrival_s[0])
+    return len(load_) / span_s if span_s else float(len(load_))
 
 
 def _planned(table: RecordTable) -> str:
