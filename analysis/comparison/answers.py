@@ -9,8 +9,9 @@ from kvload.analysis.comparison.samples import MOST, Sample, sample_of
 from kvload.analysis.quality.assess import ArmScorer, Quality, ScoreTable, TaskChange, assess, stack
 from kvload.analysis.quality.negatives import DEFAULT_THETAS, Gate, NegativeCount
 from kvload.analysis.quality.texts import TextChange, TextPairs, compare_texts, text_change
+from kvload.analysis.records.loading import texts
 from kvload.analysis.records.pairs import LoadedArm, LoadedRun, Pairs
-from kvload.analysis.records.table import Floats, texts
+from kvload.analysis.records.table import Floats
 from kvload.analysis.statistics import estimates, layout
 from kvload.analysis.statistics.layout import RunFigures
 from kvload.records import RequestRecord

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from kvload.analysis.quality.texts import said
+from kvload.analysis.records.loading import texts
 from kvload.analysis.records.pairs import LoadedArm, LoadedRun
-from kvload.analysis.records.table import Categories, proven, texts
+from kvload.analysis.records.table import Categories, proven
 
 UNLIKE_SHARE = 0.2
 """Arms whose shares of unproven tokens are closer than this are taken to count alike."""

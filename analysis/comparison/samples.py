@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvload.analysis.comparison.lengths import difference
+from kvload.analysis.records.loading import texts
 from kvload.analysis.records.pairs import LoadedArm, Pairs
-from kvload.analysis.records.table import texts
 from kvload.records import RequestRecord
 
 MOST = 10

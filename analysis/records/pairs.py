@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kvload.analysis.records.table import Bools, Ints, RecordTable, concatenate, count_true, load, proven
+from kvload.analysis.records.loading import load
+from kvload.analysis.records.table import Bools, Ints, RecordTable, concatenate, count_true, proven
 from kvload.errors import PairingError
 from kvload.records import RunManifest, ServerSample
 from kvload.rundir import RunDir

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kvload.analysis.records import latency
-from kvload.analysis.records.table import load
+from kvload.analysis.records.loading import load
 from kvload.errors import UsageError
 from kvload.records import RequestRecord
 from kvload.rundir import RunDir

@@ -6,8 +6,9 @@ import numpy as np
 
 from kvload.analysis import words
 from kvload.analysis.records import latency
+from kvload.analysis.records.loading import load
 from kvload.analysis.records.outcome import cap_hit
-from kvload.analysis.records.table import STATUSES, Floats, RecordTable, count_true, load
+from kvload.analysis.records.table import STATUSES, Floats, RecordTable, count_true
 from kvload.analysis.run import server_side, slo, streams, trust
 from kvload.analysis.run.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
 from kvload.analysis.run.section import Measured

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from kvload.analysis.records import latency
-from kvload.analysis.records.table import RecordTable, count_true, load
+from kvload.analysis.records.loading import load
+from kvload.analysis.records.table import RecordTable, count_true
 from kvload.analysis.run import slo
 from kvload.analysis.run.model import Metric
 from kvload.analysis.run.summary import build_from

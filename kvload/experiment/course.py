@@ -77,7 +77,8 @@ def _missing(plan: ExperimentPlan, kept: Placement) -> list[str]:
 def _interference(plan: ExperimentPlan, out: Path, kept: Placement) -> tuple[list[str], list[str]]:
     """What running beside others changes: what is more than noise, or is not known; and the rest."""
     from kvload.analysis.comparison import beside
-    from kvload.analysis.records.table import load, proven
+    from kvload.analysis.records.loading import load
+    from kvload.analysis.records.table import proven
 
     tables, launches = [], []
     for arm, run in _equal_runs(plan, out):
@@ -106,7 +107,8 @@ def _interference(plan: ExperimentPlan, out: Path, kept: Placement) -> tuple[lis
 def _places_differ(plan: ExperimentPlan, out: Path) -> tuple[list[str], list[str]]:
     """How the baseline differs between places: what is more than noise, and the rest."""
     from kvload.analysis.comparison import beside
-    from kvload.analysis.records.table import load, proven
+    from kvload.analysis.records.loading import load
+    from kvload.analysis.records.table import proven
 
     groups: dict[str, list[RecordTable]] = {}
     for _, run in _equal_runs(plan, out):

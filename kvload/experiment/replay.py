@@ -234,7 +234,7 @@ class _OneReplay:
 
     def _say_who_answered(self, run: RunDir) -> None:
         """Note how many requests each server behind a router answered."""
-        from kvload.analysis.records.table import load
+        from kvload.analysis.records.loading import load
 
         servers = [one.name or "the router itself" for one in run.manifest().servers]
         table = load(run)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kvload.analysis.records.loading import load
 from kvload.analysis.records.pairs import LoadedArm, LoadedRun
-from kvload.analysis.records.table import RecordTable, load
+from kvload.analysis.records.table import RecordTable
 from tests.analysis.synthetic import manifest, mixed
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvload.analysis.prediction.steps import rebuild
-from kvload.analysis.records.table import load
+from kvload.analysis.records.loading import load
 from kvload.cli.main import run
 from kvload.experiment.prediction.check import check_runs
 from kvload.experiment.prediction.fitting import fit_models

@@ -20,7 +20,7 @@ import numpy as np
 from kvload import __version__
 from kvload.address import Address
 from kvload.analysis.prediction.fit import FEWEST_STEPS
-from kvload.analysis.records.table import load
+from kvload.analysis.records.loading import load
 from kvload.errors import UsageError
 from kvload.experiment.prediction import design
 from kvload.experiment.prediction.design import Pace, Point, Room

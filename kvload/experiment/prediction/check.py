@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kvload.analysis.records.table import RecordTable, load
+from kvload.analysis.records.loading import load
+from kvload.analysis.records.table import RecordTable
 from kvload.analysis.run.slo import meets_all
 from kvload.errors import UsageError
 from kvload.experiment.prediction.capacity import AtRate, CapacityCell, capacity_cells

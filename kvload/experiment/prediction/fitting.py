@@ -16,7 +16,8 @@ from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.points import read as read_points
 from kvload.analysis.prediction.steps import Steps, habits, join, lone_first_tokens, rebuild
 from kvload.analysis.records.cached import with_cached
-from kvload.analysis.records.table import Floats, RecordTable, load
+from kvload.analysis.records.loading import load
+from kvload.analysis.records.table import Floats, RecordTable
 from kvload.errors import UsageError
 from kvload.experiment.prediction.logged import logged_steps
 from kvload.experiment.prediction.spread import (

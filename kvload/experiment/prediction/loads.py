@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from kvload.analysis.records.cached import with_cached
-from kvload.analysis.records.table import Floats, Ints, RecordTable, load
+from kvload.analysis.records.loading import load
+from kvload.analysis.records.table import Floats, Ints, RecordTable
 from kvload.errors import UsageError
 from kvload.experiment.prediction.prefixes import blocks_of_run, prefixes_of
 from kvload.rundir import RunDir

@@ -11,7 +11,8 @@ from kvload.analysis.prediction.fit import host_of, seconds
 from kvload.analysis.prediction.points import STAGES, Points, StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.steps import join
-from kvload.analysis.records.table import Floats, load
+from kvload.analysis.records.loading import load
+from kvload.analysis.records.table import Floats
 from kvload.errors import UsageError
 from kvload.experiment.prediction.fitting import Overrides, measured_steps, shape_of
 from kvload.experiment.prediction.logged import logged_points, power_of_two

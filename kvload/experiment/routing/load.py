@@ -15,9 +15,10 @@ import numpy as np
 
 from kvload.analysis.quality.assess import AGREEMENT, ArmScorer, ScoreTable
 from kvload.analysis.quality.score_files import as_table, read_scores
+from kvload.analysis.records.loading import texts
 from kvload.analysis.records.outcome import censored
 from kvload.analysis.records.pairs import ArmRuns, LoadedArm, Pairs, align, load_arm, pair
-from kvload.analysis.records.table import Floats, texts
+from kvload.analysis.records.table import Floats
 from kvload.analysis.routing.samples import Samples, concatenate
 from kvload.errors import UsageError
 from kvload.experiment import plan as plans

@@ -8,7 +8,8 @@ import pytest
 from kvload.analysis.prediction.errors import HeldOut, leave_out, ratio_skill
 from kvload.analysis.prediction.fit import LAUNCH, Host, deviation, draw, fit, paths, seconds
 from kvload.analysis.prediction.steps import Steps, habits, lone_first_tokens, rebuild
-from kvload.analysis.records.table import RecordTable, load
+from kvload.analysis.records.loading import load
+from kvload.analysis.records.table import RecordTable
 from kvload.errors import UsageError
 from kvload.experiment.prediction.run_folder import write_run
 from kvload.rundir import RecordWriter, RunDir

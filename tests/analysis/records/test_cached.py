@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvload.analysis.records.cached import cached_share, cached_tokens
-from kvload.analysis.records.table import load
+from kvload.analysis.records.loading import load
 from kvload.analysis.report.tables import server_facts
 from kvload.analysis.run.summary import summarise
 from kvload.records import ServerInfo, ServerSample

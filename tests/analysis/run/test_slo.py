@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvload.analysis.records.table import load
+from kvload.analysis.records.loading import load
 from kvload.analysis.run import slo
 from tests.analysis.synthetic import answer, failure, write
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kvload.analysis.records.table import load
+from kvload.analysis.records.loading import load
 from kvload.analysis.report.html_report import render
 from kvload.analysis.report.json_report import as_dict
 from kvload.analysis.report.tables import streams_table

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kvload.analysis.records.table import load
+from kvload.analysis.records.loading import load
 from kvload.analysis.run.trust import Trust, judge, saturated, worker_cpu
 from tests.analysis.synthetic import arm
 

@@ -331,7 +331,7 @@ def test_a_worker_with_another_token_or_version_says_so(tmp_path: Path, server: 
 def test_records_that_come_after_the_end_do_not_spoil_the_folder(tmp_path: Path) -> None:
     import numpy as np
 
-    from kvload.analysis.records.table import load
+    from kvload.analysis.records.loading import load
     from kvload.rundir import CHUNK_DTYPE, UNACCOUNTED
     from kvload.workloads.run.recording import lost_record, unsent_record
 
