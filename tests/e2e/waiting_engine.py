@@ -1,12 +1,16 @@
 """The embedded server with its model replaced by waiting: every step takes a known time, the first of a shape longer.
 
-Its scheduler, page account, API and step log are the real ones. Run as the engine itself is, with the same arguments.
+Its scheduler, page account, API and step log are the real ones. Run as the engine itself is, with the same arguments;
+the environment's ``WAITING`` holds other times as JSON: ``{"decode_s": 0.004}``.
 """
 
+import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kvload.servers.embedded.__main__ import main
 from kvload.servers.embedded.cache.api import StepEntry
@@ -15,8 +19,20 @@ from kvload.servers.embedded.core.sampler import Sampled
 from kvload.servers.embedded.core.scheduler import Chunk
 from kvload.servers.embedded.core.sequence import Sequence as Request
 
-STEP_S, PROMPT_STEP_S, DECODE_S, CONTEXT_S, PROMPT_TOKEN_S = 8e-3, 20e-3, 1e-4, 1e-7, 5e-5
-COMPILING_S = 0.25
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a step, of prompts in it, of who decodes, of a token it reads, of a prompt token, of compiling."""
+
+    step_s: float = 8e-3
+    prompt_step_s: float = 20e-3
+    decode_s: float = 1e-4
+    context_s: float = 1e-7
+    prompt_token_s: float = 5e-5
+    compiling_s: float = 0.25
+
+
+COSTS = Costs(**json.loads(os.environ.get("WAITING", "{}")))
 
 _seen: set[tuple[float, float, bool]] = set()
 
@@ -26,11 +42,11 @@ def seconds(chunks: Sequence[Chunk[Request]]) -> float:
     decodes = [chunk for chunk in chunks if chunk.count == 1 and chunk.start > 0]
     prompts = [chunk for chunk in chunks if chunk.count > 1 or chunk.start == 0]
     tokens = sum(chunk.count for chunk in prompts)
-    took_s = STEP_S + PROMPT_STEP_S * bool(prompts) + DECODE_S * len(decodes) + PROMPT_TOKEN_S * tokens
-    took_s += CONTEXT_S * sum(chunk.start for chunk in decodes)
+    took_s = COSTS.step_s + COSTS.prompt_step_s * bool(prompts) + COSTS.prompt_token_s * tokens
+    took_s += COSTS.decode_s * len(decodes) + COSTS.context_s * sum(chunk.start for chunk in decodes)
     shape = (_power(len(decodes)), _power(tokens), any(chunk.start > 0 for chunk in prompts))
     if shape not in _seen:
-        took_s += COMPILING_S
+        took_s += COSTS.compiling_s
     _seen.add(shape)
     return took_s
 

@@ -131,7 +131,7 @@ def wanted(room: Room) -> list[tuple[Point, float]]:
     found = [
         (Point(1, 0, prompts), 0.2),
         # Beside a single answer a prompt stands out most from the steps around it.
-        (Point(2, shortest, prompts * 2), 0.25),
+        (Point(2, shortest, prompts * 2), 0.4),
         # The far corner, which nothing else tells of.
         (Point(many, context, prompts), 0.5),
         (Point(few, context, prompts), 0.6),
