@@ -81,7 +81,7 @@ class SimulatedRequest:
         self.preemptions += 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """Decoding steps of one server that were taken together, or one step.
 
@@ -205,6 +205,7 @@ class Replica:
         self._ahead_steps = ahead_steps
         self._arrived: deque[tuple[SimulatedRequest, int]] = deque()
         self._steps = 0
+        self._jump: tuple[list[Chunk[SimulatedRequest]], Stretch] | None = None
         self._launches = launches or repeat(1.0)
         self._launch = _Launching()
         self._scheduler = _CachingScheduler(account, max_sequences=max_sequences, chunk_tokens=chunk_tokens)
@@ -224,6 +225,9 @@ class Replica:
         if not self.account.fits(request.prompt_tokens, request.output_tokens):
             request.refused = True
             return
+        if not self._scheduler.waiting:
+            # Whoever comes may be part of the next step but those that are settled.
+            self._land(request.arrival_s)
         settled = self._ahead_steps if request.arrival_s > self._launch.over_s else 0
         self._arrived.append((request, self._steps + settled))
 
@@ -233,13 +237,20 @@ class Replica:
             if not self.outstanding:
                 self.now_s = time_s if math.isfinite(time_s) else self.now_s
                 return
-            self._step(time_s)
+            if self._jump is None:
+                self._step()
+            elif self._jump[1].end_s(self._jump[1].steps - 1) >= time_s:
+                # Nothing happens before its last step but that tokens are made: it is taken when it is over, or as far
+                # as the next request to arrive lets it go.
+                return
+            else:
+                self._land(math.inf)
 
     def drain(self) -> None:
         """Run until nothing is left."""
         self.run_until(math.inf)
 
-    def _step(self, next_arrival_s: float) -> None:
+    def _step(self) -> None:
         idle = not self._scheduler.running and not self._scheduler.waiting
         while self._arrived and (idle or self._arrived[0][1] <= self._steps):
             self._scheduler.add(self._arrived.popleft()[0])
@@ -269,8 +280,30 @@ class Replica:
         done = StepWork(1.0, 0.0 if steady else 1.0, decodes, context, tokens, work)
         seconds = self.cost.seconds(done, launched_s)
         growth = self._growth(chunks) if steady else 0.0
-        steps = self._steady_steps(chunks, seconds, growth, next_arrival_s) if steady else 1
+        steps = self._steady_steps(chunks) if steady else 1
         stretch = Stretch(now, steps, seconds, growth, decodes, context)
+        if steps > 1:
+            self._jump = chunks, stretch
+        else:
+            self._take(chunks, stretch, steady=steady)
+
+    def _land(self, time_s: float) -> None:
+        """Take the steps of a jump that begin before a moment."""
+        if self._jump is None:
+            return
+        (chunks, stretch), self._jump = self._jump, None
+        steps = stretch.steps
+        if math.isfinite(time_s):
+            passed_s = time_s - stretch.start_s
+            steps = min(steps, steps_to_pass(passed_s, stretch.first_step_s, stretch.growth_s))
+        for chunk in chunks:
+            if not self.account.reserve(chunk.sequence.cache, steps):
+                raise RuntimeError("the pages that were counted as free are not")
+        self._take(chunks, stretch if steps == stretch.steps else replace(stretch, steps=steps), steady=True)
+
+    def _take(self, chunks: list[Chunk[SimulatedRequest]], stretch: Stretch, *, steady: bool) -> None:
+        """Take steps that were planned."""
+        steps, now = stretch.steps, self.now_s
         self.log.append(stretch)
         self._steps += steps
         self.now_s = stretch.end_s(steps)
@@ -306,23 +339,13 @@ class Replica:
             grown += self.kept(length + 1, request.prefill_length) - self.kept(length, request.prefill_length)
         return self.cost.context * grown
 
-    def _steady_steps(
-        self, chunks: list[Chunk[SimulatedRequest]], seconds: float, growth: float, next_arrival_s: float
-    ) -> int:
-        """How many steps like this one follow each other; the pages they need are taken."""
+    def _steady_steps(self, chunks: list[Chunk[SimulatedRequest]]) -> int:
+        """How many steps like this one follow each other where nobody arrives."""
         left = min(chunk.sequence.output_tokens - chunk.sequence.generated for chunk in chunks)
         if self._arrived:
             left = min(left, self._arrived[0][1] - self._steps)
-        if not self._scheduler.waiting and math.isfinite(next_arrival_s):
-            left = min(left, steps_to_pass(next_arrival_s - self.now_s, seconds, growth))
         page_tokens = getattr(self.account, "page_tokens", 1)
-        left = min(left, self.account.free_pages // len(chunks) * page_tokens)
-        if left <= 1:
-            return 1
-        for chunk in chunks:
-            if not self.account.reserve(chunk.sequence.cache, left):
-                raise RuntimeError("the pages that were counted as free are not")
-        return left
+        return max(1, min(left, self.account.free_pages // len(chunks) * page_tokens))
 
     def _take_in(self, chunks: list[Chunk[SimulatedRequest]], steps: int) -> None:
         self.account.advance(

@@ -95,6 +95,27 @@ def test_many_steps_at_a_time_equal_one_step_at_a_time(seed: int, count: int, pa
             assert times[-1] == pytest.approx(request.last_s)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), pages=st.integers(40, 200), rate=st.sampled_from([2.0, 20.0, 200.0]))
+def test_a_router_sees_as_many_requests_under_way_as_with_single_steps(seed: int, pages: int, rate: float) -> None:
+    rng = np.random.default_rng(seed)
+    asked_s = np.cumsum(rng.exponential(1 / rate, 40)).tolist()
+    comes = (rng.random(len(asked_s)) < 0.4).tolist()
+    seen: list[list[int]] = []
+    for kind in (Replica, SingleSteps):
+        lengths = np.random.default_rng(seed)
+        replica = kind(TokenAccount(pages, 1, page_tokens=16), COST, max_sequences=6, chunk_tokens=128)
+        under_way = []
+        for number, (time_s, is_for_it) in enumerate(zip(asked_s, comes, strict=True)):
+            replica.run_until(time_s)
+            under_way.append(replica.outstanding)
+            if is_for_it:
+                prompt, answer = int(lengths.integers(1, 400)), int(lengths.integers(1, 200))
+                replica.add(SimulatedRequest(number, prompt, answer, time_s))
+        seen.append(under_way)
+    assert seen[0] == seen[1]
+
+
 def test_a_full_pool_makes_requests_wait_or_give_way_and_all_end() -> None:
     load = load_of([0.0] * 12, [300] * 12, [150] * 12)
     roomy, tight = serve(load, model(max_sequences=12)), serve(load, model(max_sequences=12, pool_tokens=16 * 60))
