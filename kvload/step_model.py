@@ -69,7 +69,8 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         evicts_while_decoding: whether generated tokens are evicted as well.
         spare_pages: those of the pool that never hold anything.
         prefix_cache: whether it kept the beginnings of prompts; None where no run says.
-        runs: folders that it was fitted from.
+        runs: folders that it was fitted from, as they were named.
+        run_ids: the identities of these runs, wherever their folders are.
     """
 
     method: str
@@ -97,6 +98,7 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     spare_pages: int = 0
     prefix_cache: bool | None = None
     runs: list[str] = []
+    run_ids: list[str] = []
 
     @property
     def caches_prefixes(self) -> bool:

@@ -1,6 +1,7 @@
 """Predictions from run folders: fitted, held against other runs of the same (simulated) server, and planned with."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,21 @@ def test_rates_that_were_not_fitted_are_foretold(tmp_path: Path) -> None:
     RunDir.open(tmp_path / "at4.0").update_manifest(partial=True, ended="interrupted")
     with pytest.raises(UsageError, match="was cut off"):
         check_runs([tmp_path / "at4.0"], models, {})
+
+
+def test_a_run_that_was_fitted_from_is_known_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, rate in (("one", 3.0), ("other", 5.0)):
+        (tmp_path / folder).mkdir()
+        make_run(tmp_path / folder / "run", server(), rate, 3)
+    monkeypatch.chdir(tmp_path / "one")
+    models = fit_models([Path("run")])
+    copied = tmp_path / "copied"
+    shutil.copytree("run", copied)
+    with pytest.raises(UsageError, match="was fitted from this run"):
+        check_runs([copied], models, SLO)
+    # Another folder of that name is another run.
+    monkeypatch.chdir(tmp_path / "other")
+    assert check_runs([Path("run")], models, SLO).cells
 
 
 def test_the_ratio_of_methods_is_foretold_with_its_sign(tmp_path: Path) -> None:

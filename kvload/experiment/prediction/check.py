@@ -80,7 +80,7 @@ def check_runs(
         manifest, table = run.manifest(), load(run)
         name = method_of(manifest, path, method)
         model = models.of(name)
-        if str(path) in model.runs or str(path.resolve()) in {str(Path(used).resolve()) for used in model.runs}:
+        if manifest.run_id in model.run_ids:
             raise UsageError(
                 "the model was fitted from this run", where=str(path), hint="check with runs that it has not seen"
             )

@@ -148,8 +148,8 @@ def _fit_method(method: str, folders: list[RunDir], overrides: Overrides, log: P
     def again(some: Sequence[FittedRun]) -> StepModel:
         return _fit_one(method, list(some), shape, where)
 
-    names = [str(folder.path) for folder in folders]
-    model = msgspec.structs.replace(_fit_one(method, runs, shape, where, draws=DRAWS), runs=names)
+    names, ids = [str(folder.path) for folder in folders], [folder.manifest().run_id for folder in folders]
+    model = msgspec.structs.replace(_fit_one(method, runs, shape, where, draws=DRAWS), runs=names, run_ids=ids)
     return _Fitted(model, runs, [beside_steps(run.table, model) for run in runs], again)
 
 
