@@ -11,8 +11,9 @@ from kvload.errors import KvloadError, MachineError, ServerError
 from kvload.experiment.lanes import Lanes
 from kvload.experiment.placement import INTERRUPTED, PlacementLog, is_cards, is_gone
 from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete
-from kvload.experiment.run import Sent, Took, Watcher, completed, make_run, pending, run_path
-from kvload.experiment.slots import Slot, key_of, spread
+from kvload.experiment.run import Sent, Took, Watcher, make_run, pending, run_path
+from kvload.experiment.slots import Slot, key_of, may_move, spread
+from kvload.rundir import RunDir
 from kvload.servers.launcher import LaunchEvent, StartFailedError
 
 if TYPE_CHECKING:
@@ -40,23 +41,26 @@ class BesideWatcher:
 
 def queues_of(plan: ExperimentPlan, out: Path, slots: Sequence[Slot]) -> list[list[PlannedRun]]:
     """Which of the runs that are not complete each slot makes, in their order; see :func:`.slots.spread`."""
-    every = plan.runs()
+    before: Counter[tuple[Hashable, int]] = Counter(
+        (run.arm, number) for run, number in _made_at(plan, out, slots).items()
+    )
+    arm_of = {run: run.arm for run in plan.runs()}
+    return spread(pending(plan, out), len(slots), arm_of=arm_of, apart=_apart(plan), before=before)
+
+
+def _apart(plan: ExperimentPlan) -> dict[PlannedRun, PlannedRun]:
+    """The other run of each A/A pair."""
     pair = {arm.name for arm in plan.arms if arm.baseline or arm.floor}
-    of_pair = {(run.arm, run.repeat): run for run in every if run.arm in pair}
-    apart = {
-        run: other
-        for (arm, repeat), run in of_pair.items()
-        for (other_arm, other_repeat), other in of_pair.items()
-        if other_arm != arm and other_repeat == repeat
-    }
+    of_pair = [run for run in plan.runs() if run.arm in pair]
+    return {run: other for run in of_pair for other in of_pair if other.arm != run.arm and other.repeat == run.repeat}
+
+
+def _made_at(plan: ExperimentPlan, out: Path, slots: Sequence[Slot]) -> dict[PlannedRun, int]:
+    """The slot of each complete run, where it is one of these."""
     numbers = {slot.key: slot.number for slot in slots}
-    before: Counter[tuple[Hashable, int]] = Counter()
-    for arm_name, runs in completed(plan, out).items():
-        for run in runs:
-            number = numbers.get(key_of(run.manifest().server))
-            if number is not None:
-                before[arm_name, number] += 1
-    return spread(pending(plan, out), len(slots), arm_of={run: run.arm for run in every}, apart=apart, before=before)
+    done = [run for run in plan.runs() if is_complete(run_path(out, run))]
+    places = {run: numbers.get(key_of(RunDir.open(run_path(out, run)).manifest().server)) for run in done}
+    return {run: number for run, number in places.items() if number is not None}
 
 
 def run_beside(
@@ -94,8 +98,11 @@ class _Beside:
         self._begun: set[PlannedRun] = set()
         self._head_start = threading.Event()
         self._log = PlacementLog(out, slots)
+        queues = queues_of(plan, out, slots)
+        self._at = _made_at(plan, out, slots) | {run: lane for lane, queue in enumerate(queues) for run in queue}
+        self._apart = _apart(plan)
         self.lanes: Lanes[PlannedRun] = Lanes(
-            queues_of(plan, out, slots), self._work, wanted=lambda run: run.arm not in self.failed
+            queues, self._work, wanted=lambda run: run.arm not in self.failed, may_move=self._may_move
         )
 
     def run(self) -> dict[str, KvloadError]:
@@ -112,7 +119,14 @@ class _Beside:
             self.failed.setdefault(run.arm, ServerError("no GPU was left to run it on"))
         return self.failed
 
+    def _may_move(self, run: PlannedRun, source: int, target: int) -> bool:
+        other = self._apart.get(run)
+        if other is not None and self._at.get(other) == target:
+            return False
+        return may_move(run, source, target, at=self._at, arm_of={each: each.arm for each in self._at})
+
     def _work(self, lane: int, run: PlannedRun) -> bool:
+        self._at[run] = lane
         if run != self._all[0] and self._is_pending(self._all[0]):
             # The baseline's figures are measured once, by its own server and not by another beside it.
             self._head_start.wait(HEAD_START_S)

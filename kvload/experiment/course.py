@@ -121,8 +121,9 @@ def _places_differ(plan: ExperimentPlan, out: Path) -> tuple[list[str], list[str
     for change in changes:
         if not change.is_over and abs(change.relative) >= abs(rest.get(change.metric, change).relative):
             rest[change.metric] = change
+    told = {change.metric for change in changes if change.is_over}
     others = " (no other place differs more)" if len(groups) > 2 else ""
-    return over, [_words(change) + others for change in rest.values()]
+    return over, [_words(change) + others * (metric not in told) for metric, change in rest.items()]
 
 
 def _equal_runs(plan: ExperimentPlan, out: Path) -> list[tuple[str, RunDir]]:

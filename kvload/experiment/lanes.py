@@ -14,13 +14,15 @@ Job = TypeVar("Job")
 class Lanes(Generic[Job]):
     """Queues of jobs, each worked off in a thread of its own.
 
-    What a lane that goes out of service leaves undone is taken over by the others when their own is done.
+    What a lane that goes out of service leaves undone is taken over by the others when their own is done; so is what
+    waits in a lane that has more to do, where it may be moved.
 
     Args:
         queues: the jobs of each lane, in their order.
         work: does one job of a lane; False where nothing more can be done in that lane. Whatever it raises ends all.
         wanted: whether a job is still to be done, asked before it begins.
         ready: whether it may begin by now; it waits for jobs that come before it, never for later ones.
+        may_move: whether a job that waits in one lane (the first number) may be done in another.
     """
 
     def __init__(
@@ -30,12 +32,14 @@ class Lanes(Generic[Job]):
         *,
         wanted: Callable[[Job], bool] = lambda _job: True,
         ready: Callable[[Job], bool] = lambda _job: True,
+        may_move: Callable[[Job, int, int], bool] = lambda _job, _lane, _other: False,
     ) -> None:
         self._queues = [deque(queue) for queue in queues]
         self._left: deque[Job] = deque()
         self._work = work
         self._wanted = wanted
         self._ready = ready
+        self._may_move = may_move
         self._running = 0
         self._changed = threading.Condition()
         self._ended = False
@@ -105,11 +109,23 @@ class Lanes(Generic[Job]):
                     if job is not None:
                         self._running += 1
                         return job
+                if not self._queues[lane] and (job := self._moved(lane)) is not None:
+                    self._running += 1
+                    return job
                 if not self._running and not any(self._queues) and not self._left:
                     self._changed.notify_all()
                     return None
                 self._changed.wait(0.5)
             return None
+
+    def _moved(self, lane: int) -> Job | None:
+        """What waits longest elsewhere: the last of the longest queue that may be moved here."""
+        for source in sorted(range(len(self._queues)), key=lambda other: -len(self._queues[other])):
+            for job in reversed(self._queues[source]):
+                if source != lane and self._wanted(job) and self._ready(job) and self._may_move(job, source, lane):
+                    self._queues[source].remove(job)
+                    return job
+        return None
 
     def _first(self, queue: "deque[Job]") -> Job | None:
         while queue and not self._wanted(queue[0]):

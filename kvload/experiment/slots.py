@@ -133,6 +133,18 @@ def split_cpus(cpus: Sequence[int], slots: int, workers: int) -> list[tuple[tupl
     return [(tuple(part[:-clients]), tuple(part[-clients:])) for part in parts]
 
 
+def may_move(run: Run, source: int, target: int, *, at: Mapping[Run, int], arm_of: Mapping[Run, Hashable]) -> bool:
+    """Whether a run may be made in another slot than it was meant for: where its arm has been there less often.
+
+    Args:
+        source, target: the slots.
+        at: the slot of each run, made or meant.
+        arm_of: each run's arm.
+    """
+    mine = [slot for other, slot in at.items() if arm_of[other] == arm_of[run]]
+    return mine.count(target) < mine.count(source)
+
+
 def spread(
     runs: Sequence[Run],
     slots: int,

@@ -25,7 +25,7 @@ from kvload.experiment.placement import INTERRUPTED, PlacementLog, is_gone
 from kvload.experiment.plan import Arm, set_aside
 from kvload.experiment.replay import Listener, replay_once
 from kvload.experiment.run import check_answers, senders, serving
-from kvload.experiment.slots import Slot, spread
+from kvload.experiment.slots import Slot, may_move, spread
 from kvload.private import make_folder
 from kvload.servers.engines.base import LaunchRequest
 from kvload.workloads.run.plan import Swarm
@@ -156,6 +156,7 @@ class SweepRunner:
 
         def work(number: int, walk: tuple[Arm, int]) -> bool:
             arm, repeat = walk
+            at[walk] = number
             slot, watcher = self.slots[number], self._interruptible(heard[number], lanes)
             left = queues[number][queues[number].index(walk) + 1 :] if walk in queues[number] else []
             launch = replace(self.plan.launch, gpus=slot.gpus, cpus=slot.server_cpus)
@@ -182,7 +183,13 @@ class SweepRunner:
             done.add(walk)
             return True
 
-        lanes = Lanes(queues, work, wanted=lambda walk: walk[0].name not in self.failed, ready=ready)
+        at = {walk: number for number, queue in enumerate(queues) for walk in queue}
+        arm_of = {walk: walk[0].name for walk in at}
+
+        def movable(walk: tuple[Arm, int], source: int, target: int) -> bool:
+            return may_move(walk, source, target, at=at, arm_of=arm_of)
+
+        lanes = Lanes(queues, work, wanted=lambda walk: walk[0].name not in self.failed, ready=ready, may_move=movable)
         try:
             lanes.run()
         finally:

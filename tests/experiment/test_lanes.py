@@ -36,6 +36,24 @@ def test_a_lane_out_of_service_leaves_its_jobs_to_the_others() -> None:
     assert sorted(job for lane, job in done if lane == 1) == ["b", "c", "x"]
 
 
+def test_a_lane_with_nothing_left_takes_what_waits_in_the_longest_queue_where_that_may_be_moved() -> None:
+    done: list[tuple[int, str]] = []
+    moved = threading.Event()
+
+    def work(lane: int, job: str) -> bool:
+        if job == "a":
+            assert moved.wait(20)  # were nothing moved, this would wait for what is behind it
+        if job == "d":
+            moved.set()
+        done.append((lane, job))
+        return True
+
+    Lanes([["a", "b", "c", "d"], ["x"]], work, may_move=lambda job, _lane, _other: job in {"b", "d"}).run()
+    assert (1, "d") in done
+    assert (0, "c") in done
+    assert sorted(job for _, job in done) == ["a", "b", "c", "d", "x"]
+
+
 def test_with_all_lanes_out_of_service_the_rest_is_left() -> None:
     done: list[str] = []
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvload.errors import UsageError
-from kvload.experiment.slots import make_slots, split_cpus, spread
+from kvload.experiment.slots import make_slots, may_move, split_cpus, spread
 
 
 def test_gpus_are_taken_in_order_and_a_rest_is_left_over() -> None:
@@ -50,6 +50,14 @@ def test_no_arm_always_has_the_same_gpu_and_equal_arms_are_apart(arms: int, slot
     assert place[0, 0] != place[1, 0]
     order = {run: number for number, run in enumerate(runs)}
     assert all(list(queue) == sorted(queue, key=order.__getitem__) for queue in queues)
+
+
+def test_a_run_moves_only_where_its_arm_has_been_less_often() -> None:
+    at = {("a", 0): 0, ("a", 1): 1, ("b", 0): 0, ("b", 1): 0}
+    arm_of = {run: run[0] for run in at}
+    assert may_move(("a", 1), 1, 2, at=at, arm_of=arm_of)
+    assert not may_move(("a", 1), 1, 0, at=at, arm_of=arm_of)
+    assert may_move(("b", 1), 0, 1, at=at, arm_of=arm_of)
 
 
 def test_what_was_done_before_counts() -> None:
