@@ -180,9 +180,12 @@ def print_checks(found: "Checked") -> None:
     if found.capacities:
         table = _table("method", "carries, req/s", "predicted", "error")
         for each in found.capacities:
-            predicted = f"{_rate(each.predicted)} ({_rate(each.low)} to {_rate(each.high)})"
-            error = f"{each.error:+.1%}" if math.isfinite(each.error) else "-"
-            table.add_row(each.method, f"{each.measured:.3g}", predicted, error)
+            predicted, low, high = (
+                f"< {each.slowest:.3g}" if rate == 0 else f"> {each.fastest:.3g}" if math.isinf(rate) else _digits(rate)
+                for rate in (each.predicted, each.low, each.high)
+            )
+            error = "-" if math.isnan(each.error) else f"{each.error:+.1%}"
+            table.add_row(each.method, _digits(each.measured), f"{predicted} ({low} to {high})", error)
         _print(table)
         _say("carries: where the share of requests within the limits crosses 90 %, between the two rates next to it")
     if found.ratios:

@@ -126,6 +126,9 @@ def test_capacities_of_runs_are_held_against_the_predicted_ones() -> None:
     assert cell.predicted == pytest.approx(8 * 2 ** (0.06 / 0.26))
     assert cell.low < cell.predicted < cell.high
     assert cell.error == pytest.approx(cell.predicted / cell.measured - 1)
+    (beyond,) = capacity_cells([point("none", 4, 0.95, 0.8), point("none", 8, 0.5, 0.4)], 0.9)
+    assert (beyond.predicted, beyond.slowest, beyond.fastest) == (0.0, 4, 8)
+    assert math.isnan(beyond.error)
 
 
 def test_the_command_line_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,10 +164,11 @@ class CapacityCell:
     """A capacity as runs at several rates show it, beside the predicted one.
 
     Attributes:
-        measured, predicted: requests a second at which the share of requests that met the limits crosses the target.
-        low, high: of the prediction; infinite where the rates do not bound it.
-        error: relative.
+        measured: requests a second at which the share of requests that met the limits crosses the target.
+        predicted, low, high: 0 and infinite where the rates do not bound the prediction.
+        error: relative; NaN where the rates do not bound it.
         met_at, missed_at: the measured rates next to the crossing.
+        slowest, fastest: of the runs' rates.
     """
 
     method: str
@@ -178,6 +179,8 @@ class CapacityCell:
     error: float
     met_at: float
     missed_at: float
+    slowest: float
+    fastest: float
 
 
 @dataclass(frozen=True)
@@ -215,9 +218,11 @@ def capacity_cells(points: Sequence[AtRate], target: float) -> list[CapacityCell
                 predicted,
                 crossing([point.low for point in of]),
                 crossing([point.high for point in of]),
-                predicted / measured - 1,
+                predicted / measured - 1 if 0 < predicted < math.inf else math.nan,
                 float(rates[rates <= measured].max()),
                 float(rates[rates >= measured].min()),
+                float(rates[0]),
+                float(rates[-1]),
             )
         )
     return found
