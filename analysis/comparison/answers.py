@@ -12,8 +12,8 @@ from kvload.analysis.quality.texts import TextChange, TextPairs, compare_texts, 
 from kvload.analysis.records.loading import texts
 from kvload.analysis.records.pairs import LoadedArm, LoadedRun, Pairs
 from kvload.analysis.records.table import Floats
-from kvload.analysis.statistics import estimates, layout
-from kvload.analysis.statistics.layout import RunFigures
+from kvload.analysis.statistics import estimates, run_figures
+from kvload.analysis.statistics.run_figures import RunFigures
 from kvload.records import RequestRecord
 from kvload.rundir import RunDir
 
@@ -130,7 +130,7 @@ class AnswerScorer:
             overall=overall,
             tasks=[change for change in changes if change.task is not None],
             negatives=negatives,
-            figures=layout.mean_change(change[rows], np.array(repeats)[rows], table.unit[rows], bounded=True),
+            figures=run_figures.mean_change(change[rows], np.array(repeats)[rows], table.unit[rows], bounded=True),
             texts=text_change(found, level=level) if found else None,
             worst=self._worst(arm, table, repeats, negatives),
         )
@@ -171,7 +171,7 @@ def _beyond_floor(
             repeat.append(np.full(len(mine), number, np.int64))
             request.append(pairs.request[mine])
         if change:
-            figures[name] = layout.mean_change(
+            figures[name] = run_figures.mean_change(
                 np.concatenate(change), np.concatenate(repeat), np.concatenate(request), bounded=True
             )
     return figures

@@ -23,9 +23,10 @@ from kvload.analysis.records import latency
 from kvload.analysis.records.pairs import ArmRuns, LoadedArm, Pairs, check_arms, load_arm, pair
 from kvload.analysis.records.table import count_true
 from kvload.analysis.run import slo, streams
-from kvload.analysis.statistics import estimates, layout, significance
+from kvload.analysis.statistics import estimates, layout, run_figures, significance
 from kvload.analysis.statistics.estimates import Estimate
-from kvload.analysis.statistics.layout import Effect, RunFigures
+from kvload.analysis.statistics.layout import Effect
+from kvload.analysis.statistics.run_figures import RunFigures
 from kvload.errors import PairingError
 from kvload.units import request_limits
 
@@ -329,7 +330,7 @@ def _traffic_note(base: LoadedArm) -> list[str]:
     table = base.first.table
     ttft = latency.ttft_s(table)[np.argsort(table.t_sched_s, kind="stable")]
     known = ttft[~np.isnan(ttft)]
-    if len(known) < layout.FEWEST_PAIRS or known.std() == 0:
+    if len(known) < run_figures.FEWEST_PAIRS or known.std() == 0:
         return []
     lag_1 = float(np.corrcoef(known[:-1], known[1:])[0, 1])
     if lag_1 <= CORRELATED:

@@ -3,7 +3,8 @@
 from typing import Literal
 
 from kvload.analysis import words
-from kvload.analysis.statistics.layout import FEWEST_PAIRS, Effect
+from kvload.analysis.statistics.layout import Effect
+from kvload.analysis.statistics.run_figures import FEWEST_PAIRS
 
 MARGIN = 0.02
 """Relative changes surely smaller than this count as none."""

@@ -23,8 +23,8 @@ from kvload.analysis.records.pairs import LoadedArm, Pairs
 from kvload.analysis.records.table import Bools, Floats, Ints
 from kvload.analysis.run import slo
 from kvload.analysis.run.slo import goodput_window_s
-from kvload.analysis.statistics import layout, significance
-from kvload.analysis.statistics.layout import RunFigures
+from kvload.analysis.statistics import run_figures, significance
+from kvload.analysis.statistics.run_figures import RunFigures
 
 LATENCIES = ("ttft", "tpot", "e2e")
 
@@ -33,11 +33,13 @@ def latency_figures(pairs: Pairs) -> dict[str, RunFigures]:
     """``latency`` and its parts, as logs of ratios of sums."""
     times = times_at_base_length(pairs)
     found = {
-        "latency": layout.log_ratio(times.other_s, times.base_s, pairs.repeat[times.rows], pairs.request[times.rows])
+        "latency": run_figures.log_ratio(
+            times.other_s, times.base_s, pairs.repeat[times.rows], pairs.request[times.rows]
+        )
     }
     for name in LATENCIES:
         base, other, rows = known_latency(name, pairs)
-        found[name] = layout.log_ratio(other, base, pairs.repeat[rows], pairs.request[rows])
+        found[name] = run_figures.log_ratio(other, base, pairs.repeat[rows], pairs.request[rows])
     return found
 
 
@@ -57,7 +59,7 @@ def length_figures(pairs: Pairs) -> RunFigures:
         censored(pairs.base)[rows],
         censored(pairs.other)[rows],
     )
-    found = layout.mean_change(ratio, pairs.repeat[rows], pairs.request[rows])
+    found = run_figures.mean_change(ratio, pairs.repeat[rows], pairs.request[rows])
     return replace(found, test_p=significance.wilcoxon(ratio, pairs.request[rows]).p_value)
 
 
@@ -74,7 +76,7 @@ def service_figures(
     before, after, rows = met_limits(pairs, limits_s)
     repeat, request = pairs.repeat[rows], pairs.request[rows]
     change = after.astype(np.float64) - before
-    share = layout.mean_change(change, repeat, request, bounded=True)
+    share = run_figures.mean_change(change, repeat, request, bounded=True)
     share = replace(share, test_p=significance.mcnemar(before, after, request).p_value)
     found = {"attainment": share}
     rates = {}

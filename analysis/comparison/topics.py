@@ -17,7 +17,8 @@ from kvload.analysis.comparison.decision import (
 )
 from kvload.analysis.comparison.lengths import CUT_SHARE, LengthChange
 from kvload.analysis.comparison.model import ArmComparison, Comparison, Finding, Outcome
-from kvload.analysis.statistics.layout import FEWEST_PAIRS, Effect
+from kvload.analysis.statistics.layout import Effect
+from kvload.analysis.statistics.run_figures import FEWEST_PAIRS
 
 USED_MARGIN = 0.15
 """Shares of the pool that were scraped differ by as much (a log ratio) between equal servers."""

@@ -15,7 +15,9 @@ import numpy as np
 
 from kvload.analysis.records.table import Bools, Floats, Ints
 from kvload.analysis.statistics.estimates import LEVEL, Estimate
-from kvload.analysis.statistics.layout import holm, mean_change, t_quantile
+from kvload.analysis.statistics.layout import holm
+from kvload.analysis.statistics.planning import t_quantile
+from kvload.analysis.statistics.run_figures import mean_change
 from kvload.analysis.statistics.significance import TestResult, mcnemar
 from kvload.errors import UsageError
 

@@ -20,93 +20,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvload.analysis.records.table import Floats, Ints
+from kvload.analysis.records.table import Floats
 from kvload.analysis.statistics.estimates import LEVEL, Estimate
-
-FEWEST_PAIRS = 20
-"""Fewer pairs than this have no interval and no verdict."""
-
-POWER = 0.8
-MOST_REPEATS = 60
-MOST_REQUESTS = 1_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFigures:
-    """One arm's figure in every repeat, less the baseline's in the same repeat.
-
-    Attributes:
-        by_repeat: the difference by repeat number, in the unit that is judged (log, share, score).
-        request_se: standard error of the mean difference over requests, repeats of a request taken together; None where
-            there are fewer than :data:`FEWEST_PAIRS`.
-        requests: distinct requests.
-        least_half: the interval reaches at least this far to both sides.
-        test_p: p-value of a paired test over requests that must reject as well (McNemar's, Wilcoxon's), if any.
-    """
-
-    by_repeat: Mapping[int, float]
-    request_se: float | None
-    requests: int
-    least_half: float = 0.0
-    test_p: float | None = None
-
-
-def log_ratio(other: Floats, base: Floats, repeat: Ints, request: Ints) -> RunFigures:
-    """The log of the ratio of two totals, run by run.
-
-    Args:
-        other, base: what is summed (seconds, tokens), one value a pair, 0 or more.
-        repeat, request: the repeat and the request of every pair.
-    """
-    by_repeat = {}
-    for number in np.unique(repeat).tolist():
-        rows = repeat == number
-        above, below = float(other[rows].sum()), float(base[rows].sum())
-        if above > 0 and below > 0:
-            by_repeat[number] = float(np.log(above / below))
-    places, which = np.unique(request, return_inverse=True)
-    if not by_repeat:
-        return RunFigures(by_repeat={}, request_se=None, requests=len(places))
-    above_each, below_each = np.bincount(which, weights=other), np.bincount(which, weights=base)
-    influence = above_each / above_each.mean() - below_each / below_each.mean()
-    return RunFigures(by_repeat=by_repeat, request_se=_standard_error(influence), requests=len(places))
-
-
-def mean_change(values: Floats, repeat: Ints, request: Ints, *, bounded: bool = False) -> RunFigures:
-    """The mean of paired differences, run by run.
-
-    Args:
-        values: one difference a pair.
-        repeat, request: the repeat and the request of every pair.
-        bounded: the differences lie within -1 and 1 (shares, scores). The interval then reaches at least 3/n to both
-            sides: no change in n requests does not exclude that 3/n of all change.
-    """
-    by_repeat = {number: float(values[repeat == number].mean()) for number in np.unique(repeat).tolist()}
-    places, which = np.unique(request, return_inverse=True)
-    n = len(places)
-    if not by_repeat:
-        return RunFigures(by_repeat={}, request_se=None, requests=n)
-    each = np.bincount(which, weights=values) / np.bincount(which)
-    return RunFigures(
-        by_repeat=by_repeat,
-        request_se=_standard_error(each - each.mean()),
-        requests=n,
-        least_half=3 / n if bounded else 0.0,
-    )
-
-
-def _standard_error(influence: Floats) -> float | None:
-    n = len(influence)
-    return float(np.sqrt(np.square(influence).sum() / (n - 1) / n)) if n >= FEWEST_PAIRS else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """About how much more would decide with a power of 80 %, if the figures stay as they are; None: nothing needed of
-    it, or no reasonable number."""
-
-    repeats: int | None = None
-    requests: int | None = None
+from kvload.analysis.statistics.planning import Plan, plan_for, repeats_for, t_quantile
+from kvload.analysis.statistics.run_figures import RunFigures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +176,17 @@ def effects(
         made = half_made[name]
         plan = Plan()
         if margin is not None and p_adjusted is not None and p_adjusted >= 1 - level:
-            plan = _plan(made, len(names), max(groups) + 1, len(repeats), family, margin, level)
+            plan = plan_for(
+                made.estimate,
+                made.run_se,
+                made.figures,
+                arms=len(names),
+                groups=max(groups) + 1,
+                repeats=len(repeats),
+                family=family,
+                margin=margin,
+                level=level,
+            )
         results[name] = made.effect(p_adjusted, family, len(names), len(repeats), noise, plan)
     if floor is not None and has_floor:
         # The A/A arm by itself: its difference is what the noise is, so that only the other residuals can judge it.
@@ -326,13 +253,6 @@ def _tested(
     return _Tested(estimate, run_se, df, figures, p_value, run_half, request_half, level)
 
 
-def t_quantile(probability: float, df: int) -> float:
-    """Student's quantile."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, probability))
-
-
 def _p(estimate: float, se: float | None, df: int) -> float:
     """Two-sided; 0 where runs say nothing against it (None), 1 where nothing differs."""
     from scipy.special import stdtr
@@ -342,71 +262,6 @@ def _p(estimate: float, se: float | None, df: int) -> float:
     if se is None or se == 0:
         return 0.0
     return float(2 * stdtr(df, -abs(estimate) / se))
-
-
-def power(effect: float, se: float, df: int, *, level: float = LEVEL, margin: float | None = None) -> float:
-    """The probability to find ``effect``, or with ``margin`` to find that it lies within it.
-
-    Args:
-        effect: the true change.
-        se: the standard error of its estimate.
-        df: degrees of freedom of that error.
-        level: of the interval that must exclude 0, or lie within the margin.
-    """
-    from scipy.special import nctdtr
-
-    if se <= 0:
-        return 1.0
-    critical = t_quantile((1 + level) / 2, df)
-    if margin is None:
-        shift = min(abs(effect) / se, 37.0)
-        return float(1 - nctdtr(df, shift, critical))
-    upper, lower = (margin - effect) / se, (margin + effect) / se
-    sides = [float(1 - nctdtr(df, min(max(side, 0.0), 37.0), critical)) for side in (upper, lower)]
-    return max(0.0, sum(sides) - 1)
-
-
-def _plan(made: _Tested, arms: int, groups: int, repeats: int, family: int, margin: float, level: float) -> Plan:
-    adjusted_level = 1 - (1 - level) / max(family, 1)
-    aims: list[tuple[float, float | None]] = [(adjusted_level, None)]
-    if abs(made.estimate) < margin:
-        aims.append((level, margin))
-    plans = [_plan_for(made, arms, groups, repeats, aim_level, aim) for aim_level, aim in aims]
-    known = [plan for plan in plans if plan != Plan()]
-    return min(known, key=lambda plan: ((plan.repeats or 0) + 1) * ((plan.requests or 0) + 1), default=Plan())
-
-
-def _plan_for(made: _Tested, arms: int, groups: int, repeats: int, aim_level: float, margin: float | None) -> Plan:
-    """Repeats for the noise between runs, requests for the spread over requests; both where both stand against it."""
-    figures, size = made.figures, made.estimate
-    runs: int | None = 0
-    if made.run_se:
-        one_run = float(made.run_se * np.sqrt(repeats))
-        wanted = repeats_for(size, one_run, arms, groups, repeats, aim_level, margin)
-        runs = None if wanted is None else wanted - repeats
-    more: int | None = 0
-    if figures.request_se:
-        n, one = figures.requests, figures.request_se * np.sqrt(figures.requests)
-        low, high = n, MOST_REQUESTS
-
-        def enough(count: int) -> bool:
-            return power(size, float(one / np.sqrt(count)), count - 1, level=aim_level, margin=margin) >= POWER
-
-        if not enough(low):
-            if not enough(high):
-                more = None
-            else:
-                while high - low > max(1, low // 100):
-                    middle = (low + high) // 2
-                    low, high = (low, middle) if enough(middle) else (middle, high)
-                more = high - n
-    if runs is None or more is None or (runs == 0 and more == 0 and figures.least_half == 0):
-        # Both have the power already and the estimate fell short by chance: once more of what is there.
-        return Plan(repeats=1) if runs == 0 and more == 0 else Plan()
-    if figures.least_half and margin is not None:
-        room = margin - abs(size)
-        more = max(more, int(np.ceil(3 / room)) - figures.requests) if room > 0 else more
-    return Plan(repeats=runs or None, requests=more or None)
 
 
 def rescaled(effect: Effect, factor: float) -> Effect:
@@ -461,14 +316,3 @@ def repeats_to_tell(change: float, effect: Effect, *, groups: int) -> int | None
     one_run = effect.run_half / t_quantile((1 + level) / 2, effect.df) * np.sqrt(effect.repeats)
     adjusted = 1 - (1 - level) / max(effect.family, 1)
     return repeats_for(change, float(one_run), effect.arms, groups, effect.repeats, adjusted, None)
-
-
-def repeats_for(
-    size: float, one_run: float, arms: int, groups: int, least: int, level: float, margin: float | None
-) -> int | None:
-    """The fewest repeats, ``least`` or more, with the wanted power; ``one_run`` is the error of one repeat's effect."""
-    for count in range(least, MOST_REPEATS + 1):
-        df = max((arms - 1) * (count - 1) + arms - groups, 1)
-        if power(size, float(one_run / np.sqrt(count)), df, level=level, margin=margin) >= POWER:
-            return count
-    return None

@@ -18,9 +18,9 @@ from kvload.analysis.comparison.decision import MARGIN, attainment_margin, decid
 from kvload.analysis.comparison.lengths import CUT_SHARE, certain_log_ratio
 from kvload.analysis.records.table import Bools, Floats
 from kvload.analysis.run.capacity import next_rate
-from kvload.analysis.statistics import crossing, layout, significance
+from kvload.analysis.statistics import crossing, layout, planning, run_figures, significance
 from kvload.analysis.statistics.estimates import Estimate
-from kvload.analysis.statistics.layout import RunFigures
+from kvload.analysis.statistics.run_figures import RunFigures
 
 TOPICS = ("latency", "service", "lengths", "quality")
 FLOOR = "again"
@@ -96,7 +96,7 @@ def _figures(base: list[_Run], other: list[_Run], topic: str) -> RunFigures:
         return np.concatenate([value(b, o) for b, o in zip(base, other, strict=True)])
 
     if topic == "latency":
-        return layout.log_ratio(
+        return run_figures.log_ratio(
             joined(lambda b, o: o.ttft_s + o.tpot_s * b.tokens),
             joined(lambda b, _: b.ttft_s + b.tpot_s * b.tokens),
             repeat,
@@ -104,13 +104,13 @@ def _figures(base: list[_Run], other: list[_Run], topic: str) -> RunFigures:
         )
     if topic == "service":
         before, after = joined(lambda b, _: _met(b)), joined(lambda _, o: _met(o))
-        found = layout.mean_change(after - before, repeat, request, bounded=True)
+        found = run_figures.mean_change(after - before, repeat, request, bounded=True)
         return replace(found, test_p=significance.mcnemar(before > 0, after > 0, request).p_value)
     if topic == "lengths":
         ratio = joined(lambda b, o: certain_log_ratio(b.tokens, o.tokens, b.is_cut, o.is_cut))
-        found = layout.mean_change(ratio, repeat, request)
+        found = run_figures.mean_change(ratio, repeat, request)
         return replace(found, test_p=significance.wilcoxon(ratio, request).p_value)
-    return layout.mean_change(joined(lambda b, o: o.score - b.score), repeat, request, bounded=True)
+    return run_figures.mean_change(joined(lambda b, o: o.score - b.score), repeat, request, bounded=True)
 
 
 def _met(run: _Run) -> Floats:
@@ -201,14 +201,14 @@ def decided_after_plan(
     se = noise * np.sqrt(1.5 / repeats)
     groups = arms - 1
     df = (arms - 1) * (repeats - 1) + 1
-    needed = layout.repeats_for(change, float(se * np.sqrt(repeats)), arms, groups, repeats, 0.95, None)
-    if needed is None or layout.power(change, float(se), df) >= layout.POWER:
+    needed = planning.repeats_for(change, float(se * np.sqrt(repeats)), arms, groups, repeats, 0.95, None)
+    if needed is None or planning.power(change, float(se), df) >= planning.POWER:
         return None, 1.0
     rng = np.random.default_rng(seed)
     runs = rng.normal(0.0, noise, (simulations, arms, needed))
     runs[:, 2] += change
     found = layout.two_way(runs, [0, 0, *range(1, arms - 1)])
-    half = layout.t_quantile(0.975, found.df) * found.sd * found.factor[0]
+    half = planning.t_quantile(0.975, found.df) * found.sd * found.factor[0]
     return needed - repeats, float(np.mean(np.abs(found.estimate[:, 0]) > half))
 
 
@@ -241,7 +241,8 @@ def queue_false_alarms(
 
         made = [np.concatenate([run() for _ in range(repeats)]) for _ in range(3)]
         arms = {
-            name: layout.log_ratio(times, made[0], repeat, request) for name, times in zip("ab", made[1:], strict=True)
+            name: run_figures.log_ratio(times, made[0], repeat, request)
+            for name, times in zip("ab", made[1:], strict=True)
         }
         found = decide(layout.effects(arms, floor="a", need_floor=True)["b"], margin=float(np.log1p(MARGIN)))
         false += found in {"lower", "higher"}

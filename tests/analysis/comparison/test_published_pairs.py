@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from kvload.analysis.comparison.decision import MARGIN, decide
-from kvload.analysis.statistics.layout import RunFigures, effects
+from kvload.analysis.statistics.layout import effects
+from kvload.analysis.statistics.run_figures import RunFigures
 
 SPEED_RUNS = {
     "vllm-rate4": (-0.003, -0.007, 0.000, 120),

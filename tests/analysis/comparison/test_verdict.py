@@ -11,7 +11,8 @@ from kvload.analysis.comparison.decision import attainment_margin, decide, quali
 from kvload.analysis.comparison.model import Comparison, Finding, Topic
 from kvload.analysis.records.pairs import ArmRuns
 from kvload.analysis.records.table import RecordTable
-from kvload.analysis.statistics.layout import RunFigures, effects
+from kvload.analysis.statistics.layout import effects
+from kvload.analysis.statistics.run_figures import RunFigures
 from kvload.records import RunManifest
 from tests.analysis.arms_in_memory import answered, loaded, with_answers
 from tests.analysis.synthetic import arm

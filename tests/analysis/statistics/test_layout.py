@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from kvload.analysis.statistics import layout
-from kvload.analysis.statistics.layout import Effect, RunFigures
+from kvload.analysis.statistics import layout, planning, run_figures
+from kvload.analysis.statistics.layout import Effect
+from kvload.analysis.statistics.run_figures import RunFigures
 
 
 def figures(*values: float, se: float | None = 1e-9, requests: int = 1000) -> RunFigures:
@@ -61,12 +62,12 @@ def test_without_a_second_baseline_speed_is_not_judged_and_texts_are_by_requests
 
 def test_the_interval_is_never_narrower_than_the_one_over_requests() -> None:
     found = layout.effects({"again": figures(0.0, 0.0), "m": figures(0.1, 0.1, se=0.03)}, floor="again")["m"]
-    assert found.change.low == pytest.approx(0.1 - layout.t_quantile(0.975, 999) * 0.03)
+    assert found.change.low == pytest.approx(0.1 - planning.t_quantile(0.975, 999) * 0.03)
     assert found.change.method == "t over requests"
 
 
 def test_fewer_than_twenty_pairs_have_no_interval() -> None:
-    short = layout.mean_change(np.ones(19), np.zeros(19, int), np.arange(19))
+    short = run_figures.mean_change(np.ones(19), np.zeros(19, int), np.arange(19))
     assert short.request_se is None
     found = layout.effects({"again": short, "m": short}, floor="again")["m"]
     assert (found.change.low, found.p_value, found.found) == (None, None, False)
@@ -74,7 +75,7 @@ def test_fewer_than_twenty_pairs_have_no_interval() -> None:
 
 def test_no_change_in_n_requests_does_not_exclude_three_over_n() -> None:
     rows = np.zeros(100, int), np.arange(100)
-    none = layout.mean_change(np.zeros(100), *rows, bounded=True)
+    none = run_figures.mean_change(np.zeros(100), *rows, bounded=True)
     found = layout.effects({"again": none, "m": none}, floor="again")["m"]
     assert (found.change.low, found.change.high) == (-0.03, 0.03)
 
@@ -95,7 +96,7 @@ def test_log_ratio_is_the_log_of_totals_and_its_error_that_of_a_bootstrap() -> N
     rng = np.random.default_rng(4)
     base = rng.lognormal(0, 1, 300)
     other = base * rng.lognormal(0.1, 0.4, 300)
-    found = layout.log_ratio(other, base, np.zeros(300, int), np.arange(300))
+    found = run_figures.log_ratio(other, base, np.zeros(300, int), np.arange(300))
     assert found.by_repeat[0] == pytest.approx(np.log(other.sum() / base.sum()))
     draws = rng.integers(0, 300, (4000, 300))
     spread = np.log(other[draws].sum(axis=1) / base[draws].sum(axis=1)).std()
@@ -107,8 +108,8 @@ def test_power_is_what_a_simulation_finds() -> None:
     runs = rng.normal(size=(20_000, 4, 3))
     runs[:, 2] += 2.0
     found = layout.two_way(runs, [0, 0, 1, 2])
-    hit = np.abs(found.estimate[:, 0]) > layout.t_quantile(0.975, found.df) * found.sd * found.factor[0]
-    assert layout.power(2.0, np.sqrt(1.5 / 3), found.df) == pytest.approx(hit.mean(), abs=0.012)
+    hit = np.abs(found.estimate[:, 0]) > planning.t_quantile(0.975, found.df) * found.sd * found.factor[0]
+    assert planning.power(2.0, np.sqrt(1.5 / 3), found.df) == pytest.approx(hit.mean(), abs=0.012)
 
 
 def test_a_plan_names_repeats_for_noise_between_runs_and_requests_for_spread_over_them() -> None:
