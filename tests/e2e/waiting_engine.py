@@ -7,6 +7,7 @@ the environment's ``WAITING`` holds other times as JSON: ``{"decode_s": 0.004}``
 import json
 import math
 import os
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from kvload.servers.embedded.core.sequence import Sequence as Request
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of a step, of prompts in it, of who decodes, of a token it reads, of a prompt token, of compiling."""
+    """Seconds of a step, of prompts in it, of who decodes, of a token it reads, of a prompt token, and of compiling on
+    average; the standard deviation of logarithms of all of it."""
 
     step_s: float = 8e-3
     prompt_step_s: float = 20e-3
@@ -30,11 +32,13 @@ class Costs:
     context_s: float = 1e-7
     prompt_token_s: float = 5e-5
     compiling_s: float = 0.25
+    noise: float = 0.0
 
 
 COSTS = Costs(**json.loads(os.environ.get("WAITING", "{}")))
 
 _seen: set[tuple[float, float, bool]] = set()
+_random = random.Random(1)
 
 
 def seconds(chunks: Sequence[Chunk[Request]]) -> float:
@@ -45,8 +49,9 @@ def seconds(chunks: Sequence[Chunk[Request]]) -> float:
     took_s = COSTS.step_s + COSTS.prompt_step_s * bool(prompts) + COSTS.prompt_token_s * tokens
     took_s += COSTS.decode_s * len(decodes) + COSTS.context_s * sum(chunk.start for chunk in decodes)
     shape = (_power(len(decodes)), _power(tokens), any(chunk.start > 0 for chunk in prompts))
+    took_s *= math.exp(_random.gauss(0.0, COSTS.noise))
     if shape not in _seen:
-        took_s += COSTS.compiling_s
+        took_s += 2 * COSTS.compiling_s * _random.random()
     _seen.add(shape)
     return took_s
 

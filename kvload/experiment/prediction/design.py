@@ -131,7 +131,7 @@ def wanted(room: Room) -> list[tuple[Point, float]]:
     found = [
         (Point(1, 0, prompts), 0.2),
         # Beside a single answer a prompt stands out most from the steps around it.
-        (Point(2, shortest, prompts * 2), 0.4),
+        (Point(2, shortest, prompts * 2), 0.5),
         # The far corner, which nothing else tells of.
         (Point(many, context, prompts), 0.5),
         (Point(few, context, prompts), 0.6),
@@ -147,6 +147,9 @@ def smaller(point: Point) -> Iterator[Point]:
     least = min(point.prompts)
     while point.context > 2 * least:
         point = replace(point, context=max(least, point.context // 2))
+        yield point
+    if len(point.prompts) > 4:
+        point = replace(point, prompts=point.prompts[: len(point.prompts) // 2])
         yield point
     if len(point.prompts) > 2:
         point = replace(point, prompts=(max(point.prompts), least))
