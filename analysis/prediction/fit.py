@@ -11,12 +11,13 @@ The time of a stretch is that of its longest path through both, and on a path al
 squares on the paths that are the longest with the coefficients so far, a few times over.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvload.analysis.prediction.steps import PROMPT_STEPS, PROMPT_TOKENS, Cube, Steps
-from kvload.analysis.records.table import Bools, Floats
+from kvload.analysis.records.table import Bools, Floats, Ints
 from kvload.errors import UsageError
 from kvload.step_model import COEFFICIENTS, FEATURES, PARTS, Spread, StepModel
 
@@ -44,6 +45,7 @@ DRAWS, DRAW_ROUNDS, BLOCKS = 24, 4, 24
 each other err alike, so that not steps but whole pieces are taken as independent."""
 
 LAUNCH = COEFFICIENTS.index("launch")
+SHARED = [COEFFICIENTS.index(name) for name in ("prompt_tokens", "prompt_work")]
 
 FEWEST_LAUNCHES = 12
 """Launches that must be seen for their time to be told from them alone."""
@@ -73,18 +75,16 @@ class Host:
     def seen(cls, ahead_steps: int, launches_s: Floats) -> "Host":
         """A host of which launches were seen.
 
-        Their middle is taken, as of a log-normal distribution: a launch of a long prompt that waits for the GPU says
-        nothing of the host.
+        Those beyond twice the median count as that: a launch of a long prompt that waits for the GPU says nothing of
+        the host.
         """
-        from scipy.stats import norm
-
         if len(launches_s) < FEWEST_LAUNCHES or not ahead_steps:
             return cls(ahead_steps)
-        low, middle, high = np.quantile(np.log(launches_s), [0.25, 0.5, 0.75])
-        jitter = float(high - low) / float(norm.ppf(0.75) - norm.ppf(0.25))
+        cut = np.minimum(launches_s, 2 * np.median(launches_s))
+        jitter = float(np.log(cut).std())
         # Launches of one piece of a run are alike: as many as there are pieces are independent, or as launches.
         sure = jitter / np.sqrt(min(len(launches_s), BLOCKS))
-        return cls(ahead_steps, float(np.exp(middle + jitter**2 / 2)), jitter, float(sure))
+        return cls(ahead_steps, float(cut.mean()), jitter, float(sure))
 
     def factors(self) -> Floats:
         """Equally likely launches relative to their mean."""
@@ -103,6 +103,14 @@ ALONE = Host()
 def host_of(model: StepModel) -> Host:
     """The host as a model has it."""
     return Host(model.ahead_steps, model.coefficients[LAUNCH], model.launch_jitter)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The measured steps of one method, and the host of its server."""
+
+    steps: Steps
+    host: Host
 
 
 @dataclass(frozen=True)
@@ -185,23 +193,83 @@ def fit(steps: Steps, host: Host = ALONE, *, draws: int = 0) -> Fit:
     """
     if len(steps) < FEWEST_STEPS:
         raise UsageError(f"{len(steps)} measured steps are too few to fit from", hint=f"at least {FEWEST_STEPS} are")
-    even = np.ones(len(steps))
-    best = _solve(steps, replace(host, launch_s=None), np.zeros(len(COEFFICIENTS)), even)
+    best = _start(steps, host)
+    return _fits([Part(steps, host)], best[None], draws)[0]
+
+
+def fit_together(parts: Sequence[Part], *, draws: int = 0) -> list[Fit]:
+    """Fit several methods on servers of one model and one kind of device.
+
+    The matrix products of a prompt token, and the attention of prompts, are the same for all, and prompts of one
+    trace's lengths hardly tell the two apart: their costs are fitted over all methods together, everything else apart.
+    A method whose own steps speak against that is fitted by itself.
+
+    Raises:
+        UsageError: one of them has too few steps.
+    """
+    alone = [fit(part.steps, part.host) for part in parts]
+    starts = np.array([each.coefficients for each in alone])
+    joined = list(range(len(parts)))
+    while len(joined) > 1:
+        some = [parts[place] for place in joined]
+        shared = _solve(some, _alike(starts[joined]), [np.ones(len(part.steps)) for part in some]).coefficients
+        worse = [
+            len(part.steps) * np.log(_error(part, found) / _error(part, starts[place]))
+            for place, part, found in zip(joined, some, shared, strict=True)
+        ]
+        if max(worse) <= EVIDENCE * len(SHARED):
+            starts[joined] = _alike(shared)
+            break
+        joined.pop(int(np.argmax(worse)))
+    found: dict[int, Fit] = {}
+    if len(joined) > 1:
+        found |= zip(joined, _fits([parts[place] for place in joined], starts[joined], draws), strict=True)
+    for place, part in enumerate(parts):
+        if place not in found:
+            (found[place],) = _fits([part], starts[[place]], draws)
+    return [found[place] for place in range(len(parts))]
+
+
+def _alike(coefficients: Floats) -> Floats:
+    """With the mean of what is shared in every row."""
+    found = coefficients.copy()
+    found[:, SHARED] = coefficients[:, SHARED].mean(axis=0)
+    return found
+
+
+def _error(part: Part, coefficients: Floats) -> float:
+    """Mean of squared relative errors."""
+    steps = part.steps
+    return float(np.mean((steps.seconds / np.maximum(seconds(steps, coefficients, part.host), 1e-9) - 1) ** 2))
+
+
+def _fits(parts: Sequence[Part], best: Floats, draws: int) -> list[Fit]:
+    """The fits around coefficients that were found, ``(parts, coefficients)``."""
+    rng = np.random.default_rng(0)
+    drawn = np.zeros((draws, *best.shape))
+    for rows in drawn:
+        starts = best.copy()
+        starts[:, LAUNCH] *= np.exp([rng.normal(0.0, part.host.sure) for part in parts])
+        rows[:] = _solve(parts, starts, [_weights(len(part.steps), rng) for part in parts], DRAW_ROUNDS).coefficients
+    found = []
+    for place, part in enumerate(parts):
+        counted = part.steps.each[part.steps.each[:, :, 0] > 0]
+        ends = zip(FEATURES, counted.min(axis=0).tolist(), counted.max(axis=0).tolist(), strict=True)
+        errors = seconds(part.steps, best[place], part.host) / part.steps.seconds - 1
+        hull = {name: (low, high) for name, low, high in ends}
+        found.append(Fit(best[place], drawn[:, place], hull, errors, part.host))
+    return found
+
+
+def _start(steps: Steps, host: Host) -> Floats:
+    """The best coefficients of steps by themselves."""
+    even = [np.ones(len(steps))]
+    sums = _solve([Part(steps, replace(host, launch_s=None))], np.zeros((1, len(COEFFICIENTS))), even)
     mixed: Bools = np.any(steps.each[:, :, PROMPT_STEPS] > 0, axis=1)
     if mixed.sum() >= FEWEST_STEPS and not mixed.all():
-        best = _with_launch(steps, host, best, mixed)
-    counted = steps.each[steps.each[:, :, 0] > 0]
-    hull = {
-        name: (float(counted[:, place].min()), float(counted[:, place].max())) for place, name in enumerate(FEATURES)
-    }
-    errors = seconds(steps, best.coefficients, host) / steps.seconds - 1
-    rng = np.random.default_rng(0)
-    drawn = np.zeros((draws, len(COEFFICIENTS)))
-    for row in drawn:
-        start = best.coefficients.copy()
-        start[LAUNCH] *= np.exp(rng.normal(0.0, host.sure))
-        row[:] = _solve(steps, host, start, _weights(len(steps), rng), DRAW_ROUNDS).coefficients
-    return Fit(best.coefficients, drawn, hull, errors, host)
+        sums = _with_launch(steps, host, sums, mixed)
+    first: Floats = sums.coefficients[0]
+    return first
 
 
 def _with_launch(steps: Steps, host: Host, sums: "_Solution", mixed: Bools) -> "_Solution":
@@ -211,21 +279,21 @@ def _with_launch(steps: Steps, host: Host, sums: "_Solution", mixed: Bools) -> "
         sums: where all adds up.
         mixed: stretches with prompts, ``(n,)``.
     """
-    even = np.ones(len(steps))
+    even = [np.ones(len(steps))]
     usual_s = float(np.median(steps.seconds[~mixed] / steps.work[~mixed, 0]))
     tokens = float(np.quantile(steps.prompts[steps.prompts > 0], 0.9))
     # What prompts take may as well be all by their tokens as by the step: which steps wait for a launch hangs on it.
-    by_token = sums.coefficients.copy()
+    by_token = sums.coefficients[0].copy()
     by_token[PROMPT_TOKENS] += by_token[PROMPT_STEPS] / tokens
     by_token[PROMPT_STEPS] = 0.0
 
     def tried(start: Floats, launch_s: float) -> _Solution:
         begun = start.copy()
         begun[LAUNCH] = launch_s
-        return _solve(steps, host, begun, even)
+        return _solve([Part(steps, host)], begun[None], even)
 
     launches_s = [host.launch_s] if host.launch_s else [times * usual_s for times in LAUNCHES]
-    found = [tried(start, launch_s) for start in (sums.coefficients, by_token) for launch_s in launches_s]
+    found = [tried(start, launch_s) for start in (sums.coefficients[0], by_token) for launch_s in launches_s]
     best = min(found, key=lambda each: each.error)
     return best if host.launch_s or best.error < sums.error * np.exp(-EVIDENCE / len(steps)) else sums
 
@@ -242,44 +310,67 @@ def _weights(count: int, rng: np.random.Generator) -> Floats:
 
 @dataclass(frozen=True)
 class _Solution:
-    """Coefficients, and the mean of squared relative errors, weighted."""
+    """Coefficients, ``(parts, coefficients)``, and the mean of squared relative errors, weighted."""
 
     coefficients: Floats
     error: float
 
 
-def _solve(steps: Steps, host: Host, start: Floats, given: Floats, rounds: int = ROUNDS) -> _Solution:
+def _solve(parts: Sequence[Part], starts: Floats, given: Sequence[Floats], rounds: int = ROUNDS) -> _Solution:
     """Least squares from a start; without a launch where that has none.
 
     Args:
-        given: weights of the squared errors, ``(n,)``.
+        starts: ``(parts, coefficients)``; what is shared is alike in all.
+        given: weights of the squared errors of each part's stretches.
     """
     from scipy.optimize import nnls
 
-    took, root = steps.seconds, np.sqrt(given)
-    coefficients = start
-    expected = took
-    weights = np.ones(len(took))
-    errors = np.zeros(len(took))
+    took = np.concatenate([part.steps.seconds for part in parts])
+    root = np.sqrt(np.concatenate(given))
+    ends = np.cumsum([len(part.steps) for part in parts])
+    places = [slice(end - len(part.steps), end) for part, end in zip(parts, ends, strict=True)]
+    columns = _columns(len(parts))
+    coefficients, expected, weights = starts, took, np.ones(len(took))
     for _ in range(rounds):
-        work = paths(steps, coefficients, host)
+        work = np.zeros((len(took), columns.max() + 1))
+        rest = took.copy()
+        for part, row, column, place in zip(parts, coefficients, columns, places, strict=True):
+            on_path = paths(part.steps, row, part.host)
+            if part.host.launch_s is not None:
+                # Launches that were seen are not fitted again.
+                rest[place] -= on_path[:, LAUNCH] * row[LAUNCH]
+                on_path[:, LAUNCH] = 0.0
+            work[place, column] = on_path
         used: Bools = work.max(axis=0) > 0
-        if host.launch_s is not None:
-            # Launches that were seen are not fitted again.
-            used[LAUNCH] = False
-        rest = took if host.launch_s is None else took - work[:, LAUNCH] * start[LAUNCH]
         scale = np.where(used, work.max(axis=0), 1.0)
         # Relative to what is expected, not to what came: the mean is wanted, and steps that took long are rare.
-        row = root * weights / np.maximum(expected, 1e-9)
-        found, _ = nnls((work / scale)[:, used] * row[:, None], rest * row)
-        coefficients = np.where(np.arange(len(COEFFICIENTS)) == LAUNCH, start, 0.0)
-        coefficients[used] = found / scale[used]
-        expected = work @ coefficients
+        relative = root * weights / np.maximum(expected, 1e-9)
+        solution, _ = nnls((work / scale)[:, used] * relative[:, None], rest * relative)
+        found = np.zeros(len(used))
+        found[used] = solution / scale[used]
+        expected = work @ found + (took - rest)
+        kept = np.array([part.host.launch_s is not None for part in parts])
+        launches = np.where(kept, coefficients[:, LAUNCH], found[columns[:, LAUNCH]])
+        coefficients = found[columns]
+        coefficients[:, LAUNCH] = launches
         errors = took / np.maximum(expected, 1e-9) - 1
-        spread = 1.4826 * np.median(np.abs(errors - np.median(errors))) or 1e-12
-        weights = np.sqrt(np.minimum(1.0, FAR * spread / np.maximum(np.abs(errors), 1e-12)))
-    errors = took / np.maximum(seconds(steps, coefficients, host), 1e-9) - 1
+        weights = np.concatenate([_less_far(errors[place]) for place in places])
+    costs = [seconds(part.steps, row, part.host) for part, row in zip(parts, coefficients, strict=True)]
+    errors = took / np.maximum(np.concatenate(costs), 1e-9) - 1
     return _Solution(coefficients, float(np.mean((root * weights * errors) ** 2)))
+
+
+def _columns(parts: int) -> Ints:
+    """Where each part's coefficients stand among those that are fitted, ``(parts, coefficients)``."""
+    found = np.arange(parts * len(COEFFICIENTS)).reshape(parts, -1)
+    found[:, SHARED] = found[0, SHARED]
+    return found
+
+
+def _less_far(errors: Floats) -> Floats:
+    spread = 1.4826 * np.median(np.abs(errors - np.median(errors))) or 1e-12
+    weights: Floats = np.sqrt(np.minimum(1.0, FAR * spread / np.maximum(np.abs(errors), 1e-12)))
+    return weights
 
 
 @dataclass(frozen=True)

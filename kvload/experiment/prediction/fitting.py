@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from kvload import __version__
-from kvload.analysis.prediction.fit import DRAWS, FEWEST_STEPS, Fit, Host, fit
+from kvload.analysis.prediction.fit import DRAWS, FEWEST_STEPS, Fit, Host, Part, fit, fit_together
 from kvload.analysis.prediction.points import StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.points import read as read_points
@@ -75,7 +75,8 @@ def fit_models(
     strange = [method for method in logs if method not in by_method]
     if strange:
         raise UsageError(f"no run is of '{strange[0]}'", where="--steps", hint=f"there are: {', '.join(by_method)}")
-    fitted = [_fit_method(method, folders, overrides, logs.get(method)) for method, folders in by_method.items()]
+    measured = [_measure(method, folders, overrides, logs.get(method)) for method, folders in by_method.items()]
+    fitted = [found for alike in _alike(measured) for found in _fit_alike(alike)]
     grows_s = busy_front([each.beside for each in fitted])
     models: list[StepModel] = []
     left: list[Left] = []
@@ -125,6 +126,14 @@ def measured_steps(table: RecordTable, model: StepModel) -> Steps:
 
 
 @dataclass(frozen=True)
+class _Measured:
+    """A method's runs, and its model without step times."""
+
+    shape: StepModel
+    runs: list[FittedRun]
+
+
+@dataclass(frozen=True)
 class _Fitted:
     """A method's model, the runs behind it with what their first tokens took, and the way to fit some of them again."""
 
@@ -134,7 +143,7 @@ class _Fitted:
     again: Callable[[Sequence[FittedRun]], StepModel]
 
 
-def _fit_method(method: str, folders: list[RunDir], overrides: Overrides, log: Path | None) -> _Fitted:
+def _measure(method: str, folders: list[RunDir], overrides: Overrides, log: Path | None) -> _Measured:
     shape = shape_of(method, folders[-1].manifest(), overrides)
     runs = []
     for folder in folders:
@@ -143,14 +152,38 @@ def _fit_method(method: str, folders: list[RunDir], overrides: Overrides, log: P
         logged = None if log is None else logged_steps(log, shape.kept_tokens, manifest)
         steps = measured_steps(table, shape) if logged is None else logged
         runs.append(FittedRun(table, steps, _server(manifest)))
-    where = ", ".join(str(folder.path) for folder in folders)
-
-    def again(some: Sequence[FittedRun]) -> StepModel:
-        return _fit_one(method, list(some), shape, where)
-
     names, ids = [str(folder.path) for folder in folders], [folder.manifest().run_id for folder in folders]
-    model = msgspec.structs.replace(_fit_one(method, runs, shape, where, draws=DRAWS), runs=names, run_ids=ids)
-    return _Fitted(model, runs, [beside_steps(run.table, model) for run in runs], again)
+    return _Measured(msgspec.structs.replace(shape, runs=names, run_ids=ids), runs)
+
+
+def _alike(measured: Sequence[_Measured]) -> list[list[_Measured]]:
+    """Methods by engine, model and device; a server that does not tell the first two is by itself."""
+    groups: dict[object, list[_Measured]] = {}
+    for each in measured:
+        shape = each.shape
+        known = None not in (shape.engine, shape.model)
+        groups.setdefault((shape.engine, shape.model, shape.device) if known else id(each), []).append(each)
+    return list(groups.values())
+
+
+def _fit_alike(measured: Sequence[_Measured]) -> list[_Fitted]:
+    """The models of methods on servers of one kind."""
+    parts = [_part(each.runs, each.shape) for each in measured]
+    for each, part in zip(measured, parts, strict=True):
+        if len(part.steps) < FEWEST_STEPS:
+            hint = f"at least {FEWEST_STEPS} are"
+            message = f"{each.shape.method}: {len(part.steps)} measured steps are too few to fit from"
+            raise UsageError(message, where=", ".join(each.shape.runs), hint=hint)
+    found = []
+    for each, part, one in zip(measured, parts, fit_together(parts, draws=DRAWS), strict=True):
+
+        def again(some: Sequence[FittedRun], shape: StepModel = each.shape) -> StepModel:
+            own = _part(some, shape)
+            return _modelled(some, shape, own, fit(own.steps, own.host))
+
+        model = _modelled(each.runs, each.shape, part, one)
+        found.append(_Fitted(model, each.runs, [beside_steps(run.table, model) for run in each.runs], again))
+    return found
 
 
 def _fit_log(method: str, path: Path, overrides: Overrides) -> StepModel:
@@ -164,19 +197,20 @@ def _fit_log(method: str, path: Path, overrides: Overrides) -> StepModel:
         raise UsageError(f"{method}: {error.message}", where=str(path), hint=error.hint) from error
 
 
-def _fit_one(method: str, runs: list[FittedRun], shape: StepModel, where: str, draws: int = 0) -> StepModel:
-    """The model of a method; its spread, and what first tokens take in the simulation, are not in it yet."""
-    steps = join([run.steps for run in runs])
+def _part(runs: Sequence[FittedRun], shape: StepModel) -> Part:
+    """The steps of some runs, and how their server launches them."""
     shown = [habits(run.table, chunk_tokens=shape.chunk_tokens) for run in runs]
     ahead = [each.ahead_steps for each in shown if each.ahead_steps is not None]
-    token = [each.token_s for each in shown if each.token_s is not None]
-    try:
-        launches_s = np.concatenate([each.launches_s for each in shown])
-        found = fit(steps, Host.seen(int(np.median(ahead)) if ahead else 0, launches_s), draws=draws)
-    except UsageError as error:
-        raise UsageError(f"{method}: {error.message}", where=where, hint=error.hint) from error
+    launches_s = np.concatenate([each.launches_s for each in shown])
+    return Part(join([run.steps for run in runs]), Host.seen(int(np.median(ahead)) if ahead else 0, launches_s))
+
+
+def _modelled(runs: Sequence[FittedRun], shape: StepModel, part: Part, found: Fit) -> StepModel:
+    """The model of a method; its spread, and what first tokens take in the simulation, are not in it yet."""
+    shown = [habits(run.table, chunk_tokens=shape.chunk_tokens).token_s for run in runs]
+    token = [each for each in shown if each is not None]
     return msgspec.structs.replace(
-        _with_fit(shape, steps, found),
+        _with_fit(shape, part.steps, found),
         token_s=float(np.median(token)) if token else 0.0,
         overhead_s=_lone_overhead_s([run.table for run in runs], found, shape),
     )

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from kvload.analysis.prediction.errors import HeldOut, leave_out, ratio_skill
-from kvload.analysis.prediction.fit import LAUNCH, Host, deviation, draw, fit, paths, seconds
+from kvload.analysis.prediction.fit import LAUNCH, Host, Part, deviation, draw, fit, fit_together, paths, seconds
 from kvload.analysis.prediction.steps import Steps, habits, lone_first_tokens, rebuild
 from kvload.analysis.records.loading import load
-from kvload.analysis.records.table import RecordTable
+from kvload.analysis.records.table import Floats, RecordTable
 from kvload.errors import UsageError
 from kvload.experiment.prediction.run_folder import write_run
 from kvload.rundir import RecordWriter, RunDir
@@ -32,6 +32,36 @@ def steps_of(rng: np.random.Generator, count: int, noise: float = 0.0) -> Steps:
 def test_exact_steps_give_the_coefficients_back() -> None:
     found = fit(steps_of(np.random.default_rng(0), 400))
     assert found.coefficients == pytest.approx([*TRUE, 0], rel=1e-6)
+
+
+def steps_at(rng: np.random.Generator, costs: Floats, count: int = 300, noise: float = 0.1) -> Steps:
+    """Steps whose prompts have two lengths alone, so that a token's cost and its attention's are hardly told apart."""
+    steps = steps_of(rng, count)
+    work = steps.work.copy()
+    work[:, 4] = work[:, 1] * rng.choice([1000.0, 1400.0], count)
+    work[:, 5] = work[:, 4] * (work[:, 4] + 1) / 2
+    return Steps.single(work, work @ costs * np.exp(rng.normal(0, noise, count)))
+
+
+def test_methods_share_what_prompts_cost_unless_their_steps_speak_against_it() -> None:
+    rng = np.random.default_rng(11)
+    costs = [TRUE * np.array([1, 1, scale, scale, 1, 1]) for scale in (1.0, 0.6, 0.3)]
+    long = np.array([[1.0, 1, 0, 0, 8000, 8000 * 8001 / 2]])
+    apart, together = [], []
+    for _ in range(6):
+        parts = [Part(steps_at(rng, each), Host()) for each in costs]
+        apart += [float(fit(part.steps).coefficients[:6] @ long[0]) for part in parts]
+        found = fit_together(parts, draws=4)
+        assert len({tuple(each.coefficients[4:6]) for each in found}) == 1
+        assert all(each.draws.shape == (4, 7) for each in found)
+        together += [float(each.coefficients[:6] @ long[0]) for each in found]
+    true_s = float(TRUE @ long[0])
+    assert np.sqrt(np.mean((np.array(together) - true_s) ** 2)) < np.sqrt(np.mean((np.array(apart) - true_s) ** 2))
+    slow = TRUE * np.array([1, 1, 1, 1, 3, 3])
+    other = Part(steps_at(rng, slow), Host())
+    first, second, odd = fit_together([*parts[:2], other])
+    assert (first.coefficients[4:6] == second.coefficients[4:6]).all()
+    assert odd.seconds(other.steps) == pytest.approx(other.steps.work @ slow, rel=0.1)
 
 
 def test_stalls_do_not_bend_the_fit() -> None:
