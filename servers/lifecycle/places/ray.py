@@ -2,9 +2,9 @@
 
 The actor (:mod:`.ray_actor`) starts the server with kvload's own launcher, on its node, and holds the leash that the
 server's keeper ends with: whatever ends the actor (Ray, because the driver is gone; the node; a lease that nobody
-renewed) ends the server. What the server logs, and whether it lives, is asked for every few seconds; its metrics and its
-answers come over the network as any server's do. Ray schedules, kvload does not. kvload must be installed on every node,
-in one version.
+renewed) ends the server. What the server logs, and whether it lives, is asked for every few seconds; its metrics and
+its answers come over the network as any server's do. Ray schedules, kvload does not. kvload must be installed on every
+node, in one version.
 """
 
 import contextlib
