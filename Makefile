@@ -37,7 +37,7 @@ real-study: setup  ## what each method does to the real model's answers
 
 # Half of the tests wait for servers and processes: twice as many of them as processors keep two processors busy.
 JOBS ?= 4
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: setup  ## all tests but those of the real vLLM
 	$(PYTEST)

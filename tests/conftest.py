@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -27,27 +28,37 @@ for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-@pytest.hookimpl(tryfirst=True)
+PARTED = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        "experiment/test_beside",
+        "experiment/test_failing_arms",
+        "workloads/run/test_faults_of_processes",
+        "workloads/run/test_replay",
+    )
+)
+"""Long files whose tests share nothing: where several processes run the tests, each goes where there is room."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes run the tests (``--dist loadgroup``), say which may part and which come first.
+    """Where several processes run the tests, slow ones come first.
 
-    The tests of a file stay together, since they share what the file imports and builds. Slow ones part, unless they
-    share a server or an archive: they wait more than they compute, and begun first they hold up nothing at the end.
+    They wait more than they compute: begun first, beside each other, they hold up nothing at the end.
     """
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        if shares_something(item) or not is_slow(item):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-    items.sort(key=lambda item: not is_slow(item))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def is_slow(item: pytest.Item) -> bool:
-    return item.get_closest_marker("slow") is not None
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As ``--dist loadfile`` does it, so that the tests of a file share what it builds, but for files that part."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", maxsplit=1)[0]
+            return nodeid if file in PARTED else file
 
-def shares_something(item: pytest.Item) -> bool:
-    """Whether a fixture of the test is built once for all tests of its file."""
-    assert isinstance(item, pytest.Function)
-    found = item._fixtureinfo.name2fixturedefs.values()
-    return any(fixture.scope == "module" for fixtures in found for fixture in fixtures)
+    return ByFile(config, log)
