@@ -42,7 +42,7 @@ LEAST_POINTS = 3
 ENOUGH_STRETCHES = FEWEST_STEPS + FEWEST_STEPS // 2
 """Stretches of steps in the passes, from which on the first visits are left out."""
 
-MOST_VISITING = 0.5
+MOST_VISITING = 0.4
 """Share of the time after which no further point is visited: those that were visited are to be measured."""
 
 LEAST_PASS = 0.15
