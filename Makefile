@@ -40,7 +40,8 @@ JOBS ?= 4
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: setup  ## all tests but those of the real vLLM
-	$(PYTEST)
+	$(PYTEST) -m "not quiet"
+	$(BIN)/python -m pytest -q -m quiet tests/e2e
 
 test-ray: setup  ## a comparison over a Ray cluster of four nodes on this machine; installs Ray
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[ray]'

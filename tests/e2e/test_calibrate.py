@@ -13,7 +13,7 @@ from kvload.servers.probe import MODEL_DIR
 from tests.e2e import waiting_engine
 from tests.e2e.conftest import Kvload
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quiet]
 
 
 def test_any_server_is_calibrated_and_foretold(kvload: Kvload, start_mock: Callable[..., str], tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ def test_chat_and_connections_kept() -> None:
     with mock(MockSettings(ttft_s=0.001, itl_s=0.001)) as url, client(url) as asking:
         answers = [asking.ask(str(number), 4, "/v1/chat/completions") for number in range(3)]
         assert asking.loop.connects == 1
-    assert all((answer.status, answer.first_chunk_tokens, len(answer.chunks)) == ("ok", 1, 4) for answer in answers)
+    # how many of them are read at once is the machine's affair
+    assert [(answer.status, answer.output_tokens, len(answer.chunks)) for answer in answers] == 3 * [("ok", 4, 4)]
 
 
 def test_connections_opened_ahead_are_used() -> None:
