@@ -85,6 +85,7 @@ def fit(
         done = run_calibration(target, folder, seconds=seconds, say=lambda text: print(text, file=sys.stderr))
         for text in done.left_out:
             print(f"left out: {text}", file=sys.stderr)
+        print(f"what was measured is in {folder}", file=sys.stderr)
         runs = done.runs
     if points is not None:
         models, errors = fit_points(points, overrides)

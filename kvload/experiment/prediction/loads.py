@@ -230,7 +230,9 @@ def read_ratios(path: Path, methods: Sequence[str]) -> dict[str, Floats]:
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
     except DECODE_ERRORS as error:
-        raise UsageError(f"holds no ratios by method: {error}", where=str(path)) from error
+        raise UsageError(
+            f"holds no ratios by method: {error}", where=str(path), hint="kvload lengths COMPARISON -o FILE makes one"
+        ) from error
     if any(not (0 < ratio < float("inf")) for ratios in lists.values() for ratio in ratios):
         raise UsageError("ratios are above 0", where=str(path))
     if not set(lists) & set(methods):
