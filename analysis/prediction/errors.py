@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvload.analysis.prediction.fit import FEWEST_STEPS, fit
+from kvload.analysis.prediction.fit import ALONE, FEWEST_STEPS, Host, fit
 from kvload.analysis.prediction.steps import Steps
 from kvload.analysis.records.table import Bools, Floats
 
@@ -38,7 +38,7 @@ class HeldOut:
         return cls(float(size.mean()), float(np.quantile(size, 0.9)), float(size.max()), len(size))
 
 
-def leave_out(steps: Steps, groups: Floats) -> Floats:
+def leave_out(steps: Steps, groups: Floats, host: Host = ALONE) -> Floats:
     """Relative error of every step when all steps with its value of ``groups`` are left out of the fit.
 
     Returns:
@@ -49,14 +49,14 @@ def leave_out(steps: Steps, groups: Floats) -> Floats:
         held: Bools = groups == value
         if (~held).sum() < FEWEST_STEPS:
             continue
-        errors[held] = fit(steps.where(~held)).seconds(steps.where(held)) / steps.seconds[held] - 1
+        errors[held] = fit(steps.where(~held), host).seconds(steps.where(held)) / steps.seconds[held] - 1
     return errors
 
 
-def held_out(steps: Steps, inside: Bools) -> Floats:
+def held_out(steps: Steps, inside: Bools, host: Host = ALONE) -> Floats:
     """Relative errors of the steps not ``inside`` when fitted on those inside: the far corner, from the near one."""
     far = steps.where(~inside)
-    errors: Floats = fit(steps.where(inside)).seconds(far) / far.seconds - 1
+    errors: Floats = fit(steps.where(inside), host).seconds(far) / far.seconds - 1
     return errors
 
 

@@ -266,7 +266,7 @@ def _start(steps: Steps, host: Host) -> Floats:
     even = [np.ones(len(steps))]
     sums = _solve([Part(steps, replace(host, launch_s=None))], np.zeros((1, len(COEFFICIENTS))), even)
     mixed: Bools = np.any(steps.each[:, :, PROMPT_STEPS] > 0, axis=1)
-    if mixed.sum() >= FEWEST_STEPS and not mixed.all():
+    if mixed.sum() >= FEWEST_STEPS and (host.launch_s is not None or not mixed.all()):
         sums = _with_launch(steps, host, sums, mixed)
     first: Floats = sums.coefficients[0]
     return first
@@ -280,7 +280,6 @@ def _with_launch(steps: Steps, host: Host, sums: "_Solution", mixed: Bools) -> "
         mixed: stretches with prompts, ``(n,)``.
     """
     even = [np.ones(len(steps))]
-    usual_s = float(np.median(steps.seconds[~mixed] / steps.work[~mixed, 0]))
     tokens = float(np.quantile(steps.prompts[steps.prompts > 0], 0.9))
     # What prompts take may as well be all by their tokens as by the step: which steps wait for a launch hangs on it.
     by_token = sums.coefficients[0].copy()
@@ -292,10 +291,14 @@ def _with_launch(steps: Steps, host: Host, sums: "_Solution", mixed: Bools) -> "
         begun[LAUNCH] = launch_s
         return _solve([Part(steps, host)], begun[None], even)
 
-    launches_s = [host.launch_s] if host.launch_s else [times * usual_s for times in LAUNCHES]
+    if host.launch_s is None:
+        usual_s = float(np.median(steps.seconds[~mixed] / steps.work[~mixed, 0]))
+        launches_s = [times * usual_s for times in LAUNCHES]
+    else:
+        launches_s = [host.launch_s]
     found = [tried(start, launch_s) for start in (sums.coefficients[0], by_token) for launch_s in launches_s]
     best = min(found, key=lambda each: each.error)
-    return best if host.launch_s or best.error < sums.error * np.exp(-EVIDENCE / len(steps)) else sums
+    return best if host.launch_s is not None or best.error < sums.error * np.exp(-EVIDENCE / len(steps)) else sums
 
 
 def _weights(count: int, rng: np.random.Generator) -> Floats:

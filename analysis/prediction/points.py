@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kvload.analysis.prediction.errors import HeldOut, held_out, leave_out
+from kvload.analysis.prediction.fit import ALONE, Host
 from kvload.analysis.prediction.steps import Steps
 from kvload.analysis.records.table import Floats
 from kvload.errors import UsageError
@@ -26,17 +27,19 @@ class Points:
         steps: their work and seconds.
         batch, length: sequences, and tokens of each, ``(n,)``.
         prefill: whether prompts were read, else a token was generated, ``(n,)``.
+        host: how the server launches steps.
     """
 
     steps: Steps
     batch: Floats
     length: Floats
     prefill: Floats
+    host: Host = ALONE
 
     def stage(self, name: str) -> "Points":
         """Those of one stage."""
         rows = np.flatnonzero(self.prefill == (name == "prefill"))
-        return Points(self.steps.where(rows), self.batch[rows], self.length[rows], self.prefill[rows])
+        return Points(self.steps.where(rows), self.batch[rows], self.length[rows], self.prefill[rows], self.host)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def errors(method: str, points: Points) -> list[StageErrors]:
         both = near | far
         corner = None
         if near.sum() >= len(FEATURES) + 2 and far.any():
-            corner = HeldOut.of(held_out(part.steps.where(both), near[both]))
+            corner = HeldOut.of(held_out(part.steps.where(both), near[both], part.host))
         found.append(
             StageErrors(method, name, len(part.steps), _one_out(part, part.batch), _one_out(part, part.length), corner)
         )
@@ -105,7 +108,7 @@ def errors(method: str, points: Points) -> list[StageErrors]:
 def _one_out(part: Points, key: Floats) -> HeldOut | None:
     if len(np.unique(key)) < 2:
         return None
-    found = leave_out(part.steps, key)
+    found = leave_out(part.steps, key, part.host)
     found = found[~np.isnan(found)]
     return HeldOut.of(found) if len(found) else None
 

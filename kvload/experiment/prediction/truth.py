@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from kvload.analysis.prediction.errors import HeldOut
-from kvload.analysis.prediction.fit import host_of, seconds
+from kvload.analysis.prediction.fit import Host, host_of, seconds
 from kvload.analysis.prediction.points import STAGES, Points, StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
-from kvload.analysis.prediction.steps import join
+from kvload.analysis.prediction.steps import habits, join
 from kvload.analysis.records.loading import load
 from kvload.analysis.records.table import Floats
 from kvload.errors import UsageError
@@ -74,7 +74,8 @@ def run_points(path: Path, method: str) -> Points:
         RunDirError: it cannot be read.
     """
     run = RunDir.open(path)
-    steps = measured_steps(load(run), shape_of(method, run.manifest(), Overrides()))
+    table, shape = load(run), shape_of(method, run.manifest(), Overrides())
+    steps = measured_steps(table, shape)
     if not len(steps):
         raise UsageError("shows no steps", where=str(path), hint="answers must be streamed token by token")
     work = dict(zip(FEATURES, steps.work.T, strict=True))
@@ -83,13 +84,20 @@ def run_points(path: Path, method: str) -> Points:
     length: Floats = np.where(
         prefill, work["prompt_tokens"] / np.maximum(1, batch), work["context"] / np.maximum(1, work["decodes"])
     )
-    return Points(steps, power_of_two(batch), power_of_two(length), prefill)
+    shown = habits(table, chunk_tokens=shape.chunk_tokens)
+    host = Host.seen(shown.ahead_steps or 0, shown.launches_s)
+    return Points(steps, power_of_two(batch), power_of_two(length), prefill, host)
 
 
 def joined(parts: Sequence[Points]) -> Points:
     """The points of several logs or runs of one server."""
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("batch", "length", "prefill")}
-    return Points(join([part.steps for part in parts]), **columns)
+    launched = [part.host for part in parts if part.host.launch_s is not None]
+    host = parts[0].host
+    if launched:
+        mean_s = float(np.mean([each.launch_s or 0.0 for each in launched]))
+        host = replace(launched[0], launch_s=mean_s, jitter=float(np.mean([each.jitter for each in launched])))
+    return Points(join([part.steps for part in parts]), **columns, host=host)
 
 
 def _without_rare(points: Points) -> Points:
