@@ -29,6 +29,7 @@ def test_each_arm_gets_its_own_key_and_the_floor_its_baselines(tmp_path: Path, m
     plan = ExperimentPlan(trace=str(tmp_path / "t"), trace_sha256="0", arms=arms, repeats=1)
     monkeypatch.setenv("KEY_OF_A", "alpha")
     keys = read_arm_keys(["a=KEY_OF_A"], [arm.name for arm in arms])
+    (tmp_path / "out").mkdir()
     run_all(plan, tmp_path / "out", Watcher(), Sent({"authorization": "Bearer common", "X": "1"}, keys))
     assert sent == {
         "a": {"X": "1", "Authorization": "Bearer alpha"},
