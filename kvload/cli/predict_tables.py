@@ -128,7 +128,7 @@ def print_capacities(found: Sequence["Capacity"], slo: Mapping[str, float], targ
     """What each method carries, and its ratio to the baseline's."""
     table = _table("method", "carries, req/s", f"times {found[0].method}'s", "the trace keeps it up for")
     for each in found:
-        ratio = "" if each.ratio is None else _times(each.ratio)
+        ratio = "-" if each.ratio is None else _times(each.ratio)
         carried = f"{_rate(each.rate_rps)} ({_rate(each.low)} to {_rate(each.high)})"
         table.add_row(each.method, carried, ratio, "-" if not each.held_s else f"{_digits(each.held_s)} s")
     _print(table)
@@ -136,9 +136,19 @@ def print_capacities(found: Sequence["Capacity"], slo: Mapping[str, float], targ
     servers = "one server" if replicas == 1 else f"{replicas} servers"
     _say(f"carries: the highest rate at which {target:.0%} of the requests meet {limits}; {servers}, simulated;")
     _say("in brackets the middle 80 % of what it may be. No server was asked.")
+    idle = [each.method for each in found if not each.rate_rps]
+    if idle:
+        _say(f"{', '.join(idle)}: even one at a time, fewer than {target:.0%} of these requests meet the limits")
+    for each in found:
+        if each.too_large:
+            _say(f"{each.method}: {_are(each.too_large)} larger than the whole cache")
     short = [each.method for each in found if 0 < each.held_s < SHORT_S]
     if short:
         _say(f"so short a load hides how queues grow ({', '.join(short)}): take the trace several times, --repeat 10")
+
+
+def _are(requests: int) -> str:
+    return f"{requests:,} requests are" if requests != 1 else "1 request is"
 
 
 def _rate(rate_rps: float) -> str:
@@ -276,7 +286,7 @@ def _notes(found: Sequence["Prediction"]) -> list[str]:
             notes.append(f"{method}: the prefix cache held {share} of the prompts' tokens at {_rates(cached)}")
         refused = [each for each in of if each.refused]
         if refused:
-            notes.append(f"{method}: {refused[0].refused} requests are larger than the whole cache")
+            notes.append(f"{method}: {_are(refused[0].refused)} larger than the whole cache")
         preempted = [each for each in of if each.preemptions]
         if preempted:
             notes.append(

@@ -95,6 +95,24 @@ def test_a_search_without_an_end_says_so() -> None:
     assert search(lambda _: 0.0, 0.9, 1.0, 2.0) == 0.0
 
 
+def test_nothing_carried_has_no_multiple_and_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = requests(20)
+    large.prompt_tokens[:5] = 30_000
+    found = find_capacities(large, MODELS, ["none", "int4"], SLO, arriving, target=0.9, serving=Serving(draws=2))
+    assert (found[0].rate_rps, found[0].too_large) == (0.0, 5)
+    assert (found[1].ratio, found[1].too_large) == (None, 0)
+    model, trace = tmp_path / "model.json", tmp_path / "trace.csv"
+    write(model, MODELS)
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-01-01 00:00:01.0000000,30000,40\n", encoding="utf-8"
+    )
+    asked = ["predict", str(trace), "--model", str(model), "--slo", "ttft=1ms", "--rate", "auto", "--draws", "0"]
+    assert run(asked) == 0
+    shown = capsys.readouterr().out
+    assert "none: 1 request is larger than the whole cache" in shown
+    assert "even one at a time" in shown
+
+
 def test_limits_are_asked_for() -> None:
     with pytest.raises(UsageError, match="needs limits"):
         find_capacities(requests(2), MODELS, ["none"], {}, arriving, target=0.9)

@@ -16,7 +16,7 @@ from kvload.analysis.statistics.crossing import falling
 from kvload.errors import UsageError
 from kvload.experiment.prediction.forecast import Serving, as_a_run, drawn_model, drawn_rest, figures, with_lengths
 from kvload.experiment.prediction.plan import Hopeless
-from kvload.servers.simulator.cluster import Load, serve
+from kvload.servers.simulator.cluster import Load, make_replica, serve
 from kvload.step_model import StepModel, StepModels
 
 TOLERANCE, DRAWN_TOLERANCE = 0.02, 0.05
@@ -41,8 +41,10 @@ class Capacity:
         rate_rps: requests a second at which the target share still meets the limits: the median over the draws; 0 where
             not even the slowest load is carried, infinite where the trace cannot show an end.
         low, high: the middle 80 % of the draws.
-        ratio: to the baseline's under the same arrivals: median, low, high; None for the baseline.
+        ratio: to the baseline's under the same arrivals: median, low, high; None for the baseline, and where in half of
+            the draws one of the two carries nothing or has no end.
         held_s: for how long the trace keeps that rate up.
+        too_large: requests that the cache can never hold: they meet no limit at any rate.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Capacity:
     high: float
     ratio: tuple[float, float, float] | None
     held_s: float
+    too_large: int
 
 
 def find_capacities(
@@ -117,13 +120,22 @@ def find_capacities(
         if baseline is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 times = of / baseline
-            known = times[~np.isnan(times)]
-            ratio = (float(np.median(known)), *_quantiles(known)) if len(known) else None
+            known = times[np.isfinite(times)]
+            # Nothing carried has no multiple, and what has no end is none.
+            if 2 * len(known) > len(times):
+                ratio = (float(np.median(known)), *_quantiles(known))
         else:
             baseline = of
         middle = float(np.median(of))
-        found.append(Capacity(method, middle, low, high, ratio, len(load) / middle if middle else 0.0))
+        held_s = len(load) / middle if middle else 0.0
+        found.append(Capacity(method, middle, low, high, ratio, held_s, _too_large(stretched, model)))
     return found
+
+
+def _too_large(load: Load, model: StepModel) -> int:
+    account = make_replica(model).account
+    sizes = zip(load.prompt_tokens.tolist(), load.output_tokens.tolist(), strict=True)
+    return sum(not account.fits(prompt, output) for prompt, output in sizes)
 
 
 def search(
