@@ -4,6 +4,7 @@ With workers on this machine only their figures pass through here: records go st
 workers elsewhere come as messages and are written here at once, whatever the web page does.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ START_DELAY_NS = 600_000_000
 REMOTE_START_DELAY_NS = 1_500_000_000
 START_PATIENCE_S = 60.0
 """How long workers of this machine may take to be there, and any worker to get ready, beside what its share takes."""
+
+GREET_AGAIN_S = 1.0
+"""A client that has not answered is greeted again: Locust drops what comes before a worker's handlers are there."""
 
 SHARE_BYTES_PER_S = 5e6
 _PART_BYTES = 1 << 20
@@ -84,6 +88,8 @@ class Coordinator:
         self.history = LiveHistory()
         self._workers: dict[int, _Worker] = {}
         self._greeted: dict[str | None, str] = {}
+        self._greeted_at_s: dict[str | None, float] = {}
+        self._refused: set[str | None] = set()
         self._begun_s = 0.0
         self.zero_ns: int | None = None
         self.state = "waiting"
@@ -122,9 +128,15 @@ class Coordinator:
         self._check_over()
 
     def _greet(self, client_id: str | None) -> None:
-        if client_id in self._greeted or len(self._workers) >= self.settings.shards:
+        """Greet a client, and once more after a while: one that is not set up yet does not hear it."""
+        now_s = time.monotonic()
+        there = client_id in self._refused or any(each.client_id == client_id for each in self._workers.values())
+        if there or len(self._workers) >= self.settings.shards:
             return
-        nonce = self._greeted[client_id] = messages.new_nonce()
+        if now_s < self._greeted_at_s.get(client_id, -math.inf) + GREET_AGAIN_S:
+            return
+        self._greeted_at_s[client_id] = now_s
+        nonce = self._greeted.setdefault(client_id, messages.new_nonce())
         self._message(Hello(version=__version__, nonce=nonce), client_id)
 
     def joins(self, join: Join) -> None:
@@ -134,11 +146,13 @@ class Coordinator:
         if nonce is None or any(worker.client_id == client_id for worker in self._workers.values()):
             return
         if not messages.proves(join.proof, self._token, "join", nonce, join.client):
+            self._refused.add(client_id)
             self._tell({"event": "notice", "text": "a stranger at the master's port was given no work"})
             self._message(Refuse(reason="it does not know the run's token: --token"), client_id)
             return
         if join.version != __version__:
             reason = f"it is kvload {join.version}, the master is kvload {__version__}"
+            self._refused.add(client_id)
             self._tell({"event": "notice", "text": f"a worker on {join.host} was given no work: {reason}"})
             self._message(Refuse(reason=reason), client_id)
             return

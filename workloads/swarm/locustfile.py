@@ -88,22 +88,30 @@ def on_init(environment: Environment, **_: Any) -> None:
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def on_test_start(environment: Environment, **_: Any) -> None:
-    """Start the run, in the process that coordinates it."""
-    session: Session = environment.kvload_session
-    if session.coordinator is not None:
+    """Start the run, in the process that coordinates it.
+
+    A worker that comes while its master starts users may be told so before it is set up.
+    """
+    session: Session | None = getattr(environment, "kvload_session", None)
+    if session is not None and session.coordinator is not None:
         gevent.spawn(session.begin)
 
 
 @events.test_stopping.add_listener  # type: ignore[untyped-decorator]
 def on_test_stopping(environment: Environment, **_: Any) -> None:
     """Stopped from Locust's page: nothing more is sent, what is in flight may end."""
-    session: Session = environment.kvload_session
-    if session.coordinator is not None and session.coordinator.state in {"preparing", "running"}:
+    session: Session | None = getattr(environment, "kvload_session", None)
+    if (
+        session is not None
+        and session.coordinator is not None
+        and session.coordinator.state in {"preparing", "running"}
+    ):
         session.coordinator.stop("interrupted", cut=False)
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def on_quitting(environment: Environment, **_: Any) -> None:
     """Write down what is still in flight."""
-    session: Session = environment.kvload_session
-    session.close()
+    session: Session | None = getattr(environment, "kvload_session", None)
+    if session is not None:
+        session.close()

@@ -1,14 +1,40 @@
 """The two pipes between a Locust process and the parent that started it: lines of JSON in both directions."""
 
+import argparse
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gevent
 import gevent.os
 import msgspec
+
+
+@dataclass(frozen=True)
+class OwnPipes:
+    """This process's ends of its pipes; None where it has none."""
+
+    events_fd: int | None
+    control_fd: int | None
+
+
+def own_pipes(arguments: Sequence[str]) -> OwnPipes:
+    """What this process's own command line says.
+
+    Locust overwrites a worker's options with its master's as soon as the master starts users, which may be before the
+    worker is set up: their numbers are of pipes that this process does not have.
+
+    Args:
+        arguments: of the command line, without the program; others than the pipes' are passed over.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--kvload-events-fd", "--kvload-control-fd"):
+        parser.add_argument(name, type=int, default=None)
+    found, _ = parser.parse_known_args(list(arguments))
+    return OwnPipes(found.kvload_events_fd, found.kvload_control_fd)
 
 
 class EventPipe:

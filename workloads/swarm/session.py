@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ from kvload.workloads.swarm.messages import (
     proof,
     proves,
 )
-from kvload.workloads.swarm.pipes import EventPipe, listen
+from kvload.workloads.swarm.pipes import EventPipe, listen, own_pipes
 from kvload.workloads.swarm.standalone import StandaloneRun
 from kvload.workloads.swarm.worker import ReplayWorker
 
@@ -59,13 +60,13 @@ class Session:
     """
 
     def __init__(self, environment: Environment, folder: Path | None, standalone: StandaloneRun | None) -> None:
-        options = environment.parsed_options
         self.environment = environment
         self.runner: Any = environment.runner
         self.worker: ReplayWorker | None = None
         self.coordinator: Coordinator | None = None
         self.standalone = standalone
-        self.pipe = EventPipe(options.kvload_events_fd)
+        own = own_pipes(sys.argv[1:])
+        self.pipe = EventPipe(own.events_fd)
         self._token = os.environ.get(TOKEN_VARIABLE, "")
         self._run_folder = os.environ.get(RUN_FOLDER_VARIABLE)
         self._nonce = new_nonce()
@@ -93,10 +94,10 @@ class Session:
             self._heed(Ping, master.tell_time)
             self._repeat(0.2, master.look)
             self._repeat(1.0, master.draw)
-            if isinstance(self.runner, MasterRunner) and options.kvload_control_fd is not None:
+            if isinstance(self.runner, MasterRunner) and own.control_fd is not None:
                 self._wait_for_workers(master)
-        if options.kvload_control_fd is not None:
-            gevent.spawn(listen, options.kvload_control_fd, self._on_command, self._parent_gone)
+        if own.control_fd is not None:
+            gevent.spawn(listen, own.control_fd, self._on_command, self._parent_gone)
 
     def _wait_for_workers(self, master: Coordinator) -> None:
         """Locust ends a run when the last worker leaves, be it a stranger or a refused one: not before ours came.

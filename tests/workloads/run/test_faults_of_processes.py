@@ -349,3 +349,12 @@ def test_records_that_come_after_the_end_do_not_spoil_the_folder(tmp_path: Path)
         2: "worker_died",
     }
     assert load(run).index.tolist() == [0, 1, 2]
+
+
+def test_pipes_are_this_process_s_own() -> None:
+    from kvload.workloads.swarm.pipes import own_pipes
+
+    told = ["-f", "locustfile.py", "--worker", "--kvload-control-fd", "7", "--host", "http://127.0.0.1:1"]
+    own = own_pipes(told)
+    assert (own.events_fd, own.control_fd) == (None, 7)
+    assert own_pipes(["--kvload-events-fd", "4"]).events_fd == 4
