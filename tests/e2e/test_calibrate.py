@@ -49,8 +49,9 @@ def test_the_engines_log_bears_out_what_was_fitted_from_chunk_times(kvload: Kvlo
     told = kvload("predict", "steps", f"none={log}", "--model", file, "--json")
     assert told.returncode == 0, told.stderr
     stages = {each["held_out"]["stage"]: each for each in json.loads(told.stdout)}
-    # Both saw the same steps: whatever else the machine does is in both.
-    assert abs(stages["decode"]["total"]) < 0.3
+    # A tenth of a minute on a real engine shows whether both mean the same steps, by a factor; how well a fit does is
+    # held against an engine whose steps are known, below.
+    assert abs(stages["decode"]["total"]) < 0.7
     assert stages["decode"]["held_out"]["points"] > 50
 
 
