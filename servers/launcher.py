@@ -1,15 +1,12 @@
 """Launching and stopping servers: choose the engine, check what is asked of it, start it, verify it, end it whole."""
 
-import contextlib
 import functools
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from types import FrameType
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +19,7 @@ from kvload.servers.host import machine as machines
 from kvload.servers.host import model_facts, model_source
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
-from kvload.servers.lifecycle import masking, registry
+from kvload.servers.lifecycle import interrupts, masking, registry
 from kvload.servers.lifecycle.places import Place, Server
 from kvload.servers.lifecycle.places.local import LocalPlace
 from kvload.servers.lifecycle.registry import ServerEntry
@@ -50,7 +47,6 @@ __all__ = [
     "launch_replicas",
     "place_replicas",
     "reset_prefix_cache",
-    "signals_interrupt",
     "stop",
 ]
 
@@ -156,10 +152,11 @@ def _all_or_none(
             ended.set()
             raise
 
-    with ThreadPoolExecutor(len(starts)) as pool, signals_interrupt():
+    with interrupts.kept_back() as asked, ThreadPoolExecutor(len(starts)) as pool:
         started = [pool.submit(start, name) for name in starts]
         try:
-            wait(started)
+            with asked.heeded():
+                wait(started)
         except BaseException:
             ended.set()
             raise
@@ -268,9 +265,9 @@ def _start_once(
     name = request.name or _free_name(request)
     entry = new_entry(request, name, made, build, plan, port, str(model.folder or model.name))
     entry = msgspec.structs.replace(entry, vocab_size=model.vocab_size)
-    registry.claim(entry)
-    try:
-        with signals_interrupt():
+    with interrupts.kept_back() as asked:
+        registry.claim(entry)
+        try:
             entry = spawn(entry, plan, {**os.environ, **request.env}, request.cpus, leash)
             registry.save(entry)
             entry = wait_until_ready(
@@ -279,17 +276,19 @@ def _start_once(
                 request.timeout_s or made.start_timeout_s,
                 api_headers({**os.environ, **request.env}, request.engine_args),
                 on_event,
+                asked,
             )
             if entry.vocab_size is None:
                 # The engine has fetched the model by now: what it is can be read where it was put.
                 entry = msgspec.structs.replace(entry, vocab_size=model_facts.read(model.name).vocab_size)
             registry.save(entry)
-    except BaseException as error:
-        stop(entry)
-        if isinstance(error, StartFailedError):
-            # Engines print their arguments and their environment when they fail.
-            error.mask(masking.known_secrets({**os.environ, **request.env, **plan.env}, plan.command))
-        raise
+            asked.pause(0)
+        except BaseException as error:
+            stop(entry)
+            if isinstance(error, StartFailedError):
+                # Engines print their arguments and their environment when they fail.
+                error.mask(masking.known_secrets({**os.environ, **request.env, **plan.env}, plan.command))
+            raise
     on_event(LaunchEvent("ready", _ready_text(entry), time.time() - entry.launched_at))
     return entry
 
@@ -339,27 +338,6 @@ def _free_name(request: LaunchRequest) -> str:
         if old is None or registry.state_of(old) == "dead":
             return name
     raise UsageError("too many servers of this kind", where="--name")
-
-
-@contextlib.contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a start the way Ctrl-C does, so that they leave no half-started server either.
-
-    In the main thread alone: others get no signals.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def plan_for(request: LaunchRequest) -> tuple[LaunchPlan, Build]:

@@ -127,19 +127,19 @@ def _hold(servers: "Mapping[str, Server]", console: Any) -> None:
     """Stay for as long as a cluster's servers live, and end them with this command."""
     import contextlib
 
-    from kvload.servers.launcher import signals_interrupt
-    from kvload.servers.lifecycle import held
+    from kvload.servers.lifecycle import held, interrupts
 
     first, *more = servers
     name = first.rpartition(".")[0] if more else first
-    try:
-        with held.registered(servers, name if more else None), signals_interrupt():
+    with contextlib.suppress(KeyboardInterrupt), interrupts.kept_back() as asked:
+        try:
+            with held.registered(servers, name if more else None):
+                for each in servers.values():
+                    console.print(f"on {each.entry.info.node}: {each.entry.url}", soft_wrap=True)
+                console.print(f"they end with this command: Ctrl-C, or kvload stop {name}", soft_wrap=True)
+                print(name, flush=True)
+                with asked.heeded():
+                    held.wait_for_a_death(servers)
+        finally:
             for each in servers.values():
-                console.print(f"on {each.entry.info.node}: {each.entry.url}", soft_wrap=True)
-            console.print(f"they end with this command: Ctrl-C, or kvload stop {name}", soft_wrap=True)
-            print(name, flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                held.wait_for_a_death(servers)
-    finally:
-        for each in servers.values():
-            each.stop()
+                each.stop()

@@ -24,6 +24,7 @@ from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchReques
 from kvload.servers.host.devices import visible
 from kvload.servers.host.machine import gpu_used_mib
 from kvload.servers.lifecycle import listeners, masking, registry, rootcause
+from kvload.servers.lifecycle.interrupts import Interrupts
 from kvload.servers.lifecycle.process import TOKEN_VARIABLE, is_alive, session_members, start_mark
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.watch import discover
@@ -185,15 +186,24 @@ def spawn(
 
 
 def wait_until_ready(
-    entry: ServerEntry, adapter: Adapter, timeout_s: float, headers: Mapping[str, str], on_event: OnEvent
+    entry: ServerEntry,
+    adapter: Adapter,
+    timeout_s: float,
+    headers: Mapping[str, str],
+    on_event: OnEvent,
+    interrupts: Interrupts,
 ) -> ServerEntry:
     """Wait until the server is healthy and has produced a token.
+
+    Args:
+        interrupts: they end the wait.
 
     Returns:
         the entry with what the server says about itself.
 
     Raises:
         StartFailedError: it ended, or the time is up.
+        KeyboardInterrupt: the user does not want it any more.
     """
     started = time.monotonic()
     log = LogFollower(entry.log)
@@ -211,12 +221,13 @@ def wait_until_ready(
             if _is_answered_by_another(entry):
                 raise _port_is_anothers(entry)
             break
-        time.sleep(POLL_S)
+        interrupts.pause(POLL_S)
     on_event(LaunchEvent("waiting", "waiting for a first token", time.monotonic() - started))
     try:
         model = discover.first_model(entry.address, headers)
         vocabulary = entry.vocab_size or model.get("vocab_size")
-        first_token(entry, vocabulary, headers, timeout_s=max(5.0, timeout_s - (time.monotonic() - started)))
+        with interrupts.heeded():
+            first_token(entry, vocabulary, headers, timeout_s=max(5.0, timeout_s - (time.monotonic() - started)))
         said = discover.server_info(entry.address, headers)
     except KvloadError as error:
         if _ends_soon(entry):

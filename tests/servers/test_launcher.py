@@ -5,11 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -149,13 +149,41 @@ def test_death_at_the_first_request_is_told_from_the_log(start: Starter) -> None
         start("--die-at-first-request")
 
 
+class _InterruptAtFirstEvent(list[LaunchEvent]):
+    def append(self, event: LaunchEvent) -> None:
+        if not self:
+            os.kill(os.getpid(), signal.SIGINT)
+        super().append(event)
+
+
+def _nothing_is_left(state: Path) -> bool:
+    ours = [p.pid for p in psutil.process_iter() if p.pid != os.getpid() and _mentions(p, str(state))]
+    return registry.entries() == [] and ours == []
+
+
 def test_an_interrupt_stops_the_half_started_server(start: Starter, state_folder: Path) -> None:
-    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    events = _InterruptAtFirstEvent()
     with pytest.raises(KeyboardInterrupt):
-        start("--sick", "--children", "1")
-    assert registry.entries() == []
-    ours = [p.pid for p in psutil.process_iter() if p.pid != os.getpid() and _mentions(p, str(state_folder))]
-    assert ours == []
+        start("--sick", "--children", "1", events=events)
+    assert [event.text for event in events] == ["waiting for the process"]
+    assert _nothing_is_left(state_folder)
+
+
+def test_an_interrupt_while_the_keeper_starts_leaves_no_server_that_no_entry_names(
+    start: Starter, state_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = subprocess.run
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        answer = really(*args, **kwargs)
+        if "keeper.py" in str(args):
+            os.kill(os.getpid(), signal.SIGINT)
+        return answer
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert _nothing_is_left(state_folder)
 
 
 def _mentions(process: psutil.Process, text: str) -> bool:

@@ -66,14 +66,13 @@ def test_one_that_dies_is_told_by_name() -> None:
 
 def test_stopping_one_ends_its_holder_and_nothing_else(state_folder: Path) -> None:
     code = (
-        "import contextlib, sys, time\n"
-        "from kvload.servers.launcher import signals_interrupt\n"
-        "from kvload.servers.lifecycle import held\n"
+        "import contextlib, time\n"
+        "from kvload.servers.lifecycle import held, interrupts\n"
         "from tests.servers.lifecycle.test_held import Elsewhere\n"
-        "with held.registered({'one': Elsewhere('node X')}), signals_interrupt():\n"
-        "    print('up', flush=True)\n"
-        "    with contextlib.suppress(KeyboardInterrupt):\n"
-        "        time.sleep(60)\n"
+        "with contextlib.suppress(KeyboardInterrupt), interrupts.kept_back() as asked:\n"
+        "    with held.registered({'one': Elsewhere('node X')}):\n"
+        "        print('up', flush=True)\n"
+        "        asked.pause(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
