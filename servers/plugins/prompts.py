@@ -16,7 +16,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-    from kvload.servers.kernels.triton.launch import Chunks, PackedKernels, Work
+    from kvload.servers.kernels.triton.launch import PackedKernels
+    from kvload.servers.kernels.triton.shapes import Chunks, Work
 
 Counts = npt.NDArray[np.int64]
 
@@ -97,7 +98,7 @@ def plan(
         slots: of rings, for methods with a window.
         scratch_tokens: that the scratch holds.
     """
-    from kvload.servers.kernels.triton.launch import Chunks
+    from kvload.servers.kernels.triton.shapes import Chunks
 
     new = stops - starts
     firsts = np.concatenate([[0], np.cumsum(new)])
@@ -161,7 +162,7 @@ def attend(
         scratch: ``(2, tokens, kv_heads, head_size)``.
         ring, ring_from: of methods with a window.
     """
-    from kvload.servers.kernels.triton.launch import Chunks
+    from kvload.servers.kernels.triton.shapes import Chunks
 
     if not prompts.groups:
         flash.call(query, key, value, out, prompts.starts, prompts.starts, prompts.most_new, prompts.most_new)

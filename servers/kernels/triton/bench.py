@@ -23,8 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvload.servers.kernels import packed
 from kvload.servers.kernels.formats import PACKED_METHODS, PAGE_TOKENS, RING_TOKENS, packed_tokens, page_format
-from kvload.servers.kernels.triton.launch import STATIC_SEQUENCES, Chunks, Heads, PackedKernels
+from kvload.servers.kernels.triton.launch import STATIC_SEQUENCES, PackedKernels
 from kvload.servers.kernels.triton.probe import read_kernel
+from kvload.servers.kernels.triton.shapes import Chunks, Heads
 
 HEADS = Heads(32, 8, 128, torch.bfloat16, 128**-0.5)
 SHAPES = ((1, 1), (1, 8), (1, 32), (16, 1), (16, 8), (16, 32), (64, 1), (64, 8), (64, 32), (256, 1), (256, 8))

@@ -1,4 +1,4 @@
-"""The kernels as calls on tensors: what they need, their launch settings, and a refusal of the rest.
+"""The kernels as calls on tensors, with their launch settings.
 
 Shapes: ``pages (pages, kv_heads, run_bytes)`` uint8; ``table (rows, blocks)`` int32; ``lengths (rows,)`` int32, new
 tokens included; ``ring (slots, kv_heads, 2, RING_TOKENS, head_size)`` and ``slots (rows,)`` int32 for formats with a
@@ -7,26 +7,20 @@ window; ``query``, ``key``, ``value`` ``(tokens, heads, head_size)``, heads cont
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 
 from kvload.servers.kernels.formats import PAGE_TOKENS, RING_TOKENS, PageFormat
 from kvload.servers.kernels.quantise import random_hadamard
-from kvload.servers.kernels.triton import decode, dequantise, store
-
-NATIVE = not triton.knobs.runtime.interpret
-"""Whether kernels are compiled; under ``TRITON_INTERPRET=1`` they are interpreted on the CPU."""
+from kvload.servers.kernels.triton import decode, dequantise, rings, store
+from kvload.servers.kernels.triton.shapes import NATIVE, Chunks, DecodePlan, Heads, Work, refusals
 
 PROGRAMS_PER_SM = 8
 """One-warp programs that keep a streaming multiprocessor busy."""
 
 STATIC_SEQUENCES = 4
 """Up to this many sequences are split statically."""
-
-MOST_COLUMNS = 16
-"""Most query tokens times query heads of a KV head that one program serves."""
 
 MOST_SEQUENCES = 4096
 """Most sequences of a step: the plan is made by one program."""
@@ -36,90 +30,6 @@ SPREAD_ROWS = 4096
 
 FULL_PRECISION_BYTES = 4
 """Bytes that a key and a value take in a ring, per channel."""
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The attention of one layer on this device.
-
-    Attributes:
-        query_heads, kv_heads: of this device; the first is a multiple of the second.
-        head_size: channels of a head.
-        dtype: of queries, keys and values: float16 or bfloat16.
-        scaling: factor on the scores.
-    """
-
-    query_heads: int
-    kv_heads: int
-    head_size: int
-    dtype: torch.dtype
-    scaling: float
-
-    @property
-    def group(self) -> int:
-        """Query heads of a KV head."""
-        return self.query_heads // self.kv_heads
-
-
-def refusals(fmt: PageFormat, heads: Heads, query_tokens: int = 1) -> list[str]:
-    """Why the kernels do not serve this shape; empty where they do."""
-    found = []
-    if heads.dtype not in (torch.float16, torch.bfloat16) and NATIVE:
-        found.append(f"with {heads.dtype} (float16 or bfloat16)")
-    if heads.head_size != fmt.head_size or heads.head_size > 128:
-        found.append(f"with head size {heads.head_size} (at most 128)")
-    if heads.query_heads % heads.kv_heads or heads.group * query_tokens > MOST_COLUMNS:
-        found.append(
-            f"with {heads.query_heads} query heads over {heads.kv_heads} KV heads and {query_tokens} query tokens "
-            f"(at most {MOST_COLUMNS} a KV head)"
-        )
-    return found
-
-
-@dataclass
-class DecodePlan:
-    """One step's split of work, made by :meth:`PackedKernels.plan` and read by every layer.
-
-    The tensors stay the same from step to step, so that a graph may read them.
-    """
-
-    packed: torch.Tensor
-    ends: torch.Tensor
-    owners: torch.Tensor
-    partials: torch.Tensor
-    logs: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """The sequences of a step that bring several tokens.
-
-    Attributes:
-        table: ``(rows, blocks)`` int32.
-        starts: position of each sequence's first new token, int32.
-        lengths: new tokens included, int32.
-        rows: place of the first new token among the step's, int32.
-        slots: rings; None for formats without a window.
-    """
-
-    table: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
-    rows: torch.Tensor
-    slots: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """Pages of several sequences, one item each; made by :meth:`PackedKernels.work`, once a step for all layers.
-
-    Attributes:
-        rows: sequence of each item, int32 on the device.
-        pages: which of its pages.
-    """
-
-    rows: torch.Tensor
-    pages: torch.Tensor
 
 
 class PackedKernels:
@@ -419,7 +329,7 @@ class PackedKernels:
         Args:
             lengths: the new token included; 0 for padding.
         """
-        store.append_kernel[(self.heads.kv_heads, 2, len(lengths))](
+        rings.append_kernel[(self.heads.kv_heads, 2, len(lengths))](
             key,
             value,
             pages,
@@ -454,7 +364,7 @@ class PackedKernels:
         if chunks.slots is None:
             raise ValueError("a format with a window needs the rings' slots")
         if len(filled.rows):
-            store.pack_kernel[(len(filled.rows), self.heads.kv_heads, 2)](
+            rings.pack_kernel[(len(filled.rows), self.heads.kv_heads, 2)](
                 key,
                 value,
                 pages,
@@ -473,7 +383,7 @@ class PackedKernels:
                 **self._codes,
                 **self._store_pads,
             )
-        store.ring_kernel[(len(chunks.lengths), self.heads.kv_heads, 2)](
+        rings.ring_kernel[(len(chunks.lengths), self.heads.kv_heads, 2)](
             key,
             value,
             chunks.starts,

@@ -129,3 +129,11 @@ def affine_codes(x, step, low, BITS: tl.constexpr):
     levels: tl.constexpr = ((1 << BITS) - 1) * 1.0
     found = rounded(tl.minimum(tl.maximum(tl.div_rn(x - low, step), -1.0), levels + 1.0))
     return tl.minimum(tl.maximum(found, 0.0), levels).to(tl.int32)
+
+
+@triton.jit
+def words_of(codes, BITS: tl.constexpr, GROUPS: tl.constexpr):
+    """Codes ``(tokens, GROUPS, streams of a group, words)`` as words ``(tokens, words)``."""
+    SHARED: tl.constexpr = 16 // BITS // GROUPS
+    stream = tl.arange(0, GROUPS)[None, :, None, None] * SHARED + tl.arange(0, SHARED)[None, None, :, None]
+    return tl.sum(tl.sum(codes << (stream * BITS), 2), 1).to(tl.int16)

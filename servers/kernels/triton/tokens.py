@@ -15,7 +15,8 @@ from kvload.servers.kernels.attention import AttentionExtras, Sight
 from kvload.servers.kernels.formats import PAGE_TOKENS, page_format
 from kvload.servers.kernels.layout import CacheGeometry
 from kvload.servers.kernels.reference.tokens import Chunk, Group, Slots, TokenCodec
-from kvload.servers.kernels.triton.launch import NATIVE, Chunks, DecodePlan, Heads, PackedKernels, Work, refusals
+from kvload.servers.kernels.triton.launch import PackedKernels
+from kvload.servers.kernels.triton.shapes import NATIVE, Chunks, DecodePlan, Heads, Work, refusals
 
 
 @dataclass

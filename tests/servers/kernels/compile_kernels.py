@@ -15,7 +15,8 @@ from triton.runtime.jit import JITFunction
 
 from kvload.servers.kernels.formats import page_format
 from kvload.servers.kernels.triton import eviction
-from kvload.servers.kernels.triton.launch import Chunks, Heads, PackedKernels
+from kvload.servers.kernels.triton.launch import PackedKernels
+from kvload.servers.kernels.triton.shapes import Chunks, Heads
 from kvload.servers.kernels.triton.specialise import COUNTS, INDEX_POINTERS
 
 TYPES = {

@@ -20,7 +20,8 @@ pytest.importorskip("triton")
 from kvload.servers.kernels import packed  # noqa: E402
 from kvload.servers.kernels.formats import PACKED_METHODS, PAGE_TOKENS, RING_TOKENS, page_format  # noqa: E402
 from kvload.servers.kernels.quantise import random_hadamard  # noqa: E402
-from kvload.servers.kernels.triton.launch import Chunks, Heads, PackedKernels  # noqa: E402
+from kvload.servers.kernels.triton.launch import PackedKernels  # noqa: E402
+from kvload.servers.kernels.triton.shapes import Chunks, Heads  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 

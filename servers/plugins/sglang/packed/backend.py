@@ -14,7 +14,8 @@ from sglang.kernels.ops.attention.flash_attention import flash_attn_varlen_func
 from sglang.srt.layers.attention.flashattention_backend import FlashAttentionBackend
 
 from kvload.servers.kernels.formats import PAGE_TOKENS, RING_TOKENS
-from kvload.servers.kernels.triton.launch import Heads, PackedKernels
+from kvload.servers.kernels.triton.launch import PackedKernels
+from kvload.servers.kernels.triton.shapes import Heads
 from kvload.servers.plugins import prompts
 from kvload.servers.plugins.prompts import Flash, Prompts
 from kvload.servers.plugins.sglang import limits

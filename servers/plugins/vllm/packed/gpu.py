@@ -23,7 +23,8 @@ from vllm.v1.attention.backends import fa_utils
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
 from kvload.servers.kernels.formats import PAGE_TOKENS, PageFormat
-from kvload.servers.kernels.triton.launch import DecodePlan, Heads, PackedKernels
+from kvload.servers.kernels.triton.launch import PackedKernels
+from kvload.servers.kernels.triton.shapes import DecodePlan, Heads
 from kvload.servers.plugins import prompts
 from kvload.servers.plugins.prompts import Flash, Prompts
 from kvload.servers.plugins.vllm import contract
