@@ -217,7 +217,7 @@ def perturbing_args(engine_args: Sequence[str]) -> tuple[str, ...]:
     Args:
         engine_args: of all arms; a dtype among them is the one to differ from.
     """
-    from kvload.servers.engines.base import flag_value
+    from kvload.servers.engines.arguments import flag_value
 
     own = flag_value(tuple(engine_args), "--dtype")
     return ("--dtype", "bfloat16" if own in {"float16", "half"} else "float16")

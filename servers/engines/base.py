@@ -15,6 +15,7 @@ from typing import Any
 
 from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec, RawDtype, read_method
+from kvload.servers.engines.arguments import flag_value, has_flag
 from kvload.servers.engines.metrics import EngineMetrics
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.host.machine import Machine
@@ -377,47 +378,3 @@ def served_name(model: ModelFacts) -> str:
         # A hub's name as it is; a file that the engine reads itself without its folder.
         return Path(model.name).stem if model.name.endswith(".gguf") else model.name
     return model.folder.name if Path(model.name).expanduser().is_dir() else model.name
-
-
-def has_flag(arguments: tuple[str, ...], *flags: str) -> bool:
-    """Whether one of the flags is among the arguments, as ``--flag value`` or ``--flag=value``."""
-    return any(argument == flag or argument.startswith(f"{flag}=") for argument in arguments for flag in flags)
-
-
-def key_by_environment(arguments: tuple[str, ...], variable: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Take a key off a command line, which every user of the machine can read, and hand it over as a variable.
-
-    Args:
-        arguments: the engine's own arguments; ``--api-key KEY`` or ``--api-key=KEY`` is taken out. Several keys stay.
-        variable: where the engine reads its key from.
-
-    Returns:
-        the other arguments, and the variable where there was a key.
-    """
-    key = flag_value(arguments, "--api-key")
-    if key is None:
-        return arguments, {}
-    left: list[str] = []
-    skip = False
-    for place, argument in enumerate(arguments):
-        if skip:
-            skip = False
-        elif argument == "--api-key":
-            after = arguments[place + 2 : place + 3]
-            if after and not after[0].startswith("-"):
-                return arguments, {}
-            skip = True
-        elif not argument.startswith("--api-key="):
-            left.append(argument)
-    return tuple(left), {variable: key}
-
-
-def flag_value(arguments: tuple[str, ...], flag: str) -> str | None:
-    """The value of a flag among the arguments; the last one counts."""
-    value = None
-    for place, argument in enumerate(arguments):
-        if argument == flag and place + 1 < len(arguments):
-            value = arguments[place + 1]
-        elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-    return value

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kvload.servers.engines import settings
-from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, Offer, flag_value, served_name
+from kvload.servers.engines.arguments import flag_value
+from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, Offer, served_name
 from kvload.servers.engines.settings import Setting
 from kvload.servers.host.installed import Installed, find_python, look
 from kvload.servers.host.machine import Machine

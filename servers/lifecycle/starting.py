@@ -20,7 +20,8 @@ from kvload.http import request as http_request
 from kvload.keys import api_key, bearer
 from kvload.records import ServerInfo
 from kvload.servers.catalogue.claims import CLAIM_TOKENS
-from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, flag_value
+from kvload.servers.engines.arguments import flag_value
+from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest
 from kvload.servers.host.devices import visible
 from kvload.servers.host.machine import gpu_used_mib
 from kvload.servers.lifecycle import listeners, masking, registry, rootcause

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvload.errors import ServerError
-from kvload.servers.engines.base import Adapter, Claim, LaunchRequest, has_flag
+from kvload.servers.engines.arguments import has_flag
+from kvload.servers.engines.base import Adapter, Claim, LaunchRequest
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.verification.baselines import Baseline
 from kvload.servers.verification.eviction import Proof

@@ -32,7 +32,8 @@ import msgspec
 
 from kvload.errors import KvloadError, ServerError
 from kvload.http import request as http_request
-from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, has_flag
+from kvload.servers.engines.arguments import has_flag
+from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.lifecycle import registry
 from kvload.servers.lifecycle.registry import ServerEntry

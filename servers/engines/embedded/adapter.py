@@ -9,6 +9,7 @@ from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec, RawDtype, nearest
 from kvload.servers.catalogue.claims import CLAIM_HEAD_DIM, CLAIM_TOKENS, Stored
 from kvload.servers.catalogue.methods import METHODS, Method
+from kvload.servers.engines.arguments import flag_value
 from kvload.servers.engines.base import (
     Adapter,
     Build,
@@ -18,7 +19,6 @@ from kvload.servers.engines.base import (
     Offer,
     Reported,
     Said,
-    flag_value,
     served_name,
 )
 from kvload.servers.engines.embedded.metrics import METRICS

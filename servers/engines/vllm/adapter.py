@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec, read_method
-from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said, has_flag, key_by_environment
+from kvload.servers.engines.arguments import has_flag, key_by_environment
+from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said
 from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting

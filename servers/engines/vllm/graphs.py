@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kvload.servers.engines.base import flag_value, has_flag
+from kvload.servers.engines.arguments import flag_value, has_flag
 
 MOST_CAPTURED = 512
 """Largest batch that vLLM captures a graph for by itself."""

@@ -5,7 +5,8 @@ from dataclasses import replace
 from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec
 from kvload.servers.catalogue.claims import CLAIM_TOKENS
-from kvload.servers.engines.base import Build, Claim, LaunchPlan, LaunchRequest, flag_value
+from kvload.servers.engines.arguments import flag_value
+from kvload.servers.engines.base import Build, Claim, LaunchPlan, LaunchRequest
 from kvload.servers.engines.settings import element_bytes
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.kernels.formats import PACKED_METHODS, PAGE_TOKENS, PageFormat, page_format

@@ -9,7 +9,8 @@ from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec
 from kvload.servers.catalogue.claims import CLAIM_TOKENS, Stored
 from kvload.servers.catalogue.methods import METHODS
-from kvload.servers.engines.base import Build, Claim, EvictionProof, LaunchPlan, LaunchRequest, flag_value, has_flag
+from kvload.servers.engines.arguments import flag_value, has_flag
+from kvload.servers.engines.base import Build, Claim, EvictionProof, LaunchPlan, LaunchRequest
 from kvload.servers.engines.settings import element_bytes
 from kvload.servers.engines.vllm import packed
 from kvload.servers.host.model_facts import ModelFacts

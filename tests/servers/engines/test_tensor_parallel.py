@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from kvload.errors import UsageError
-from kvload.servers.engines.base import Adapter, Claim, LaunchRequest, flag_value
+from kvload.servers.engines.arguments import flag_value
+from kvload.servers.engines.base import Adapter, Claim, LaunchRequest
 from kvload.servers.engines.embedded.adapter import EmbeddedAdapter
 from kvload.servers.engines.sglang.adapter import SglangAdapter
 from kvload.servers.engines.vllm.adapter import VllmAdapter
