@@ -88,45 +88,23 @@ _ROWS = (
         backend=TRITON,
         note="keys, values and queries are rotated (randomised Hadamard)",
     ),
-    Setting(
-        "turboquant-k8v4",
-        "turboquant_k8v4",
-        _turboquant(8, 4),
-        since=(0, 26),
-        skipped_layers=4,
-        error_limit=0.5,
-        backend="TURBOQUANT",
-        note="first and last two layers stay uncompressed",
-    ),
-    Setting(
-        "turboquant-4bit",
-        "turboquant_4bit_nc",
-        _turboquant(4, 4),
-        since=(0, 26),
-        skipped_layers=4,
-        error_limit=0.5,
-        backend="TURBOQUANT",
-        note="first and last two layers stay uncompressed",
-    ),
-    Setting(
-        "turboquant-k3v4",
-        "turboquant_k3v4_nc",
-        _turboquant(3, 4),
-        since=(0, 26),
-        skipped_layers=4,
-        error_limit=0.6,
-        backend="TURBOQUANT",
-        note="first and last two layers stay uncompressed",
-    ),
-    Setting(
-        "turboquant-3bit",
-        "turboquant_3bit_nc",
-        _turboquant(3, 3),
-        since=(0, 26),
-        skipped_layers=4,
-        error_limit=0.6,
-        backend="TURBOQUANT",
-        note="first and last two layers stay uncompressed",
+    *(
+        Setting(
+            f"turboquant-{bits}",
+            dtype,
+            _turboquant(key_bits, value_bits),
+            since=(0, 26),
+            skipped_layers=4,
+            error_limit=limit,
+            backend="TURBOQUANT",
+            note="first and last two layers stay uncompressed",
+        )
+        for bits, dtype, key_bits, value_bits, limit in (
+            ("k8v4", "turboquant_k8v4", 8, 4, 0.5),
+            ("4bit", "turboquant_4bit_nc", 4, 4, 0.5),
+            ("k3v4", "turboquant_k3v4_nc", 3, 4, 0.6),
+            ("3bit", "turboquant_3bit_nc", 3, 3, 0.6),
+        )
     ),
     Setting(
         "nvfp4", "nvfp4", _nvfp4, since=(0, 26), capability=(10, 0), error_limit=0.5, backend="FLASHINFER (Blackwell)"
@@ -155,43 +133,16 @@ _ROWS = (
 )
 
 PLUGIN = "CUSTOM: kvload's plugin, over FLASH_ATTN"
-_EVICTION = (
-    Setting(
-        "streamingllm",
-        "auto",
-        None,
-        plugin=True,
-        cpu=True,
-        backend=PLUGIN,
-        note="by kvload's plugin: the window moves on by blocks of 16 in memory, token by token in attention",
-    ),
-    Setting(
-        "snapkv",
-        "auto",
-        None,
-        plugin=True,
-        cpu=True,
-        backend=PLUGIN,
-        note="by kvload's plugin: whole blocks are freed, so that up to 15 tokens more than the budget stay",
-    ),
-    Setting(
-        "h2o",
-        "auto",
-        None,
-        plugin=True,
-        cpu=True,
-        backend=PLUGIN,
-        note="by kvload's plugin: evicts 16 tokens with every 16 generated, where the paper evicts one with each",
-    ),
-    Setting(
-        "h2o-prompt",
-        "auto",
-        None,
-        plugin=True,
-        cpu=True,
-        backend=PLUGIN,
-        note="by kvload's plugin: whole blocks are freed, so that up to 15 tokens more than the budget stay",
-    ),
+WHOLE_BLOCKS = "whole blocks are freed, so that up to 15 tokens more than the budget stay"
+EVICTION_NOTES = {
+    "streamingllm": "the window moves on by blocks of 16 in memory, token by token in attention",
+    "snapkv": WHOLE_BLOCKS,
+    "h2o": "evicts 16 tokens with every 16 generated, where the paper evicts one with each",
+    "h2o-prompt": WHOLE_BLOCKS,
+}
+_EVICTION = tuple(
+    Setting(method, "auto", None, plugin=True, cpu=True, backend=PLUGIN, note=f"by kvload's plugin: {note}")
+    for method, note in EVICTION_NOTES.items()
 )
 
 KERNELS = "CUSTOM: kvload's plugin, kernels of its own"
