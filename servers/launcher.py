@@ -22,17 +22,16 @@ from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.lifecycle import interrupts, masking, registry
 from kvload.servers.lifecycle.places import Place, Server
 from kvload.servers.lifecycle.places.local import LocalPlace
+from kvload.servers.lifecycle.ports import check_port, free_port
+from kvload.servers.lifecycle.readiness import wait_until_ready
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import (
     LaunchEvent,
     OnEvent,
     StartFailedError,
     api_headers,
-    check_port,
-    free_port,
     new_entry,
     spawn,
-    wait_until_ready,
 )
 from kvload.servers.lifecycle.stopping import StopReport, stop
 from kvload.servers.verification.verify import launch_verified

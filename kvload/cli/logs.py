@@ -23,7 +23,7 @@ def logs(
     from kvload.errors import UsageError
     from kvload.servers.lifecycle import registry
     from kvload.servers.lifecycle.masking import known_secrets, mask_text
-    from kvload.servers.lifecycle.starting import LogFollower
+    from kvload.servers.lifecycle.readiness import LogFollower
     from kvload.terminal import plain
 
     secrets = known_secrets(os.environ)

@@ -18,9 +18,10 @@ import pytest
 from kvload.errors import ServerError, UsageError
 from kvload.servers.launcher import LaunchEvent, reset_prefix_cache
 from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle.ports import free_port
 from kvload.servers.lifecycle.process import is_alive, session_members, start_mark
 from kvload.servers.lifecycle.registry import ServerEntry
-from kvload.servers.lifecycle.starting import StartFailedError, free_port
+from kvload.servers.lifecycle.starting import StartFailedError
 from kvload.servers.lifecycle.stopping import stop
 from tests.servers.conftest import Starter
 
