@@ -6,8 +6,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from kvload.workloads.run.generator import LOCUSTFILE
 from kvload.workloads.run.headers import child_environment
-from kvload.workloads.run.replay import LOCUSTFILE
 
 
 def run_worker(master_host: str, master_port: int, headers: Mapping[str, str], token: str = "") -> int:

@@ -15,7 +15,7 @@ import pytest
 from kvload.rundir import RunDir
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
-from kvload.workloads.run.replay import LOCUSTFILE
+from kvload.workloads.run.generator import LOCUSTFILE
 from tests.workloads.run.test_replay import records_of, wait_for_records, write_trace
 from tests.workloads.swarm.conftest import free_port
 
