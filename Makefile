@@ -50,6 +50,9 @@ test-ray: setup  ## a comparison over a Ray cluster of four nodes on this machin
 test-fast: setup  ## those of them that take no processes end to end
 	$(PYTEST) -m "not slow"
 
+test-explore: setup  ## the property tests, with cases nobody has tried and ten times as many
+	KVLOAD_CASES=explore $(PYTEST) -m "hypothesis and not quiet" --timeout 1200
+
 lint: setup  ## ruff and mypy --strict, tests included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

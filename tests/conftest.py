@@ -18,8 +18,10 @@ if not Path("/dev/nvidia0").exists():
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Machines are shared and slow at times; a test that takes long is not thereby wrong.
-settings.register_profile("kvload", deadline=None)
-settings.load_profile("kvload")
+settings.register_profile("kvload", deadline=None, derandomize=True)
+# Cases that nobody has tried, and ten times as many: make test-explore.
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("KVLOAD_CASES", "kvload"))
 
 # A shell without job control starts what it runs in the background with interrupts ignored, nohup with the end of the
 # session ignored, and children inherit that: the tests that send such a signal would wait for nothing.

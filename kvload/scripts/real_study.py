@@ -277,7 +277,7 @@ def probe_scores(page: str) -> dict[str, float]:
     ]
     heading = next(row for row in table if "all" in row)
     place = heading.index("all")
-    scored = [row for row in table if len(row) == len(heading) and row[place].replace(".", "").isdigit()]
+    scored = [row for row in table if len(row) == len(heading) and row[place].replace(".", "").isdecimal()]
     return {row[0].partition(":")[0]: float(row[place]) for row in scored if "(" not in row[0]}
 
 

@@ -176,6 +176,6 @@ def test_the_trace_that_was_replayed_is_asked_for(comparison: Path, tmp_path: Pa
 
 def test_parts() -> None:
     assert parse_part("2/3") == (2, 3)
-    for wrong in ("0/2", "3/2", "1", "1/1", "a/b", "1/1000"):
+    for wrong in ("²/3", "0/2", "3/2", "1", "1/1", "a/b", "1/1000"):
         with pytest.raises(UsageError):
             parse_part(wrong)

@@ -45,7 +45,7 @@ def take_request(inbox: bytearray) -> HttpRequest | None:
         headers[name.strip().lower()] = value.strip()
     length_text = headers.get(b"content-length", b"0")
     words = start_line.split(b" ")
-    if not length_text.isdigit() or len(words) != 3 or int(length_text) > MAX_BODY_BYTES:
+    if not length_text.isdigit() or len(length_text) > 18 or len(words) != 3 or int(length_text) > MAX_BODY_BYTES:
         raise UnreadableRequestError
     body_start = head_end + 4
     body_end = body_start + int(length_text)

@@ -168,7 +168,11 @@ def _bare(text: str) -> str:
 
 
 def _folded_numbers(text: str) -> str:
-    return text if text.isascii() else folded(_keep_spaces(text)).replace("\ue000", "\u202f")
+    if text.isascii():
+        return text
+    # regex knows digits of later Unicode versions than Python does, which has no value for them
+    known = importlib.import_module("regex").sub(r"[^\P{Nd}0-9]", "\ufffd", folded(_keep_spaces(text)))
+    return str(known).replace("\ue000", "\u202f")
 
 
 def _keep_spaces(text: str) -> str:

@@ -1,5 +1,6 @@
 """Fit routers for the arms of some comparisons, judge them by other ones, and tell answer lengths."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     one, _, two = text.partition("/")
-    if not one.isdigit() or not two.isdigit() or not 1 <= int(one) <= int(two) <= 100 or int(two) < 2:
+    if not re.fullmatch(r"[0-9]{1,3}/[0-9]{1,3}", text) or not 1 <= int(one) <= int(two) <= 100 or int(two) < 2:
         raise UsageError(f"'{text}' is no part", where="--part", hint="write 1/2 for the first of two parts")
     return int(one), int(two)
 

@@ -1,7 +1,7 @@
 """Which number or letter an answer settles on: answers as models write them, in several languages."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvload.analysis.quality.scorers import SCORERS, score
@@ -234,6 +234,7 @@ def test_a_letter_is_that_letter_and_no_other(letter: str, other: str, frame: st
 
 
 @pytest.mark.parametrize("name", SCORERS)
+@example(text="12\U0001e4f0 and \U00010d40")
 @given(text=st.text(max_size=60))
 def test_any_text_is_scored(name: str, text: str) -> None:
     some = {"numeric": "1", "choice": "A", "regex": "a", "ifeval": '[{"id": "punctuation:no_comma"}]'}
