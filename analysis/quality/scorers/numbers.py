@@ -3,9 +3,13 @@
 import importlib
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
+from kvload.analysis.quality.scorers.number_words import spelled_numbers
 from kvload.analysis.quality.scorers.reasoning import tagged_answer
 from kvload.analysis.quality.scorers.words import folded
 from kvload.errors import UsageError
@@ -43,7 +47,34 @@ _PATTERN = (
     r"(?P<exponent>[eE][-+]?\d{1,3}(?!\w))?"
     r"(?:\s?(?P<ten>(?:\*|×|x|·|\\times|\\cdot)\s?10\s?\^\s?\{?(?P<power>[-+]?\d{1,3})\}?)|\s?\^\s?\{?(?P<raised>[-+]?\d{1,3})(?!\d)\}?)?"
     r"(?:(?P<parts>\s\d{1,6}/\d{1,6}(?!\d))|\s?/\s?(?P<below>\d+(?:\.\d+)?(?!\d)))?(?!\.\d)"
+    r"(?:\s?(?P<unit>\\?%|[千万萬亿億])|[-\s]?(?P<scale>(?i:hundred|thousand|million|billion|trillion|dozen))s?\b|"
+    r"(?P<short>[kKMB]|bn|mn)(?!\w))?"
 )
+_UNITS = {
+    "%": Fraction(1, 100), "\\%": Fraction(1, 100), "千": 10**3, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8,
+    "hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "k": 10**3,
+    "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9,
+}  # fmt: skip
+"""What a number may be counted in; it is as well read without, as where the question names the unit."""
+
+_COMMA = (
+    # no list ("1,2,3", "(3,4)"), and no year behind a date
+    r"(?<![\d.]|\d,\s?)(?<!\p{L}\.?\s(?=\d{1,2},(?:19|20)\d\d(?!\d)))(?!(?<=[(\[{])\d+,\d+[)\]}])"
+    r"(?<whole>\d+|\d{1,3}(?:[ \u00a0\u202f\u2009']\d{3})+),(?<part>\d{1,2}|\d{4,}|(?<=(?<!\d)0,)\d{3})"
+    r"(?!\d|\.\d|,\s?\d)"
+)
+_POINTS = (
+    r"(?<![\d.,])(?:(?<whole>\d{1,3}(?:\.\d{3})+),(?<part>\d+)(?![\d.]|,\d)"
+    r"|(?<whole>\d{1,3}(?:\.\d{3}){2,})(?![\d.,]\d|\d))"
+)
+_ONE_POINT = r"(?<![\d.,])(?<whole>[1-9]\d{0,2}\.\d{3})(?![\d.,]\d|\d)"
+_ENGLISH = r"(?<![\d.,])\d+\.(?:\d{1,2}|\d{4,})(?![\d.])|\d,\d{3}\.\d"
+_OR = r"\s*(?:or|oder|ou|или|lub|veya|或者?|または|또는)\s*(?:maybe|perhaps|possibly|even|about|[a-z]\s?=)?\s*"
+_LED_BY = r"[\s*_\"'“:]*(?:(?:about|approximately|exactly|therefore|thus|just|only|simply|the\s+number)\s+)*[\"'“*_]*"
+"""What may stand between a declaration and its number in words."""
+
+_OPERATOR = r"\s*(?:[*×/·+]|\\(?:times|cdot)|-\s*\d|x\s*\d|times\b|plus\b|minus\b|multiplied\b|divided\b)"
+
 _FRACTION = (
     r"(?P<minus>(?<![\p{N}\p{L})}\]]\s?)-\s?)?"
     r"\\[cdt]?frac\s*(?:\{(?P<above>[^{}]{1,40})\}|(?P<above>\d))\s*(?:\{(?P<below>[^{}]{1,40})\}|(?P<below>\d))"
@@ -58,8 +89,35 @@ _GLOSS = r"(\d\S*(?:\s\S+){0,3}\s?)\([^()=\n]{0,80}?\d\s?[-+*/×÷·x]\s?\p{Sc}?
 _DECLARATIONS = 50
 """The last declarations of an answer that are looked at."""
 
+_EXACT_DIGITS = 300
+"""Whole numbers of no more digits are compared digit by digit."""
+
 _TAIL = 4000
 """Characters at the end of an answer in which its last number is looked for first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number in a text.
+
+    Attributes:
+        value: what it says, with its unit where that is a number as well ("5 million", "50 %").
+        plain: what it says without that unit.
+        start, end: where it stands.
+        has_sign: it begins with a sign, of a currency for instance.
+    """
+
+    value: float
+    plain: float
+    start: int
+    end: int
+    has_sign: bool = False
+
+    def equals(self, other: "Number") -> bool:
+        """Whether both say the same; where one alone has a unit, with it or without it."""
+        if self.value != self.plain and other.value != other.plain:
+            return _close(self.value, other.value)
+        return any(_close(one, two) for one in {self.value, self.plain} for two in {other.value, other.plain})
 
 
 def numeric(answer: str, expected: str, *, is_cut: bool = False) -> float:
@@ -70,58 +128,141 @@ def numeric(answer: str, expected: str, *, is_cut: bool = False) -> float:
     thousands set off; ``1/3``, ``\\frac{1}{3}`` and ``2 1/2`` are fractions, ``5 * 10^3`` and ``5 000`` are 5000. A
     number in ``<answer>`` ... ``</answer>`` comes before all others.
 
+    ``3,14`` and ``1.234,5`` are read as they are meant where they cannot be lists or thousands; ``1.234`` is one
+    thousand only beside a number that shows that points set off thousands. Numbers in words are English ones; beside
+    digits they count only where an answer is declared by them. "5 or 6" settles on nothing, "0.5 or 1/2" on a half.
+
     Args:
         is_cut: the answer was cut off, so that only a declared number counts: the last one may be any.
 
     Raises:
-        UsageError: there is no number in ``expected``.
+        UsageError: there is no number in ``expected``, or several to choose from.
     """
     wanted = settled_number(expected)
     if wanted is None:
         raise UsageError(f"the numeric scorer finds no number in the expected answer '{expected[:60]}'")
     found = settled_number(answer, declared_only=is_cut)
-    if found is None or (found.is_integer() and wanted.is_integer()):
-        return float(found == wanted)
-    return float(math.isclose(found, wanted, rel_tol=1e-6, abs_tol=1e-9))
+    return float(found is not None and found.equals(wanted))
 
 
-def settled_number(text: str, *, declared_only: bool = False) -> float | None:
-    """The number that a text settles on; None where it has none."""
+def _close(one: float, two: float) -> bool:
+    if float(one).is_integer() and float(two).is_integer():
+        return one == two
+    return math.isclose(one, two, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def settled_number(text: str, *, declared_only: bool = False) -> Number | None:
+    """The number that a text settles on; None where it has none, or leaves open which of several."""
     tagged = tagged_answer(text)
     inner = None if tagged is None else settled_number(tagged)
     if inner is not None:
         return inner
     plain = _latex().sub(_fraction, text) if "\\" in text else text
-    plain = _bare(_folded_numbers(plain))
+    plain = with_points(_bare(_folded_numbers(plain)))
     for marked in _behind_marks(plain):
-        found = numbers(marked)
-        if found:
-            return found[0]
+        if found := numbers(marked) or _spelled(marked):
+            return _one_of(found, 0, marked)
     boxed = boxed_text(plain)
-    if boxed is not None:
-        found = numbers(boxed)
-        if found:
-            return found[-1]
+    if boxed is not None and (found := numbers(boxed) or _spelled(boxed)):
+        return _one_of(found, -1, boxed)
     for match in reversed(list(_declared().finditer(plain))[-_DECLARATIONS:]):
         line = plain[match.end() : match.end() + _REACH].lstrip(" *\n:$\\([").partition("\n")[0]
-        sides = [numbers(side) for side in _sentence(line).split("=")]
-        # of "9 * 2 = 18" and of "18 = 9 * 2" the side with one number
-        alone = [side for side in sides if len(side) == 1] or [side for side in sides if side]
-        if alone:
-            return alone[-1][0]
+        if (sentence := _sentence(line)) and (found := _of_declared(sentence)):
+            return _one_of(found, 0, sentence)
     if declared_only:
         return None
     plain = _gloss().sub(r"\1", plain)
-    found = numbers(plain[-_TAIL:])
+    tail = plain[-_TAIL:]
+    found = numbers(tail)
     if len(found) < 2 and len(plain) > _TAIL:  # none, or one that may begin before the tail
-        found = numbers(plain)
-    return found[-1] if found else None
+        tail, found = plain, numbers(plain)
+    if not found:
+        tail = plain[-_TAIL:]
+        found = _spelled(tail)
+        found = [number for number in found if not number.is_weak] or found
+    return _one_of(found, -1, tail) if found else None
 
 
-def numbers(text: str) -> list[float]:
+def _of_declared(sentence: str) -> list[Number]:
+    """The number that a declaration comes to, and those behind it."""
+    spelled = _spelled(sentence)
+    if spelled and not _led_by().fullmatch(sentence, 0, spelled[0].start):
+        spelled = []
+    if spelled and not _operator().match(sentence, spelled[0].end):
+        return spelled
+    found = numbers(sentence)
+    sides: list[list[Number]] = [[]]
+    for before, number in zip([None, *found], found, strict=False):
+        # of "9 * 2 = 18" and of "18 = 9 * 2" the side with one number
+        if (
+            before is not None
+            and "=" in sentence[before.end : number.start]
+            and not _is_choice(before, number, sentence)
+        ):
+            sides.append([])
+        sides[-1].append(number)
+    alone = [side for side in sides if len(side) == 1] or [side for side in sides if side]
+    return alone[-1] if alone else _spelled(sentence)
+
+
+def _one_of(found: Sequence[Number], place: int, text: str) -> Number | None:
+    """The number at that place; None where it is one of several to choose from that say different things."""
+    place %= len(found)
+    number = found[place]
+    beside = ([(found[place - 1], number)] if place else []) + [
+        (number, other) for other in found[place + 1 : place + 2]
+    ]
+    if any(_is_choice(one, two, text) and not one.equals(two) for one, two in beside):
+        return None
+    return number
+
+
+def _is_choice(one: Number, two: Number, text: str) -> bool:
+    """Whether the text leaves it open which of two numbers it means: "5 or 6", but not "90 minutes or 1.5 hours"."""
+    if _operator().match(text, two.end) or one.has_sign != two.has_sign:
+        return False
+    between = text[one.end : two.start]
+    if _or().fullmatch(between):
+        return True
+    unit = between.strip().partition(" ")[0]
+    return bool(
+        unit.isalpha()
+        and _or().fullmatch(between.strip().removeprefix(unit))
+        and text[two.end :].lstrip().startswith(unit)
+    )
+
+
+def numbers(text: str) -> list[Number]:
     """All numbers of a text that stand for themselves: not parts of words, versions or dates."""
     values = (_value(match) for match in _numbers().finditer(text))
-    return [value for value in values if value is not None and math.isfinite(value)]
+    return [value for value in values if value is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Word(Number):
+    is_weak: bool = False
+
+
+def _spelled(text: str) -> list[_Word]:
+    return [_Word(word.value, word.value, word.start, word.end, False, word.is_weak) for word in spelled_numbers(text)]
+
+
+def with_points(text: str) -> str:
+    """Decimal commas become points, and points that set off thousands go, where it is certain that they are that."""
+    if not text.count(",") and text.count(".") < 2:
+        return text
+    patterns = _continental()
+    shown = any(patterns[name].search(text) for name in ("points", "comma"))
+    if not shown:
+        return text
+    if not patterns["english"].search(text):
+        text = patterns["one point"].sub(_without_groups, text)
+    return str(patterns["comma"].sub(_without_groups, patterns["points"].sub(_without_groups, text)))
+
+
+def _without_groups(match: Any) -> str:
+    part = match.groupdict().get("part")
+    return match["whole"].replace(".", "") + ("" if part is None else f".{part}")
 
 
 def boxed_text(text: str) -> str | None:
@@ -160,11 +301,11 @@ def _sentence(line: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without LaTeX's thousands (``70{,}000``), spaces (``\\,``, ``\\!``) and escaped signs, and without bold marks."""
+    """Without LaTeX's commas (``70{,}000``), spaces (``\\,``), escaped signs and texts, and without bold."""
     spaced = re.sub(r"(?<=\d)\\[ ;:](?=\d{3}(?!\d))", "\u202f", text)
-    return (
-        spaced.replace("{,}", ",").replace("\\!", "").replace("\\,", "").replace("\\$", "$").replace("\\%", "%")
-    ).replace("**", "")
+    spaced = re.sub(r"(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})", ".", spaced).replace("{,}", ",")
+    spaced = re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r" \1 ", spaced)
+    return spaced.replace("\\!", "").replace("\\,", "").replace("\\$", "$").replace("\\%", "%").replace("**", "")
 
 
 def _folded_numbers(text: str) -> str:
@@ -180,27 +321,37 @@ def _keep_spaces(text: str) -> str:
     return re.sub(r"(?<=\d)[\u00a0\u202f\u2009](?=\d{3}(?!\d))", "\ue000", text)
 
 
-def _value(match: Any) -> float | None:
+def _value(match: Any) -> Number | None:
     digits = "".join(character for character in match["whole"] if character.isdigit() or character == ".")
-    value = float(digits + (match["exponent"] or ""))
+    is_whole = "." not in digits and match["exponent"] is None and len(digits) <= _EXACT_DIGITS
+    value: float = int(digits) if is_whole else float(digits + (match["exponent"] or ""))
     try:
         if match["power"] is not None:
             value *= 10.0 ** int(match["power"])
         if match["raised"] is not None:
-            value **= int(match["raised"])
+            value = float(value) ** int(match["raised"])
+        if match["parts"] is not None:
+            above, below = match["parts"].split("/")
+            value += int(above) / int(below)
+        elif match["below"] is not None:
+            value /= float(match["below"])
     except (OverflowError, ZeroDivisionError):
         return None
-    if match["parts"] is not None:
-        above, below = match["parts"].split("/")
-        if int(below) == 0:
-            return None
-        value += int(above) / int(below)
-    elif match["below"] is not None:
-        below_value = float(match["below"])
-        if below_value == 0:
-            return None
-        value /= below_value
-    return -value if "-" in match["sign"] else value
+    value = -value if "-" in match["sign"] else value
+    unit = match["unit"] or match["scale"] or match["short"]
+    try:
+        full = value if unit is None else _times(value, _UNITS[unit.lower()])
+        is_finite = math.isfinite(value) and math.isfinite(full)
+    except OverflowError:
+        return None
+    if not is_finite:
+        return None
+    return Number(full, value, match.start(), match.end(), bool(match["sign"].strip("-+")))
+
+
+def _times(value: float, unit: Fraction | int) -> float:
+    exact = Fraction(value) * unit
+    return int(exact) if exact.denominator == 1 else float(value) * float(unit)
 
 
 @cache
@@ -234,3 +385,28 @@ def _gloss() -> Any:
 @cache
 def _latex() -> Any:
     return importlib.import_module("regex").compile(_FRACTION)
+
+
+@cache
+def _continental() -> dict[str, Any]:
+    regex = importlib.import_module("regex")
+    patterns = {"comma": _COMMA, "points": _POINTS, "one point": _ONE_POINT, "english": _ENGLISH}
+    return {name: regex.compile(pattern, regex.V1) for name, pattern in patterns.items()}
+
+
+@cache
+def _or() -> Any:
+    regex = importlib.import_module("regex")
+    return regex.compile(_OR, regex.V1 | regex.IGNORECASE)
+
+
+@cache
+def _operator() -> Any:
+    regex = importlib.import_module("regex")
+    return regex.compile(_OPERATOR, regex.V1 | regex.IGNORECASE)
+
+
+@cache
+def _led_by() -> Any:
+    regex = importlib.import_module("regex")
+    return regex.compile(_LED_BY, regex.V1 | regex.IGNORECASE)

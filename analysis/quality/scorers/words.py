@@ -66,7 +66,7 @@ class _Prepared(dict[int, str]):
 
 
 class _Western(dict[int, str]):
-    """Western digits for all others, and one sign for minus, fraction slash and apostrophe."""
+    """Western digits for all others, and one sign for minus, fraction slash, apostrophe, decimal point and comma."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -75,7 +75,16 @@ class _Western(dict[int, str]):
         return found
 
 
-_WRITTEN = {"\u2212": "-", "\u2013": "-", "\u2010": "-", "\u2011": "-", "\u2044": "/", "\u2019": "'"}
+_WRITTEN = {
+    "\u2212": "-",
+    "\u2013": "-",
+    "\u2010": "-",
+    "\u2011": "-",
+    "\u2044": "/",
+    "\u2019": "'",
+    "\u066b": ".",
+    "\u066c": ",",
+}
 
 
 def _joined(word: str) -> str:

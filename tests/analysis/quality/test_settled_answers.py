@@ -5,6 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvload.analysis.quality.scorers import SCORERS, score
+from kvload.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ from kvload.analysis.quality.scorers import SCORERS, score
         ("#### 1,234", "1234", 1),
         ("####-5", "-5", 1),
         ("#### \n18", "18", 1),
-        ("The answer is eighteen", "18", 0),
+        ("The answer is eighteen", "18", 1),
         ("$1.5 million", "1.5", 1),
         ("1.0", "1", 1),
         ("He has 5.", "5", 1),
@@ -183,13 +184,13 @@ def test_numeric(answer: str, expected: str, wanted: float) -> None:
         ("I", "I", 1),
         ("", "A", 0),
         ("None of these", "A", 0),
-        ("The answer is A or B", "A", 1),
+        ("The answer is A or B", "A", 0),
         ("Answer - B", "B", 1),
         ("**Answer:** B", "B", 1),
         ("The answer is **B. Rome**", "B", 1),
         ("Answer: B. I am confident", "B", 1),
         ("D", "d", 1),
-        ("A, C", "A", 1),
+        ("A, C", "A", 0),
     ],
 )
 def test_choice(answer: str, expected: str, wanted: float) -> None:
@@ -350,3 +351,149 @@ def test_answers_are_declared_in_many_languages(declared: str) -> None:
 )
 def test_letters_in_brackets_and_letters_only_mentioned(answer: str, expected: str, wanted: float) -> None:
     assert score("choice", answer, expected) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("The answer is 3,14.", "3.14", 1),
+        ("3.14", "3,14", 1),
+        ("3,14", "314", 0),
+        ("1.234,5", "1234.5", 1),
+        ("1.234.567", "1234567", 1),
+        ("Die Antwort ist 1.234,50 \u20ac", "1234.5", 1),
+        ("0,5", "0.5", 1),
+        ("0,333", "0.333", 1),
+        ("1,234", "1234", 1),
+        ("1,23,456", "123456", 1),
+        ("12,50 \u20ac", "12.5", 1),
+        ("1 000,5", "1000.5", 1),
+        ("\u041e\u0442\u0432\u0435\u0442: 3,5", "3.5", 1),
+        ("3,5 + 4,5 = 8,0", "8", 1),
+        ("Bei 2,5 kg kostet es 1.234 Euro", "1234", 1),
+        ("It weighs 1.234 kg", "1.234", 1),
+        ("\u0663\u066b\u0661\u0664", "3.14", 1),
+        ("\\boxed{3{,}14}", "3.14", 1),
+        ("a list: 1, 2, 3,4", "4", 1),
+        ("(3,4)", "4", 1),
+        ("x in {1,2}", "2", 1),
+        ("1,2,3", "3", 1),
+        ("on May 5,2024 he had 7", "7", 1),
+        ("192.168.1.1", "192", 0),
+    ],
+)
+def test_points_and_commas_of_other_countries(answer: str, expected: str, wanted: float) -> None:
+    assert score("numeric", answer, expected) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("forty-two", "42", 1),
+        ("The answer is **forty-two**.", "42", 1),
+        ("The answer is five, as step 3 shows", "5", 1),
+        ("The answer is two times 5 = 10", "10", 1),
+        ("The answer is about one hundred and five dollars", "105", 1),
+        ("#### eighteen", "18", 1),
+        ("He has three apples and two pears, so five fruits.", "5", 1),
+        ("one million two hundred thousand", "1200000", 1),
+        ("two and a half", "2.5", 1),
+        ("three quarters", "0.75", 1),
+        ("minus five", "-5", 1),
+        ("two dozen", "24", 1),
+        ("half a dozen", "6", 1),
+        ("So we get 18. This one is right.", "18", 1),
+        ("There are five. No one is left.", "5", 1),
+        ("The answer is one of the above", "1", 0),
+        ("30, one of many", "30", 1),
+        ("The third of them", "3", 0),
+        ("often", "10", 0),
+        ("2 million", "2000000", 1),
+        ("2 million", "2", 1),
+        ("$3.5 billion", "3500000000", 1),
+        ("5 million", "5 billion", 0),
+        ("5 million", "5,000,000", 1),
+        ("3\u4e07", "30000", 1),
+        ("50%", "0.5", 1),
+        ("50%", "50", 1),
+        ("10k", "10000", 1),
+        ("20kg", "20000", 0),
+    ],
+)
+def test_numbers_in_words(answer: str, expected: str, wanted: float) -> None:
+    assert score("numeric", answer, expected) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("The answer is 5 or 6", "5", 0),
+        ("5 or 6", "6", 0),
+        ("either 12 or 13.", "13", 0),
+        ("#### 5 or 6", "5", 0),
+        ("\\boxed{2 \\text{ or } 3}", "3", 0),
+        ("x = 2 or x = 3", "3", 0),
+        ("5 apples or 6 apples", "6", 0),
+        ("The answer is 5 or five", "5", 1),
+        ("The answer is 1/2 or 0.5", "0.5", 1),
+        ("The answer is 90 minutes or 1.5 hours", "90", 1),
+        ("The answer is 18 or 3 times 6", "18", 1),
+        ("$0.75 or 75 cents", "75", 1),
+        ("After 5 or 6 days he has 30", "30", 1),
+        ("The answer is 5, not 6", "5", 1),
+    ],
+)
+def test_a_number_left_open_is_none(answer: str, expected: str, wanted: float) -> None:
+    assert score("numeric", answer, expected) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("99999999999999999998", "99999999999999999999", 0),
+        ("9007199254740993", "9007199254740992", 0),
+        ("9007199254740993", "9007199254740993.0", 0),
+        ("1" * 299, "1" * 299, 1),
+    ],
+)
+def test_whole_numbers_are_equal_digit_by_digit(answer: str, expected: str, wanted: float) -> None:
+    assert score("numeric", answer, expected) == wanted
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A or B", "The answer is A or B.", "(A) or (B)", "**A** or **B**", "The answer is either A or B", "A|B",
+        "A oder B", "A ou B", "A\u6216B", "\u7b54\u6848\u662fA\u6216B", "Answer: A or maybe B", "option A or option B",
+        "It is A or B", "The answer is A) or B)", "The answer is A (Paris) or B (Rome)", "\\boxed{A \\text{ or } B}",
+        "<answer>A or B</answer>", "A and B", "A, B", "A/B", "A & B", "\\boxed{A, B}", "(A), (B)", "A, B and C",
+        "The answer is neither A nor B", "Not A", "A) Paris\nB) Rome", "A) Paris\nB) Rome\nC) Bonn",
+    ],
+)  # fmt: skip
+def test_several_letters_are_not_one(answer: str) -> None:
+    assert score("choice", answer, "A") == score("choice", answer, "B") == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wanted"),
+    [
+        ("A and C", "A, C", 1),
+        ("The correct options are C, A", "A and C", 1),
+        ("A", "A, C", 0),
+        ("A, B and C", "A, C", 0),
+        ("It could be A or B, but B is correct", "B", 1),
+        ("A or B? The answer is B.", "B", 1),
+        ("The answer is D, A and B are wrong", "D", 1),
+        ("The answer is B and A is wrong", "B", 1),
+        ("A) Paris\nB) Rome\nC) Bonn\n\nB", "B", 1),
+        ("A. Paris\nExplanation: it is the capital", "A", 1),
+        ("The answer is A because B or C would need more", "A", 1),
+    ],
+)
+def test_letters_that_belong_together(answer: str, expected: str, wanted: float) -> None:
+    assert score("choice", answer, expected) == wanted
+
+
+def test_an_expected_letter_must_be_said() -> None:
+    with pytest.raises(UsageError, match="several to choose from"):
+        score("choice", "A", "A or B")
