@@ -5,7 +5,9 @@ the line it stands on, so that any complaint names both, and the field.
 """
 
 import csv
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -16,6 +18,7 @@ import msgspec
 
 from kvload.errors import TraceError
 from kvload.workloads.traces.containers import BOM, UNREADABLE
+from kvload.workloads.traces.csv_rows import csv_rows
 from kvload.workloads.traces.notes import Notes
 from kvload.workloads.traces.survey import SURVEYED_ROWS, TICKS_PER_S, UNITS, Survey, block_count
 from kvload.workloads.traces.timestamps import TickParser
@@ -32,6 +35,9 @@ MAX_SECONDS = 1e12
 
 _SHOWN_CHARACTERS = 60
 _PEEKED_BYTES = 4096
+_EPOCH_TICKS = 1_000_000_000 * TICKS_PER_S
+"""Times since 1970 are dates; a trace that counts from its own start never comes so far."""
+
 _DIGITS = len(str(MAX_TOKENS))
 
 
@@ -88,6 +94,7 @@ class Cursor:
         self.notes = self._reading.notes
         self._date_times = TickParser()
         self._zero: int | None = None
+        self._has_dates: bool | None = None
 
     @property
     def where(self) -> str:
@@ -113,19 +120,22 @@ class Cursor:
             raise self.error(f"cannot be read: {error}") from error
 
     def lines(self) -> Iterator[bytes]:
-        """All lines that are not blank, without their ends.
+        """All lines that are not blank, without their ends and the white space around them.
 
         Raises:
             TraceError: a line is too long, or the file cannot be read or unpacked.
         """
+        return map(bytes.strip, self._filled_lines())
+
+    def _filled_lines(self) -> Iterator[bytes]:
         while raw := self._readline():
             self.line += 1
             if len(raw) > MAX_LINE_BYTES:
                 raise self.error(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
             if self.line == 1:
                 raw = raw.removeprefix(BOM)
-            if line := raw.strip():
-                yield line
+            if raw.strip():
+                yield raw
 
     def objects(self) -> Iterator[dict[str, Any]]:
         """The JSON object of every line, or every object of the one array that the file is.
@@ -152,6 +162,12 @@ class Cursor:
             raise self.error(f"not valid JSON: {error}") from error
         if not isinstance(value, dict):
             raise self.error(f"a JSON {_json_kind(value)}, not an object")
+        # the decoder takes the last of several; what is found no more often than it was decoded does not stand twice
+        names = Counter(_names(value))
+        if any(text.count(b'"%b"' % name.encode()) > count for name, count in names.items()) and (
+            name := _twice_told(text)
+        ):
+            raise self.error(f"field '{name}' stands twice in one object, with different values")
         return value
 
     def chunks(self, size: int = 1 << 20) -> Iterator[bytes]:
@@ -166,12 +182,17 @@ class Cursor:
         """The rows of a CSV file, its header first; every row has as many fields as the header.
 
         Raises:
-            TraceError: a row has another number of fields, or is not text, beside what :meth:`lines` raises.
+            TraceError: a row has another number of fields, or is not text, or a column's name stands twice, beside what
+                :meth:`lines` raises.
         """
         width = 0
         try:
-            for row in csv.reader(self._text()):
-                width = width or len(row)
+            for row in csv_rows(self._text()):
+                if not width:
+                    width = len(row)
+                    twice = sorted({name for name in map(str.strip, row) if name and row.count(name) > 1})
+                    if twice:
+                        raise self.error(f"the header has the column '{twice[0]}' more than once")
                 if len(row) != width:
                     raise self.error(f"the row has {len(row)} fields, the header {width}")
                 yield row
@@ -236,6 +257,13 @@ class Cursor:
             if isinstance(value, bool) or not isinstance(value, int | float | str):
                 raise self.wrong(name, value, "a time")
             ticks = self._number_of_ticks(value, name, unit, is_open=is_open)
+            is_date = ticks >= _EPOCH_TICKS
+        else:
+            is_date = True
+        if self._reading.survey is None:
+            self._has_dates = is_date if self._has_dates is None else self._has_dates
+            if self._has_dates != is_date:
+                raise self.wrong(name, value, "on the same clock as the rows before: some are dates, some count from 0")
         self._zero = ticks if self._zero is None else self._zero
         return (ticks - self._zero) / TICKS_PER_S
 
@@ -340,9 +368,10 @@ class Cursor:
             raise self.error(f"cannot be read: {error}") from error
 
     def _text(self) -> Iterator[str]:
-        for line in self.lines():
+        for line in self._filled_lines():
             try:
-                yield line.decode("utf-8")
+                # white space at a line's ends may be empty fields
+                yield line.rstrip(b"\r\n").decode("utf-8")
             except UnicodeDecodeError as error:
                 raise self.error(f"not UTF-8 text: {error.reason}") from error
 
@@ -365,6 +394,33 @@ class Format:
     assumes: str
     matches: Callable[[Head], int]
     read: Callable[[Cursor], Iterator[TraceRequest]]
+
+
+def _twice_told(text: bytes) -> str | None:
+    """A field that has several values within one object of a JSON text; None where there is none."""
+    found: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        found.extend(name for name, value in pairs if seen.setdefault(name, value) != value)
+        return seen
+
+    try:
+        json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return found[0] if found else None
+
+
+def _names(value: object) -> Iterator[str]:
+    """The names of all fields in a JSON value, as often as they stand in it."""
+    if isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from _names(inner)
+    elif isinstance(value, list) and value and isinstance(value[0], dict | list):
+        for inner in value:
+            yield from _names(inner)
 
 
 def _json_kind(value: object) -> str:

@@ -50,7 +50,7 @@ _PATTERN = (
     r"(?:\s?(?P<unit>\\?%|[千万萬亿億])|[-\s]?(?P<scale>(?i:hundred|thousand|million|billion|trillion|dozen))s?\b|"
     r"(?P<short>[kKMB]|bn|mn)(?!\w))?"
 )
-_UNITS = {
+_UNITS: dict[str, Fraction | int] = {
     "%": Fraction(1, 100), "\\%": Fraction(1, 100), "千": 10**3, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8,
     "hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "k": 10**3,
     "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9,
@@ -105,6 +105,7 @@ class Number:
         plain: what it says without that unit.
         start, end: where it stands.
         has_sign: it begins with a sign, of a currency for instance.
+        is_weak: a word that stands for other things as well.
     """
 
     value: float
@@ -112,6 +113,7 @@ class Number:
     start: int
     end: int
     has_sign: bool = False
+    is_weak: bool = False
 
     def equals(self, other: "Number") -> bool:
         """Whether both say the same; where one alone has a unit, with it or without it."""
@@ -238,13 +240,8 @@ def numbers(text: str) -> list[Number]:
     return [value for value in values if value is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Word(Number):
-    is_weak: bool = False
-
-
-def _spelled(text: str) -> list[_Word]:
-    return [_Word(word.value, word.value, word.start, word.end, False, word.is_weak) for word in spelled_numbers(text)]
+def _spelled(text: str) -> list[Number]:
+    return [Number(word.value, word.value, word.start, word.end, False, word.is_weak) for word in spelled_numbers(text)]
 
 
 def with_points(text: str) -> str:
@@ -262,7 +259,8 @@ def with_points(text: str) -> str:
 
 def _without_groups(match: Any) -> str:
     part = match.groupdict().get("part")
-    return match["whole"].replace(".", "") + ("" if part is None else f".{part}")
+    whole = str(match["whole"]).replace(".", "")
+    return whole if part is None else f"{whole}.{part}"
 
 
 def boxed_text(text: str) -> str | None:
