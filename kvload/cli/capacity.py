@@ -43,12 +43,20 @@ def capacity(
         typer.Argument(metavar="TRACE", help="A trace file, or sample:demo; its lengths are used, not its times."),
     ],
     target: Annotated[float, typer.Option(help="Share of requests that must meet all limits.", min=0.01, max=1)] = 0.99,
-    start_rate: Annotated[float, typer.Option(help="Requests per second of the first attempt.", min=0.001)] = 1.0,
-    tolerance: Annotated[float, typer.Option(help="Stop when the rate is known this well.", min=0.001)] = 0.1,
-    most: Annotated[int, typer.Option(help="At most so many attempts.", min=1)] = 12,
+    start_rate: Annotated[
+        float, typer.Option(help="Requests per second of the first attempt.", min=0.001, rich_help_panel="Search")
+    ] = 1.0,
+    tolerance: Annotated[
+        float, typer.Option(help="Stop when the rate is known this well.", min=0.001, rich_help_panel="Search")
+    ] = 0.1,
+    most: Annotated[int, typer.Option(help="At most so many attempts.", min=1, rich_help_panel="Search")] = 12,
     burstiness: Burstiness = None,
     warm_up: Annotated[
-        str, typer.Option(help="Requests of this time do not count; auto: the longer of 30s and five answers.")
+        str,
+        typer.Option(
+            help="Requests of this time do not count; auto: the longer of 30s and five answers.",
+            rich_help_panel="Search",
+        ),
     ] = "auto",
     server: ServerFlags = ServerFlags(),
     out: Annotated[Path | None, typer.Option(help="Folder for the attempts' runs.", show_default=False)] = None,

@@ -45,6 +45,8 @@ class FloorChoice(StrEnum):
 
 app = typer.Typer(add_completion=False)
 
+COMPARISON = "Comparison"
+
 
 @app.command(cls=LaunchCommand, options_metavar="[OPTIONS] [-- ENGINE ARGS]")
 @grouped
@@ -61,16 +63,30 @@ def compare(
         list[str] | None, typer.Option(help="NAME=http://HOST:PORT, a server that runs already; may be repeated.")
     ] = None,
     arm_key: Annotated[
-        list[str] | None, typer.Option(help="NAME=VARIABLE: the environment variable with the key of one arm's server.")
+        list[str] | None,
+        typer.Option(
+            help="NAME=VARIABLE: the environment variable with the key of one arm's server.", rich_help_panel=COMPARISON
+        ),
     ] = None,
-    baseline: Annotated[str | None, typer.Option(help="The arm to compare with; none or auto, else the first.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The arm to compare with; none or auto, else the first.", rich_help_panel=COMPARISON),
+    ] = None,
     floor: Annotated[
         FloorChoice,
-        typer.Option(help="Run the baseline again, to see how much equal arms differ; perturb: in another dtype too."),
+        typer.Option(
+            help="Run the baseline again, to see how much equal arms differ; perturb: in another dtype too.",
+            rich_help_panel=COMPARISON,
+        ),
     ] = FloorChoice.AGAIN,
-    no_floor: Annotated[bool, typer.Option("--no-floor", help="Run the baseline once: --floor none.")] = False,
+    no_floor: Annotated[
+        bool, typer.Option("--no-floor", help="Run the baseline once: --floor none.", rich_help_panel=COMPARISON)
+    ] = False,
     floor_run: Annotated[
-        Path | None, typer.Option(help="With run folders: the baseline's second run.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="With run folders: the baseline's second run.", show_default=False, rich_help_panel=COMPARISON
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(help="How often each arm is run, in rotated order.", min=1)] = 3,
     model: Model = None,

@@ -61,6 +61,9 @@ def translate(command: str, arguments: Sequence[str]) -> list[str]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     given, rest = list(arguments[:end]), list(arguments[end:])
     given = ["--help" if word == "-h" else word for word in given]
+    if command == "launch":
+        # elsewhere the model is an option
+        given = [word.removeprefix("--model=") for word in given if word != "--model"]
     if command not in SENDING:
         return given + rest
     found: list[str] = []

@@ -164,8 +164,18 @@ def _tell_file(path: Path, names: list[str]) -> None:
 
 
 def load_command(name: str) -> Any:
-    """A command, or a group of them, as click has it."""
-    import typer.main
+    """A command, or a group of them, as click has it.
+
+    Raises:
+        UsageError: this Python has kvload's sources and not what they need.
+    """
+    try:
+        import typer.main
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"kvload needs '{error.name}', which {sys.executable} does not have",
+            hint="pip install kvload; in a checkout: make setup, then .venv/bin/kvload",
+        ) from None
 
     return typer.main.get_command(importlib.import_module(f"kvload.cli.{name}").app)
 

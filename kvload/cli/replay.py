@@ -32,6 +32,8 @@ from kvload.cli.server_readings import read_address
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+ELSEWHERE = "Workers on other machines"
+
 
 @app.command()
 @grouped
@@ -47,13 +49,27 @@ def replay(
     sending: SendingFlags = SendingFlags(),
     limits: LimitFlags = LimitFlags(),
     page: PageFlags = PageFlags(),
-    master: Annotated[bool, typer.Option("--master", help="Wait for workers on other machines.")] = False,
-    worker: Annotated[bool, typer.Option("--worker", help="Be a worker of a master elsewhere (no TRACE).")] = False,
-    master_host: Annotated[str, typer.Option(help="Where the master is, or listens.")] = "127.0.0.1",
-    master_port: Annotated[int, typer.Option(help="The master's port.", min=1, max=65535)] = 5557,
-    expect_workers: Annotated[int, typer.Option(help="Workers elsewhere to wait for.", min=0)] = 0,
+    master: Annotated[
+        bool, typer.Option("--master", help="Wait for workers on other machines.", rich_help_panel=ELSEWHERE)
+    ] = False,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Be a worker of a master elsewhere (no TRACE).", rich_help_panel=ELSEWHERE)
+    ] = False,
+    master_host: Annotated[
+        str, typer.Option(help="Where the master is, or listens.", rich_help_panel=ELSEWHERE)
+    ] = "127.0.0.1",
+    master_port: Annotated[
+        int, typer.Option(help="The master's port.", min=1, max=65535, rich_help_panel=ELSEWHERE)
+    ] = 5557,
+    expect_workers: Annotated[
+        int, typer.Option(help="Workers elsewhere to wait for.", min=0, rich_help_panel=ELSEWHERE)
+    ] = 0,
     token: Annotated[
-        str | None, typer.Option(help="What master and workers prove to each other; KVLOAD_WORKER_TOKEN if left out.")
+        str | None,
+        typer.Option(
+            help="What master and workers prove to each other; KVLOAD_WORKER_TOKEN if left out.",
+            rich_help_panel=ELSEWHERE,
+        ),
     ] = None,
     json_output: AsJson = False,
     quiet: Quiet = False,

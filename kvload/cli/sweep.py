@@ -56,17 +56,27 @@ def sweep(
     concurrency: Annotated[str | None, typer.Option(help="Requests in flight instead (closed loop): 1,8,64.")] = None,
     target: Annotated[float, typer.Option(help="Share of requests that must meet all limits.", min=0.01, max=1)] = 0.9,
     repeats: Annotated[int, typer.Option(help="How often each method is walked, in rotated order.", min=1)] = 1,
-    duration: Annotated[str, typer.Option(help="Keep each rate up for so long, where the trace allows.")] = "60s",
+    duration: Annotated[
+        str, typer.Option(help="Keep each rate up for so long, where the trace allows.", metavar="TIME")
+    ] = "60s",
     warm_up: Annotated[
         str,
         typer.Option(
-            help="Requests of each level's first time do not count; auto: a quarter of --duration, 30s at most."
+            help="Requests of each level's first time do not count; auto: a quarter of --duration, 30s at most.",
+            rich_help_panel="Search",
         ),
     ] = "auto",
-    start_rate: Annotated[float, typer.Option(help="Where auto begins.", min=0.001)] = 1.0,
-    tolerance: Annotated[float, typer.Option(help="auto stops when the rate is known this well.", min=0.001)] = 0.1,
-    most: Annotated[int, typer.Option(help="auto tries at most so many rates of a method.", min=1)] = 12,
-    baseline: Annotated[str | None, typer.Option(help="The arm to compare with; none or auto, else the first.")] = None,
+    start_rate: Annotated[float, typer.Option(help="Where auto begins.", min=0.001, rich_help_panel="Search")] = 1.0,
+    tolerance: Annotated[
+        float, typer.Option(help="auto stops when the rate is known this well.", min=0.001, rich_help_panel="Search")
+    ] = 0.1,
+    most: Annotated[
+        int, typer.Option(help="auto tries at most so many rates of a method.", min=1, rich_help_panel="Search")
+    ] = 12,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The arm to compare with; none or auto, else the first.", rich_help_panel="Comparison"),
+    ] = None,
     model: Model = None,
     launch: LaunchFlags = LaunchFlags(),
     beside: BesideFlags = BesideFlags(),

@@ -32,6 +32,18 @@ def test_launch_keeps_its_own_host_and_port() -> None:
     assert translate("launch", ["--host", "h", "--port", "1"]) == ["--host", "h", "--port", "1"]
 
 
+@pytest.mark.parametrize("given", [["--model", "M"], ["--model=M"], ["M"]])
+def test_launch_takes_its_model_as_the_other_commands_do(given: list[str]) -> None:
+    assert translate("launch", [*given, "--port", "1", "--", "--model", "x"]) == [
+        "M",
+        "--port",
+        "1",
+        "--",
+        "--model",
+        "x",
+    ]
+
+
 @pytest.mark.parametrize(
     "option", ["--dataset-name", "--backend", "--tokenizer", "--save-result", "--percentile-metrics"]
 )
