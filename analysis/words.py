@@ -1,6 +1,6 @@
 """Figures as readers see them, the same in every renderer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvload.analysis.statistics.estimates import Estimate
 from kvload.records import RunManifest
@@ -18,6 +18,19 @@ WAIT_AND_PREFILL = "TTFT (queue + prefill)"
 """What a change of TTFT is called where no server tells its single requests' queueing times."""
 
 ABSENT = "–"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many characters: what is left out is in the middle, since names differ at their ends."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

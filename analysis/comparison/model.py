@@ -163,8 +163,8 @@ class Resolution:
         )
         if self.repeats is None:
             return text + "; a quieter machine is needed"
-        time = "" if self.time_s is None else f", about {max(self.time_s / 60, 1):.0f} min"
-        return text + f"; --repeats {self.repeats}{time}, could tell {_percent(self.wanted, 2)}"
+        time = "" if self.time_s is None else f", about {max(self.time_s / 60, 1):.0f} min,"
+        return text + f"; --repeats {self.repeats}{time} could tell {_percent(self.wanted, 2)}"
 
 
 def _percent(share: float, digits: int) -> str:

@@ -7,6 +7,7 @@ Otherwise there is no verdict, but what would bring one. A topic that nothing sp
 
 from dataclasses import replace
 
+from kvload.analysis import words
 from kvload.analysis.comparison import topics
 from kvload.analysis.comparison.arms import ArmSummary
 from kvload.analysis.comparison.model import Comparison, Finding, Verdict
@@ -66,7 +67,7 @@ def _headline(findings: list[Finding]) -> str:
     same = [finding.topic for finding in findings if finding.outcome == "same" and finding.topic != "cache room"]
     undecided = [finding.topic for finding in findings if finding.outcome == "undecided"]
     if same:
-        parts.append(f"{' and '.join(same)} unchanged")
+        parts.append(f"{words.listed(same)} unchanged")
     if undecided:
-        parts.append(f"cannot tell: {' and '.join(undecided)}")
+        parts.append(f"cannot tell: {words.listed(undecided)}")
     return "; ".join(parts) if parts else "nothing could be judged"

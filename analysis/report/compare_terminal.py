@@ -1,6 +1,8 @@
 """A comparison on a terminal: verdicts first, then what they rest on."""
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -36,8 +38,9 @@ def render(comparison: Comparison, console: Console, *, details: bool = True) ->
         return
     heading(console, "What was compared")
     lines(console, what_was_compared(comparison))
-    heading(console, "Verdicts")
-    _verdicts(comparison, console)
+    if comparison.verdicts:
+        heading(console, "Verdicts")
+        _verdicts(comparison, console)
     for data in tables_of(comparison):
         heading(console, data.title)
         table(console, data)
@@ -54,7 +57,7 @@ def render(comparison: Comparison, console: Console, *, details: bool = True) ->
 
 def _first_screen(comparison: Comparison, console: Console) -> None:
     console.print()
-    console.print(foreign(first_screen.identity(comparison), "dim"))
+    console.print(foreign(f"{first_screen.subject(comparison)} · {first_screen.identity(comparison)}", "dim"))
     for line in first_screen.left_out(comparison):
         console.print(foreign(line, "bold red"))
     for line in first_screen.limits(comparison):
@@ -65,11 +68,18 @@ def _first_screen(comparison: Comparison, console: Console) -> None:
     console.print()
     table(console, first_screen.summary_table(comparison))
     console.print()
-    for said in first_screen.sentences(comparison):
+    sentences = first_screen.sentences(comparison)
+    names_above = any(cell_len(plain(said.arm)) > console.width // 3 for said in sentences)
+    for said in sentences:
+        name = foreign(f"  {said.arm}:", _ADVICE_STYLES[said.advice])
+        if names_above:
+            console.print(name)
+            console.print(Padding(foreign(said.text), (0, 0, 0, 4), expand=False))
+            continue
         grid = Table.grid(padding=(0, 1))
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
-        grid.add_row(foreign(f"  {said.arm}:", _ADVICE_STYLES[said.advice]), foreign(said.text))
+        grid.add_row(name, foreign(said.text))
         console.print(grid)
     trust, steps = first_screen.trust(comparison), first_screen.next_steps(comparison)
     more = [("Trust", trust)] if trust else []

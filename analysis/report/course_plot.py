@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from kvload.analysis import words
 from kvload.analysis.comparison.model import Course
 from kvload.analysis.report.forest import WIDE
 from kvload.analysis.report.svg import Axis, Chart
@@ -27,7 +28,7 @@ def timeline(course: Course | None, styles: Mapping[str, str]) -> str:
     chart = Chart("runs by place and time", x, y, height=60 + _ROW * len(places), width=WIDE, left=_LEFT)
     for row, place in enumerate(places):
         base = len(places) - 1 - row
-        chart.margin_label(base + 0.5, place if len(place) <= 18 else place[:17] + "…")
+        chart.margin_label(base + 0.5, words.shortened(place, 18))
         for stretch in stretches:
             if stretch.place == place:
                 style = styles.get(stretch.arm, "floor")

@@ -33,19 +33,30 @@ class Sentence:
     text: str
 
 
+MOST_NAMES = 4
+"""More methods than this are counted where they would be named in one line."""
+
+
+def subject(comparison: Comparison) -> str:
+    """What is compared with what, in a few words."""
+    names = list(comparison.verdicts)
+    base = comparison.baseline.name
+    if not names:
+        return f"The noise of {base}"
+    return f"{', '.join(names) if len(names) <= MOST_NAMES else f'{len(names)} methods'} against {base}"
+
+
 def identity(comparison: Comparison) -> str:
     """Model, engine, device, trace, load, mode, repeats, date: everything one would ask of a figure."""
     base = comparison.baseline
     info = base.info
     engine = " ".join(part for part in (info.engine, info.engine_version) if part) or "unknown engine"
-    names = [change.name for change in comparison.comparisons if not change.floor]
     rates = [run.throughput.intended_rps for run in base.runs if run.throughput.intended_rps]
     rate = f"{words.number(sum(rates) / len(rates))} req/s" if rates else ""
     mode = {"free": "free-running", "forced": "forced lengths"}.get(comparison.mode, comparison.mode)
     started = [run.started_at for run in base.runs if run.started_at is not None]
     when = f"{datetime.fromtimestamp(min(started)).astimezone():%Y-%m-%d %H:%M}" if started else ""
     parts = [
-        f"{', '.join(names)} against {base.name}" if names else base.name,
         info.model or "unknown model",
         engine,
         info.device or "",
@@ -101,7 +112,7 @@ def summary_table(comparison: Comparison) -> TableData:
         title="At a glance",
         columns=columns,
         rows=rows,
-        caption="▲ better, ▼ worse, = same, ≠ other texts, ? cannot be told; below: mean change against "
+        caption="▲ better, ▼ worse, = same, ≠ other texts, ? cannot be told; second figure: mean change against "
         f"{comparison.baseline.name}; cache: tokens it holds, times the baseline's",
     )
 
@@ -191,14 +202,19 @@ def _outcome(verdict: Verdict, topic: str) -> Outcome | None:
 
 
 def next_steps(comparison: Comparison) -> list[str]:
-    """What would decide what was left open, each once."""
-    found = dict.fromkeys(
-        finding.advice
-        for verdict in comparison.verdicts.values()
-        for finding in verdict.findings
-        if finding.advice and finding.outcome == "undecided"
-    )
-    return list(found)
+    """What would decide what was left open, each once, with the topics and methods that it would decide."""
+    open_topics: dict[str, list[tuple[str, str]]] = {}
+    for verdict in comparison.verdicts.values():
+        for finding in verdict.findings:
+            if finding.advice and finding.outcome == "undecided":
+                open_topics.setdefault(finding.advice, []).append((finding.topic, verdict.arm))
+    found = []
+    for advice, places in open_topics.items():
+        topics, arms = (list(dict.fromkeys(part)) for part in zip(*places, strict=True))
+        named = words.listed(arms) if len(arms) <= 2 else f"{len(arms)} methods"
+        of = "" if len(comparison.verdicts) == 1 else f" of {named}"
+        found.append(f"{words.listed(topics)}{of}: {advice}")
+    return found
 
 
 def trust(comparison: Comparison) -> str:

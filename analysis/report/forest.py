@@ -78,7 +78,7 @@ def _row(chart: Chart, topic: _Topic, name: str, effect: Effect, style: str, y: 
     hint = f"{name}, {topic.title}: {words.change_text(change, 'points' if topic.points else 'relative')}"
     chart.line([(low, y), (high, y)], f"interval {style}")
     chart.marker(change.estimate or 0.0, y, f"mark {style}", hint, radius=5)
-    chart.margin_label(y, name if len(name) <= 26 else name[:25] + "…")
+    chart.margin_label(y, words.shortened(name, 24))
 
 
 def _signed_percent(value: float) -> str:

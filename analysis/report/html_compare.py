@@ -40,10 +40,9 @@ def render(comparison: Comparison) -> str:
     styles = plots.styles(comparison)
     names = {arm.name: label(comparison, arm.name) for arm in comparison.arms}
     resolution = comparison.resolution
-    others = ", ".join(verdict for verdict in comparison.verdicts)
     return page.render(
         "comparison.html.j2",
-        title=f"{others} against {comparison.baseline.name}" if others else f"The noise of {comparison.baseline.name}",
+        title=first_screen.subject(comparison),
         identity=first_screen.identity(comparison),
         left_out=first_screen.left_out(comparison),
         limits=first_screen.limits(comparison),

@@ -53,7 +53,7 @@ def style() -> str:
 
 def anchor(title: str) -> str:
     """A title as the target of a link."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return re.sub(r"[\W_]+", "-", title.lower()).strip("-")
 
 
 @cache

@@ -276,7 +276,7 @@ def decomposition_bars(changes: Sequence[ArmComparison], names: Mapping[str, str
             below, above = (below + size, above) if size < 0 else (below, above + size)
         total = change.decomposition.total.estimate or 0.0
         chart.line([(total, low - 0.08), (total, low + 0.5)], "total")
-        chart.label(x.low, low + 0.52, f"{names[change.name]}: {_signed_seconds(total)}")
+        chart.label(x.low, low + 0.52, f"{words.shortened(names[change.name], 34)}: {_signed_seconds(total)}")
     chart.rule(x=0.0)
     return chart.render(y_ticks=False)
 
