@@ -134,7 +134,11 @@ def compare(
     swarm = read_page(page, autostart=True)
     if paths and all(Path(path).is_dir() for path in paths) and resume is None:
         if method or arm:
-            raise UsageError("run folders are compared as they are", where="--method, --arm")
+            raise UsageError(
+                f"'{paths[0]}' is a folder, and run folders are compared as they are",
+                where="--method, --arm",
+                hint="give a trace file, or leave --method and --arm out",
+            )
         folders = [Path(path) for path in paths]
         if len(folders) == 1 and (folders[0] / PLAN_NAME).is_file():
             show_experiment(load(folders[0]), folders[0], outcome)

@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -195,6 +196,14 @@ def known_options(command: Any) -> Known:
     )
 
 
+def _usage_error(said: str, hint: str) -> UsageError:
+    """What the parser has to say, in the way that kvload says what is wrong."""
+    text = said.replace("Value error, ", "").replace("Input should be", "must be").rstrip(".")
+    if match := re.fullmatch(r"Invalid value for '([^']+)'[^:]*: (.+)", text, re.DOTALL):
+        return UsageError(match[2], where=match[1], hint=hint)
+    return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
 def _run_command(name: str, arguments: list[str], named: Path | None) -> int:
     command = load_command(name)
     defaults = load_defaults(
@@ -218,6 +227,11 @@ def _run_command(name: str, arguments: list[str], named: Path | None) -> int:
             raise
         if (option := getattr(error, "option_name", None)) and (instead := explain(option)):
             raise UsageError(instead, where=option) from None
-        error.show()  # type: ignore[attr-defined]
-        return ExitStatus.USAGE
+        said = getattr(error, "format_message", lambda: "")()
+        if not said:
+            # no arguments where some are needed: its help
+            error.show()  # type: ignore[attr-defined]
+            return ExitStatus.USAGE
+        inner = getattr(getattr(error, "ctx", None), "command_path", f"kvload {name}")
+        raise _usage_error(said, f"see {inner} --help") from None
     return result if isinstance(result, int) else ExitStatus.OK

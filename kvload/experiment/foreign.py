@@ -64,8 +64,10 @@ def read(path: Path) -> Saved:
         if path.stat().st_size > MOST_BYTES:
             raise TraceError(f"is larger than {MOST_BYTES >> 30} GiB", where=str(path))
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"cannot be read: {error}", where=str(path)) from error
+    except OSError as error:
+        raise TraceError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise TraceError("is not UTF-8", where=str(path)) from error
     first = text.lstrip()[:1]
     if first != "{":
         raise TraceError("holds no JSON object", where=str(path), hint=_HINT)

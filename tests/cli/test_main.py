@@ -29,6 +29,31 @@ def test_an_unknown_command_is_a_usage_error_with_a_suggestion(capsys: pytest.Ca
     assert "did you mean 'replay'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["replay", "sample:demo", "--mode", "slow"], "error: --mode: 'slow' is not one of"),
+        (["replay", "sample:demo", "--limit", "0"], "error: --limit: "),
+        (["launch", "--port", "99999"], "error: --port: "),
+        (["quality"], "error: missing argument"),
+        (["traces", "foo"], "error: no such command 'foo'"),
+        (["traces", "convert"], "error: missing argument"),
+        (["slo", "foo"], "error: got unexpected extra argument"),
+        (["replay", "no/such/trace"], "error: no/such/trace: there is no such file"),
+        (["replay", "demo"], "error: demo: there is no such file"),
+        (["compare", ".", "--method", "none"], "error: --method, --arm: '.' is a folder"),
+    ],
+)
+def test_what_the_parser_refuses_is_said_as_kvload_says_it(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert "Usage:" not in said
+    assert said.count("\n") == 1 or re.search(rf"kvload {words[0]}|sample:demo|give a trace", said.splitlines()[-1])
+
+
 def test_an_unknown_flag_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--nonsense"]) == 2
     assert "--nonsense" in capsys.readouterr().err

@@ -23,12 +23,18 @@ def trace_path(name: str) -> Path:
 
     Raises:
         UsageError: there is no such sample.
-        TraceError: a pipe cannot be read, or there is no room for what comes through it.
+        TraceError: there is no such file, a pipe cannot be read, or there is no room for what comes through it.
     """
     if name == "-":
         return _spooled(sys.stdin.buffer, "standard input")
+    shipped = {path.stem: path for path in SAMPLE_TRACE.parent.glob("*.jsonl")}
     if not name.startswith(PREFIX):
         path = Path(name)
+        if not path.exists():
+            hint = f"did you mean {PREFIX}{name}?" if name in shipped else None
+            raise TraceError("there is no such file", where=name, hint=hint)
+        if path.is_dir():
+            raise TraceError("is a folder, where a trace is a file", where=name)
         if not path.is_fifo() and not path.is_char_device():
             return path
         try:
@@ -37,7 +43,6 @@ def trace_path(name: str) -> Path:
         except OSError as error:
             raise TraceError(f"cannot be read: {error.strerror}", where=name) from error
     wanted = name.removeprefix(PREFIX)
-    shipped = {path.stem: path for path in SAMPLE_TRACE.parent.glob("*.jsonl")}
     if wanted not in shipped:
         raise UsageError(f"no such sample trace: '{wanted}'", hint=f"shipped: {', '.join(sorted(shipped))}")
     return shipped[wanted]
