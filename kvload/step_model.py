@@ -8,6 +8,7 @@ later of both counts. ``prompt_steps`` is the end of such a step, behind both (:
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -19,7 +20,14 @@ COEFFICIENTS = (*FEATURES, "launch")
 FILE_LIMIT = 16 << 20
 FORMAT = 2
 
-Coefficients = tuple[float, float, float, float, float, float, float]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+Deviation = Annotated[float, msgspec.Meta(ge=0, le=10)]
+"""A standard deviation of a logarithm."""
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**6)]
+Places = Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+
+Coefficients = tuple[Seconds, Seconds, Seconds, Seconds, Seconds, Seconds, Seconds]
 
 PARTS = (("steps", "decodes", "context"), ("prompt_steps", "prompt_tokens", "prompt_work"), ("launch",))
 """Coefficients of decoding, of reading prompts and of the host: these drift apart from run to run."""
@@ -37,13 +45,13 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             two H100 machines showed (docs/results/prediction.md), for a model of one run.
     """
 
-    decode: float = 0.018
-    prompt: float = 0.05
-    launch: float = 0.14
-    overhead_s: float = 0.005
-    ttft: float = 0.10
-    tpot: float = 0.01
-    runs: int = 0
+    decode: Deviation = 0.018
+    prompt: Deviation = 0.05
+    launch: Deviation = 0.14
+    overhead_s: Seconds = 0.005
+    ttft: Deviation = 0.10
+    tpot: Deviation = 0.01
+    runs: Count = 0
 
 
 class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -65,6 +73,8 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         spread: how far another run may lie from this.
         pool_tokens: tokens the cache holds, as the server reports.
         page_tokens, max_sequences, chunk_tokens: the scheduler's settings.
+        max_model_len: tokens of a prompt and its answer that the server takes at most; None where no run says.
+        tensor_parallel: GPUs over which every layer was spread.
         kept_tokens: tokens of a sequence that stay after its prompt, where the method evicts; None for all.
         evicts_while_decoding: whether generated tokens are evicted as well.
         spare_pages: those of the pool that never hold anything.
@@ -84,18 +94,20 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine_version: str | None = None
     device: str | None = None
     model: str | None = None
-    overhead_s: float = 0.0
-    token_s: float = 0.0
-    ahead_steps: int = 0
-    launch_jitter: float = 0.0
+    overhead_s: Seconds = 0.0
+    token_s: Seconds = 0.0
+    ahead_steps: Count = 0
+    launch_jitter: Deviation = 0.0
     spread: Spread = Spread()
-    pool_tokens: int | None = None
-    page_tokens: int = 16
-    max_sequences: int = 256
-    chunk_tokens: int = 2048
-    kept_tokens: int | None = None
+    pool_tokens: Tokens | None = None
+    page_tokens: Tokens = 16
+    max_sequences: Places = 256
+    chunk_tokens: Tokens = 2048
+    max_model_len: Tokens | None = None
+    tensor_parallel: Places = 1
+    kept_tokens: Tokens | None = None
     evicts_while_decoding: bool = False
-    spare_pages: int = 0
+    spare_pages: Count = 0
     prefix_cache: bool | None = None
     runs: list[str] = []
     run_ids: list[str] = []
@@ -140,13 +152,15 @@ def read(path: Path) -> StepModels:
         if path.stat().st_size > FILE_LIMIT:
             raise UsageError("too large for a file of step models", where=str(path))
         content = path.read_bytes()
-        if msgspec.json.decode(content, type=_Header).format < FORMAT:
+        found = msgspec.json.decode(content, type=_Header).format
+        if found != FORMAT:
+            age = "an older" if found < FORMAT else "a newer"
             raise UsageError(
-                "was fitted by an older kvload, for which a step consisted of other parts",
+                f"was fitted by {age} kvload, for which a step consisted of other parts",
                 where=str(path),
                 hint="kvload predict fit RUN... -o FILE fits the same runs again",
             )
-        return msgspec.json.decode(content, type=StepModels)
+        models = msgspec.json.decode(content, type=StepModels)
     except OSError as error:
         raise UsageError(
             f"cannot be read: {error.strerror}", where=str(path), hint="kvload predict fit RUN... -o FILE makes one"
@@ -155,6 +169,33 @@ def read(path: Path) -> StepModels:
         raise UsageError(
             f"is no file of step models: {error}", where=str(path), hint="kvload predict fit RUN... -o FILE makes one"
         ) from error
+    _require_usable(models, path)
+    return models
+
+
+def _require_usable(models: StepModels, path: Path) -> None:
+    names = [model.method for model in models.models]
+    if not names:
+        raise UsageError("has no step models", where=str(path), hint="kvload predict fit RUN... -o FILE makes one")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"has two step models of '{twice}'", where=str(path))
+    for model in models.models:
+        require_room(model.chunk_tokens, model.max_sequences, where=f"{path}, {model.method}")
+
+
+def require_room(chunk_tokens: int, max_sequences: int, *, where: str) -> None:
+    """Refuse a scheduler whose steps cannot hold a token of every running request.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if chunk_tokens < max_sequences:
+        raise UsageError(
+            f"steps of {chunk_tokens:,} tokens do not hold one of each of {max_sequences:,} requests",
+            where=where,
+            hint="--max-num-seqs and --chunk-tokens of 'kvload predict fit' say what the server was started with",
+        )
 
 
 def write(path: Path, models: StepModels) -> None:

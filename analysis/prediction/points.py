@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,16 @@ from kvload.step_model import FEATURES
 COLUMNS = ("method", "stage", "batch", "length", "seconds")
 STAGES = ("prefill", "decode")
 MOST_ROWS = 1_000_000
+HEAD_LIMIT = 1 << 16
+PARTED = ",;\t"
+
+MOST = {"batch": 1e6, "length": 1e9, "seconds": 1e6}
+"""What is larger is a mistake."""
+
+_NUMBER = re.compile(
+    r"[0-9]{1,18}(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,3})?|\.[0-9]+(?:e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE
+)
+_DECIMAL_COMMA = re.compile(r"[0-9]+,[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -63,22 +74,34 @@ class StageErrors:
 def read(path: Path) -> dict[str, Points]:
     """The points of a CSV file, by method in the order of the file.
 
+    Columns are parted by commas, or all by semicolons or tabs; numbers have a decimal point, without units.
+
     Raises:
         UsageError: it cannot be read, misses a column, or a value is none; the message names the line.
     """
     rows: dict[str, list[tuple[float, float, float, bool]]] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
+        # Spreadsheets begin what they export with a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline(HEAD_LIMIT)
+            file.seek(0)
+            parted = max(PARTED, key=head.count)
+            reader = csv.DictReader(file, delimiter=parted, skipinitialspace=True)
+            names = [(name or "").strip() for name in reader.fieldnames or ()]
+            wrong = [name for name in COLUMNS if names.count(name) != 1]
+            if wrong:
+                has = "no column" if wrong[0] not in names else "two columns"
                 raise UsageError(
-                    f"has no column '{missing[0]}'", where=str(path), hint=f"the columns are {', '.join(COLUMNS)}"
+                    f"has {has} '{wrong[0]}'", where=str(path), hint=f"the columns are {', '.join(COLUMNS)}"
                 )
-            for number, row in enumerate(reader, 2):
-                if number > MOST_ROWS:
+            reader.fieldnames = names
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if reader.line_num > MOST_ROWS:
                     raise UsageError(f"has more than {MOST_ROWS:,} lines", where=str(path))
-                rows.setdefault(row["method"], []).append(_point(row, f"{path}:{number}"))
+                if None in row or None in row.values():
+                    raise UsageError(f"has not {len(names)} columns, as the first line has", where=where)
+                rows.setdefault(row["method"].strip(), []).append(_point(row, where))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot be read: {error}", where=str(path)) from error
     if not rows:
@@ -114,18 +137,22 @@ def _one_out(part: Points, key: Floats) -> HeldOut | None:
 
 
 def _point(row: dict[str, str], where: str) -> tuple[float, float, float, bool]:
-    if row["stage"] not in STAGES:
-        raise UsageError(f"'{row['stage']}' is neither prefill nor decode", where=where)
+    if not row["method"].strip():
+        raise UsageError("names no method", where=where)
+    stage = row["stage"].strip()
+    if stage not in STAGES:
+        raise UsageError(f"'{stage}' is neither prefill nor decode", where=where)
     values = []
-    for name in COLUMNS[2:]:
-        try:
-            value = float(row[name])
-        except (TypeError, ValueError):
-            value = math.nan
-        if not (0 < value < math.inf):
-            raise UsageError(f"{name}: '{row[name]}' is no number above 0", where=where)
+    for name, most in MOST.items():
+        text = row[name].strip()
+        value = float(text) if _NUMBER.fullmatch(text) else math.nan
+        if not (0 < value <= most):
+            hint = "write 0.05, not 0,05" if _DECIMAL_COMMA.fullmatch(text) else None
+            raise UsageError(f"{name}: '{text}' is no number above 0 and up to {most:,.0f}", where=where, hint=hint)
+        if name == "batch" and value != int(value):
+            raise UsageError(f"batch: '{text}' is no whole number of sequences", where=where)
         values.append(value)
-    return values[0], values[1], values[2], row["stage"] == "prefill"
+    return values[0], values[1], values[2], stage == "prefill"
 
 
 def _points(rows: list[tuple[float, float, float, bool]]) -> Points:

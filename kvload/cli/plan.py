@@ -30,7 +30,7 @@ def plan(
     ] = None,
     gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU-hour.", min=0)] = None,
     gpus: Annotated[int, typer.Option(help="GPUs of a server.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.", min=0)] = 0,
     format_name: Annotated[str | None, typer.Option("--format", help="The trace's format.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -40,20 +40,20 @@ def plan(
     from dataclasses import asdict
 
     from kvload.balancing import policy_of
-    from kvload.cli.predict_tables import print_plans
+    from kvload.cli.plan_tables import costs, print_plans
+    from kvload.cli.predict_words import finite
+    from kvload.cli.readings import read_request_limits
     from kvload.experiment.prediction import forecast
     from kvload.experiment.prediction import loads as trace_loads
     from kvload.experiment.prediction.plan import Wanted, plan_servers
     from kvload.step_model import read
-    from kvload.units import parse_limits
     from kvload.workloads.traces.samples import trace_path
 
     models = read(model)
-    methods = method or [each.method for each in models.models]
+    methods = list(dict.fromkeys(method or [each.method for each in models.models]))
     loads = trace_loads.read_loads(
         trace_path(path),
         rates=rate,
-        burstiness=1.0,
         speed=speed,
         seed=seed,
         format=format_name,
@@ -62,15 +62,16 @@ def plan(
         ramps=ramp,
         repeat=repeat,
     )
-    wanted = Wanted(parse_limits(slo, where="--slo"), target, most, policy_of(policy))
+    wanted = Wanted(read_request_limits(slo), target, most, policy_of(policy))
     ratios = trace_loads.read_ratios(lengths, methods) if lengths is not None else {}
-    found = [
-        plan_servers(forecast.with_lengths(load, ratios.get(name), seed), models.of(name), wanted)
-        for load in loads.values()
-        for name in methods
-    ]
+    found = []
+    for load in loads.values():
+        for model_ in map(models.of, methods):
+            longer = forecast.with_lengths(load, ratios.get(model_.method), seed, model_.max_model_len)
+            found.append(plan_servers(longer, model_, wanted))
     if as_json:
-        print(json.dumps([asdict(each) for each in found], indent=2))
+        rows = [asdict(each) | asdict(costs(each, gpu_hour, gpus)) for each in found]
+        print(json.dumps(finite(rows), indent=2))
     else:
         print_plans(found, gpu_hour, gpus)
     for text in trace_loads.told_ratios(ratios, methods) if lengths is not None else []:

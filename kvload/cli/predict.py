@@ -53,9 +53,9 @@ def fit(
     runs_out: Annotated[
         Path | None, typer.Option("--runs-out", help="Folder for --calibrate's runs; runs/TIME-calibrate if left out.")
     ] = None,
-    pool_tokens: Annotated[int | None, typer.Option(help="Tokens the cache holds.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Requests running at once.")] = None,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a step.")] = None,
+    pool_tokens: Annotated[int | None, typer.Option(help="Tokens the cache holds.", min=1, max=10**9)] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Requests running at once.", min=1, max=10**6)] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens of a step.", min=1, max=10**9)] = None,
 ) -> None:
     """Fit step times of every method among some runs, of a running server, or of a published table."""
     import sys
@@ -133,14 +133,15 @@ def check(
     import json
     from dataclasses import asdict
 
-    from kvload.cli.predict_tables import print_checks
+    from kvload.cli.check_tables import print_checks
+    from kvload.cli.predict_words import finite
+    from kvload.cli.readings import read_request_limits
     from kvload.experiment.prediction.check import check_runs
     from kvload.step_model import read
-    from kvload.units import parse_limits
 
-    found = check_runs(runs, read(model), parse_limits(slo, where="--slo"), method=method)
+    found = check_runs(runs, read(model), read_request_limits(slo), method=method)
     if as_json:
-        print(json.dumps(_finite(asdict(found)), indent=2))
+        print(json.dumps(finite(asdict(found)), indent=2))
     else:
         print_checks(found)
 
@@ -158,6 +159,7 @@ def steps(
     from dataclasses import asdict
 
     from kvload.cli.predict_tables import print_truth
+    from kvload.cli.predict_words import finite
     from kvload.experiment.prediction.truth import truth_errors
     from kvload.step_model import read
 
@@ -166,7 +168,7 @@ def steps(
     for method, files in _by_method(logs).items():
         found += truth_errors(files, method, models.of(method) if models is not None else None)
     if as_json:
-        print(json.dumps(_finite([asdict(each) for each in found]), indent=2))
+        print(json.dumps(finite([asdict(each) for each in found]), indent=2))
     else:
         print_truth(found)
 
@@ -202,7 +204,9 @@ def trace(
     ] = 0.9,
     ramp: Annotated[str | None, typer.Option(help="A rate over time instead: 1-8/6h,8/2h.")] = None,
     repeat: Annotated[int, typer.Option(help="Take the trace so often.", min=1)] = 1,
-    burstiness: Annotated[float, typer.Option(help="Shape of gamma gaps: 1 is Poisson.", min=0.001)] = 1.0,
+    burstiness: Annotated[
+        float | None, typer.Option(help="With --rate, --ramp: shape of gamma gaps; 1, Poisson, if left out.", min=0.001)
+    ] = None,
     speed: Annotated[float, typer.Option(help="Times as fast as recorded.", min=0.001)] = 1.0,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many requests.", min=1)] = None,
     output_tokens: Annotated[
@@ -211,7 +215,7 @@ def trace(
     replicas: Annotated[int, typer.Option(help="Servers.", min=1)] = 1,
     policy: Annotated[str, typer.Option(help="round-robin, least-loaded or sticky.")] = "round-robin",
     draws: Annotated[int, typer.Option(help="Simulations behind an interval; 0 for none.", min=0)] = 20,
-    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.", min=0)] = 0,
     lengths: Annotated[
         Path | None, typer.Option(help="What 'kvload lengths' wrote: answers grow by these ratios.")
     ] = None,
@@ -226,17 +230,18 @@ def trace(
 
     from kvload.balancing import policy_of
     from kvload.cli.predict_tables import print_capacities, print_predictions
+    from kvload.cli.predict_words import finite
+    from kvload.cli.readings import read_request_limits
     from kvload.errors import UsageError
     from kvload.experiment.prediction import forecast
     from kvload.experiment.prediction import loads as trace_loads
     from kvload.experiment.prediction.capacity import find_capacities
     from kvload.step_model import read
-    from kvload.units import parse_limits
     from kvload.workloads.traces.samples import trace_path
 
     models = read(model)
-    methods = method or [each.method for each in models.models]
-    limits = parse_limits(slo, where="--slo")
+    methods = list(dict.fromkeys(method or [each.method for each in models.models]))
+    limits = read_request_limits(slo)
     searching = rate == "auto"
     if searching and out is not None:
         raise UsageError("there is no run to write of a search", where="--out", hint="give the rates: --rate 4,8")
@@ -258,7 +263,7 @@ def trace(
     options = forecast.Serving(replicas, policy_of(policy), draws, seed)
 
     def arriving(load: "Load", at: float, number: int) -> "Load":
-        return trace_loads.other_arrivals(load, at, burstiness, seed + 1 + number)
+        return trace_loads.other_arrivals(load, at, burstiness or 1.0, seed + 1 + number)
 
     if searching:
         (load,) = loads.values()
@@ -266,9 +271,9 @@ def trace(
             load, models, methods, limits, arriving, target=target, serving=options, length_ratios=ratios
         )
         if as_json:
-            print(json.dumps(_finite([asdict(each) for each in carried]), indent=2))
+            print(json.dumps(finite([asdict(each) for each in carried]), indent=2))
         else:
-            print_capacities(carried, limits, target, replicas)
+            print_capacities(carried, limits, target, replicas, draws)
         return
     # Arrivals that are made up may come otherwise; recorded ones have come as they did.
     other = arriving if rate is not None else None
@@ -276,17 +281,6 @@ def trace(
     if out is not None:
         forecast.write_runs(out, loads, models, methods, limits, options, length_ratios=ratios)
     if as_json:
-        print(json.dumps(_finite([asdict(each) for each in found]), indent=2))
+        print(json.dumps(finite([asdict(each) for each in found]), indent=2))
     else:
-        print_predictions(found, limits, replicas)
-
-
-def _finite(value: Any) -> Any:
-    """Numbers that JSON does not have as None."""
-    import math
-
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        print_predictions(found, limits, replicas, draws)

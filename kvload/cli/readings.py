@@ -69,6 +69,26 @@ def read_limits(slo: str, goodput: str = "") -> dict[str, float]:
     return parse_limits(slo, where="--slo") or parse_limits(goodput, where="--goodput", bare_unit="ms")
 
 
+def read_request_limits(slo: str) -> dict[str, float]:
+    """Limits on every single request, in seconds by name, from ``--slo``.
+
+    Raises:
+        UsageError: one does not parse, or is on a percentile of a whole run.
+    """
+    from kvload.errors import UsageError
+    from kvload.units import format_limits, percentile_of, request_limits
+
+    limits = read_limits(slo)
+    for name in limits.keys() - request_limits(limits).keys():
+        percent, metric = percentile_of(name) or (0.0, name)
+        raise UsageError(
+            f"{name} limits a run's percentile, and predictions count requests",
+            where="--slo",
+            hint=f"{format_limits({metric: limits[name]})}, which {percent:g} % of the requests have to meet",
+        )
+    return limits
+
+
 def read_gates(
     texts: Sequence[str] | None,
     of: Literal["run", "comparison", "capacity"],

@@ -12,9 +12,10 @@ from kvload.balancing import Balancer, Policy
 from kvload.errors import UsageError
 from kvload.servers.embedded.account.scored import ScoredAccount
 from kvload.servers.embedded.account.tokens import TokenAccount
-from kvload.servers.simulator.cost import StepCost
+from kvload.servers.simulator.cost import Kept, StepCost
 from kvload.servers.simulator.prefix import Prefix, PrefixAccount
-from kvload.servers.simulator.replica import Books, Kept, Replica, SimulatedRequest
+from kvload.servers.simulator.replica import Books, Replica
+from kvload.servers.simulator.request import SimulatedRequest
 from kvload.step_model import StepModel
 
 Floats = npt.NDArray[np.float64]
@@ -43,6 +44,7 @@ class Load:
         prefixes: what each prompt shares with others of the load; None where that is not known.
         uncached: it was served without a prefix cache, and is to be so again.
         session: number of the session of each, ``(n,)``; None for none.
+        server: which server took each, ``(n,)``, where it is to be served by the same again; None to have them chosen.
     """
 
     arrival_s: Floats
@@ -52,9 +54,19 @@ class Load:
     session: Ints | None = None
     prefixes: Sequence[Prefix] | None = None
     uncached: bool = False
+    server: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def window_s(self) -> float | None:
+        """What goodput is counted over, as in a report: from the first arrival to the last, and one mean gap more.
+
+        None where all requests arrive at once.
+        """
+        span_s = float(self.arrival_s[-1] - self.arrival_s[0])
+        return span_s * len(self) / (len(self) - 1) if span_s else None
 
     @property
     def hits(self) -> Hits:
@@ -74,7 +86,7 @@ class Served:
         requests: in the order of the load.
         replicas: the servers, with their logs.
         server: which server took each request, ``(n,)``.
-        queue_s, ttft_s, e2e_s: seconds from arrival; NaN for requests that the pool can never hold, ``(n,)``.
+        queue_s, ttft_s, e2e_s: seconds from arrival; NaN for requests that a server can never hold, ``(n,)``.
         tpot_s: NaN for answers of one token, ``(n,)``.
         hits: how the load's prefix hits were known.
     """
@@ -92,6 +104,17 @@ class Served:
     def preemptions(self) -> int:
         """Over all servers."""
         return sum(replica.preemptions for replica in self.replicas)
+
+    @property
+    def began_s(self) -> float:
+        """The first arrival."""
+        return self.requests[0].arrival_s
+
+    @property
+    def busy(self) -> float:
+        """Share of the time, from the first arrival until it is done, that a server works."""
+        passed_s = sum(max(0.0, replica.now_s - self.began_s) for replica in self.replicas)
+        return sum(replica.busy_s for replica in self.replicas) / max(1e-9, passed_s)
 
     @property
     def cached_share(self) -> float:
@@ -122,7 +145,9 @@ def make_replica(
         _account(model, sharing),
         StepCost.of(model.coefficients if coefficients is None else coefficients),
         max_sequences=model.max_sequences,
-        chunk_tokens=model.chunk_tokens,
+        # Engines take steps that just hold a token of each request; the scheduler wants room for one more.
+        chunk_tokens=max(model.chunk_tokens, model.max_sequences + 1),
+        max_model_len=model.max_model_len,
         kept=_kept(model),
         ahead_steps=model.ahead_steps,
         launches=_launches(model.launch_jitter, rng) if model.launch_jitter else None,
@@ -157,7 +182,7 @@ def serve(
         load: requests in order of arrival.
         coefficients: step times in place of the model's.
         replicas: servers.
-        policy: which server takes a request.
+        policy: which server takes a request, where the load does not say.
         give_up: asked after every :data:`ASK_EVERY` arrivals whether the rest is worth serving; what is not served by
             then stays so.
         seed: decides how long each launch takes; they are spread evenly where None.
@@ -183,6 +208,9 @@ def serve(
         elif prefixes is not None:
             request.prefix = prefixes[number]
         if give_up is not None and not given_up and number % ASK_EVERY == ASK_EVERY - 1:
+            # Servers that nothing was sent to for a while are behind: what they would have answered is not missing.
+            for replica in servers:
+                replica.run_until(request.arrival_s)
             given_up = give_up(requests, request.arrival_s)
         if given_up:
             requests.append(request)
@@ -194,7 +222,7 @@ def serve(
             return [replica.outstanding for replica in servers]
 
         session = int(load.session[number]) if load.session is not None else None
-        place = balancer.choose(session, under_way)
+        place = balancer.choose(session, under_way) if load.server is None else int(load.server[number])
         servers[place].run_until(request.arrival_s)
         servers[place].add(request)
         chosen[number] = place
@@ -260,15 +288,4 @@ def _account(model: StepModel, sharing: bool) -> Books:
 
 
 def _kept(model: StepModel) -> Kept | None:
-    kept_tokens = model.kept_tokens
-    if kept_tokens is None:
-        return None
-
-    def kept(length: int, prompt_tokens: int) -> int:
-        if length <= kept_tokens:
-            return length
-        if model.evicts_while_decoding:
-            return kept_tokens
-        return min(length, kept_tokens + max(0, length - max(prompt_tokens, kept_tokens)))
-
-    return kept
+    return None if model.kept_tokens is None else Kept(model.kept_tokens, model.evicts_while_decoding)

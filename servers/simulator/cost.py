@@ -10,6 +10,7 @@ later of both, GPU and launch, is ``prompt_steps``. A server that schedules ahea
 of the step before the running one is handed out: while the running one computes.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,3 +77,28 @@ class StepCost:
 def prompt_work(start: int, count: int) -> float:
     """Tokens that the prompt tokens ``start .. start + count`` look at, summed."""
     return count * (start + (count + 1) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Tokens of a sequence that attention reads where a method evicts.
+
+    Attributes:
+        tokens: that stay after the prompt.
+        evicts_while_decoding: whether generated tokens push others out.
+    """
+
+    tokens: int
+    evicts_while_decoding: bool
+
+    def __call__(self, length: int, prompt_tokens: int) -> int:
+        """So many of a sequence of this length, its prompt's tokens among them."""
+        if length <= self.tokens:
+            return length
+        if self.evicts_while_decoding:
+            return self.tokens
+        return self.tokens + length - max(prompt_tokens, self.tokens)
+
+    def even_steps(self, length: int) -> int:
+        """Steps over which a sequence of this length reads as many tokens more in each as in the one before."""
+        return self.tokens - length + 1 if self.evicts_while_decoding and length < self.tokens else sys.maxsize

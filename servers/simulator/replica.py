@@ -7,108 +7,18 @@ free pages, their time from the sum of an arithmetic series.
 """
 
 import math
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any, Protocol
 
-from kvload.servers.embedded.account.base import PagedSequence, StepEntry
+from kvload.servers.embedded.account.base import StepEntry
 from kvload.servers.embedded.core.scheduler import Chunk, Pages, Scheduler
-from kvload.servers.simulator.cost import StepCost, StepWork, prompt_work
-from kvload.servers.simulator.prefix import Prefix, PrefixAccount
-
-Kept = Callable[[int, int], int]
-"""Tokens of a sequence that attention reads, by its length and its prompt's length, where a method evicts."""
-
-
-@dataclass(eq=False, slots=True)
-class SimulatedRequest:
-    """A request on its way through a simulated server.
-
-    Attributes:
-        number: order of arrival.
-        prompt_tokens, output_tokens: its lengths; at least 1 each.
-        arrival_s: when it reaches the server.
-        cached_tokens: tokens of the prompt that the prefix cache holds when it is first scheduled: they are not
-            computed. Found then, where ``prefix`` says by what.
-        prefix: what the prompt shares with others, where the server keeps prefixes.
-        since: the entry of the log since which it receives a token in every step; None while it does not.
-        scheduled_s, first_s, last_s: first scheduled, first token, last token; None before.
-        first_beside: other requests that receive a token in the step of its first.
-        spans: entries ``first .. last`` of the server's log in which it received tokens, one pair for every stretch
-            between preemptions.
-        refused: the pool could never hold it.
-    """
-
-    number: int
-    prompt_tokens: int
-    output_tokens: int
-    arrival_s: float
-    cached_tokens: int = 0
-    prefix: Prefix | None = None
-    computed: int = 0
-    generated: int = 0
-    cache: PagedSequence | None = None
-    prefill_length: int = 0
-    preemptions: int = 0
-    scheduled_s: float | None = None
-    first_s: float | None = None
-    last_s: float | None = None
-    first_beside: int = 0
-    since: int | None = None
-    refused: bool = False
-    spans: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and the answer so far."""
-        return self.prompt_tokens + self.generated
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that are known but not in the cache."""
-        return self.prompt_tokens + self.generated - self.computed
-
-    @property
-    def chunk_limit(self) -> int | None:
-        """None: only the step's own budget counts."""
-        return None
-
-    def give_way(self) -> None:
-        """Its pages were taken; everything is computed again."""
-        self.preemptions += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Decoding steps of one server that were taken together, or one step.
-
-    Attributes:
-        start_s: when the first began.
-        steps: how many.
-        first_step_s: how long the first took.
-        growth_s: how much longer each took than the one before.
-        handed_s: when the tokens of the last were handed out, where that was later than its end.
-        decodes, context: requests that generated a token in the first, and the tokens they read.
-    """
-
-    start_s: float
-    steps: int
-    first_step_s: float
-    growth_s: float
-    decodes: int = 0
-    context: int = 0
-    handed_s: float = 0.0
-
-    def token_s(self, step: int) -> float:
-        """When the tokens of a step, from 1, were handed out."""
-        return max(self.end_s(step), self.handed_s) if step == self.steps else self.end_s(step)
-
-    def end_s(self, steps: int) -> float:
-        """When the first ``steps`` of them were over."""
-        return self.start_s + steps * self.first_step_s + self.growth_s * steps * (steps - 1) / 2
+from kvload.servers.simulator.cost import Kept, StepCost, StepWork, prompt_work
+from kvload.servers.simulator.prefix import PrefixAccount
+from kvload.servers.simulator.request import SimulatedRequest
+from kvload.servers.simulator.stretch import Stretch, steps_to_pass
 
 
 class Books(Pages, Protocol):
@@ -179,6 +89,7 @@ class Replica:
         account: the pool's books.
         cost: of a step.
         max_sequences, chunk_tokens: the scheduler's limits.
+        max_model_len: tokens of a prompt and its answer that it takes; None for as many as fit into the pool.
         kept: tokens that a decode step reads of a sequence; None for all of them.
         ahead_steps: steps that are settled before a request that arrives can be part of one; none where nothing runs.
         launches: how long launches are relative to their mean, one for every chain of steps with prompts; always 1
@@ -192,6 +103,7 @@ class Replica:
         *,
         max_sequences: int,
         chunk_tokens: int,
+        max_model_len: int | None = None,
         kept: Kept | None = None,
         ahead_steps: int = 0,
         launches: Iterator[float] | None = None,
@@ -202,6 +114,7 @@ class Replica:
         self.now_s = 0.0
         self.log: list[Stretch] = []
         self.busy_s = 0.0
+        self._max_model_len = max_model_len
         self._ahead_steps = ahead_steps
         self._arrived: deque[tuple[SimulatedRequest, int]] = deque()
         self._steps = 0
@@ -220,9 +133,15 @@ class Replica:
         """How often a sequence had to give its pages back."""
         return self._scheduler.preemptions
 
+    def takes(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Whether a request of this size could ever be served with the whole server to itself."""
+        if self._max_model_len is not None and prompt_tokens + output_tokens > self._max_model_len:
+            return False
+        return self.account.fits(prompt_tokens, output_tokens)
+
     def add(self, request: SimulatedRequest) -> None:
         """A request arrives. Requests come in order of arrival, after :meth:`run_until` their time."""
-        if not self.account.fits(request.prompt_tokens, request.output_tokens):
+        if not self.takes(request.prompt_tokens, request.output_tokens):
             request.refused = True
             return
         if not self._scheduler.waiting:
@@ -281,7 +200,7 @@ class Replica:
         seconds = self.cost.seconds(done, launched_s)
         growth = self._growth(chunks) if steady else 0.0
         steps = self._steady_steps(chunks) if steady else 1
-        stretch = Stretch(now, steps, seconds, growth, decodes, context)
+        stretch = Stretch(now, steps, seconds, growth, decodes, context, 0.0, tokens, work)
         if steps > 1:
             self._jump = chunks, stretch
         else:
@@ -344,6 +263,8 @@ class Replica:
         left = min(chunk.sequence.output_tokens - chunk.sequence.generated for chunk in chunks)
         if self._arrived:
             left = min(left, self._arrived[0][1] - self._steps)
+        if self.kept is not None:
+            left = min(left, *(self.kept.even_steps(chunk.sequence.length) for chunk in chunks))
         page_tokens = getattr(self.account, "page_tokens", 1)
         return max(1, min(left, self.account.free_pages // len(chunks) * page_tokens))
 
@@ -383,19 +304,3 @@ class Replica:
             if request.since is not None:
                 request.spans.append((request.since, len(self.log) - 1))
                 request.since = None
-
-
-def steps_to_pass(time_s: float, first_s: float, growth_s: float) -> int:
-    """The fewest steps that together last ``time_s`` or longer, each ``growth_s`` longer than the one before.
-
-    Steps that take no time, as a model fitted from too little may have them, never do: their number has no end.
-    """
-    if time_s <= first_s:
-        return 1
-    if first_s == growth_s == 0:
-        return sys.maxsize
-    half = growth_s / 2
-    linear = first_s - half
-    # The root of half n^2 + linear n = time_s, in the form that loses no digits where the growth is small.
-    root = 2 * time_s / (linear + math.sqrt(linear * linear + 4 * half * time_s))
-    return max(1, math.ceil(root * (1 - 1e-12)))

@@ -109,7 +109,7 @@ def test_nothing_carried_has_no_multiple_and_is_explained(tmp_path: Path, capsys
     asked = ["predict", str(trace), "--model", str(model), "--slo", "ttft=1ms", "--rate", "auto", "--draws", "0"]
     assert run(asked) == 0
     shown = capsys.readouterr().out
-    assert "none: 1 request is larger than the whole cache" in shown
+    assert "none: 1 request is larger than the server's context or whole cache" in shown
     assert "even one at a time" in shown
 
 

@@ -228,7 +228,7 @@ class _Server:
             UsageError: it does not say its method, and none was given.
         """
         manifest = self._manifest(Path(), [])
-        self.shape = shape_of(method_of(manifest, Path(self.address.url)), manifest, Overrides())
+        self.shape = shape_of(method_of(manifest, Path(self.address.url)), self.info, Overrides())
         context = self.info.max_model_len or 2 * design.LONG
         return Room(context, self.shape.pool_tokens, self.shape.max_sequences, self.shape.chunk_tokens)
 

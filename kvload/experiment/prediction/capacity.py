@@ -7,14 +7,23 @@ hold what methods differ by and not what arrivals do.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kvload.analysis.records.table import Floats
 from kvload.analysis.statistics.crossing import falling
 from kvload.errors import UsageError
-from kvload.experiment.prediction.forecast import Serving, as_a_run, drawn_model, drawn_rest, figures, with_lengths
+from kvload.experiment.prediction.forecast import (
+    Serving,
+    as_a_run,
+    drawn_model,
+    drawn_rest,
+    figures,
+    limits_before,
+    with_lengths,
+)
+from kvload.experiment.prediction.outside import outside
 from kvload.experiment.prediction.plan import Hopeless
 from kvload.servers.simulator.cluster import Load, make_replica, serve
 from kvload.step_model import StepModel, StepModels
@@ -44,7 +53,8 @@ class Capacity:
         ratio: to the baseline's under the same arrivals: median, low, high; None for the baseline, and where in half of
             the draws one of the two carries nothing or has no end.
         held_s: for how long the trace keeps that rate up.
-        too_large: requests that the cache can never hold: they meet no limit at any rate.
+        too_large: requests that a server can never hold: they meet no limit at any rate.
+        outside: at that rate; see :func:`~kvload.experiment.prediction.outside.outside`.
     """
 
     method: str
@@ -54,6 +64,7 @@ class Capacity:
     ratio: tuple[float, float, float] | None
     held_s: float
     too_large: int
+    outside: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_capacities(
@@ -90,7 +101,7 @@ def find_capacities(
     for place, method in enumerate(methods):
         model = models.of(method)
         rng = np.random.default_rng([serving.seed, 17, place])
-        stretched = with_lengths(load, (length_ratios or {}).get(method), serving.seed)
+        stretched = with_lengths(load, (length_ratios or {}).get(method), serving.seed, model.max_model_len)
         rates = []
         for number in range(serving.draws + 1):
             drawn, factors = (drawn_model(model, rng), drawn_rest(model.spread, rng)) if number else (model, (1.0, 1.0))
@@ -103,7 +114,7 @@ def find_capacities(
                 sent: Load = stretched,
             ) -> float:
                 came = arriving(sent, rate, number)
-                hopeless = Hopeless(slo, target, len(came))
+                hopeless = Hopeless(limits_before(slo, factors), target, len(came), drawn.token_s)
                 seed = number or None
                 served = serve(
                     came, drawn, replicas=serving.replicas, policy=serving.policy, give_up=hopeless, seed=seed
@@ -128,14 +139,18 @@ def find_capacities(
             baseline = of
         middle = float(np.median(of))
         held_s = len(load) / middle if middle else 0.0
-        found.append(Capacity(method, middle, low, high, ratio, held_s, _too_large(stretched, model)))
+        beyond: Mapping[str, float] = {}
+        if 0 < middle < math.inf:
+            came = arriving(stretched, middle, 0)
+            beyond = outside(serve(came, model, replicas=serving.replicas, policy=serving.policy), model)
+        found.append(Capacity(method, middle, low, high, ratio, held_s, _too_large(stretched, model), beyond))
     return found
 
 
 def _too_large(load: Load, model: StepModel) -> int:
-    account = make_replica(model).account
+    replica = make_replica(model)
     sizes = zip(load.prompt_tokens.tolist(), load.output_tokens.tolist(), strict=True)
-    return sum(not account.fits(prompt, output) for prompt, output in sizes)
+    return sum(not replica.takes(prompt, output) for prompt, output in sizes)
 
 
 def search(

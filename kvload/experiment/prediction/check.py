@@ -1,26 +1,28 @@
 """Predictions against runs that they were not fitted from, beside what equal runs differ by and what guesses err by."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from kvload.analysis.records import latency
 from kvload.analysis.records.loading import load
-from kvload.analysis.records.table import RecordTable
+from kvload.analysis.records.table import Floats, RecordTable, count_true
 from kvload.analysis.run.slo import meets_all
 from kvload.errors import UsageError
 from kvload.experiment.prediction.capacity import AtRate, CapacityCell, capacity_cells
 from kvload.experiment.prediction.cells import Cell, Ratio, ratio_of
-from kvload.experiment.prediction.fitting import method_of
+from kvload.experiment.prediction.fitting import Overrides, differing, method_of, shape_of, with_limits_of
 from kvload.experiment.prediction.forecast import DRAWS, Serving, predict
-from kvload.experiment.prediction.loads import load_of_folder
+from kvload.experiment.prediction.loads import by_server, load_of_folder, rows_of_load
 from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Hits, Load
 from kvload.step_model import StepModels
+from kvload.units import request_limits
 
 TARGET = 0.9
 """Share of requests that a carried load's limits are met by, as ``kvload sweep`` takes it."""
@@ -36,6 +38,8 @@ class Checked:
         again: for each figure, how far runs of the same method and load lay apart: relative, in points (a share) for
             ``attainment``; one value for every two runs.
         hits: how the prefix hits of each run are known.
+        notes: by run: in what its server differs from the model's, and requests that were left out.
+        outside: by run; see :func:`~kvload.experiment.prediction.outside.outside`.
         capacities: of the methods whose runs lie on both sides of :data:`TARGET`.
     """
 
@@ -43,6 +47,8 @@ class Checked:
     ratios: list[Ratio]
     again: dict[str, list[float]]
     hits: dict[str, Hits]
+    notes: dict[str, list[str]]
+    outside: dict[str, Mapping[str, float]]
     capacities: list[CapacityCell]
 
 
@@ -75,6 +81,9 @@ def check_runs(
     """
     runs: list[_Checked] = []
     hits: dict[str, Hits] = {}
+    notes: dict[str, list[str]] = {}
+    beyond: dict[str, Mapping[str, float]] = {}
+    seen: dict[str, Path] = {}
     for path in paths:
         run = RunDir.open(path)
         manifest, table = run.manifest(), load(run)
@@ -90,10 +99,26 @@ def check_runs(
                 where=str(path),
                 hint="leave it out",
             )
+        if manifest.run_id in seen:
+            raise UsageError(f"is the same run as {seen[manifest.run_id]}", where=str(path), hint="give each run once")
+        seen[manifest.run_id] = path
+        places = [place for place, _ in by_server(table, manifest)]
         load_ = load_of_folder(run, table)
+        if len(places) > 1:
+            servers = table.server[rows_of_load(table)]
+            load_ = replace(load_, server=np.searchsorted(places, servers))
         hits[str(path)] = load_.hits
-        cells = _check(path, table, load_, name, models, dict(slo) or dict(manifest.slo))
-        server = manifest.server
+        limits = request_limits(dict(slo) or manifest.slo)
+        cells, beyond[str(path)] = _check(path, table, load_, len(places), name, models, limits)
+        server = manifest.servers[places[0]]
+        shape = shape_of(name, server, Overrides())
+        if server.command is None:
+            # What a server's command does not tell, the fit was told.
+            shape = with_limits_of(shape, model)
+        notes[str(path)] = differing(shape, model)
+        left_out = count_true(table.sent) - len(load_)
+        if left_out:
+            notes[str(path)].append(f"{left_out:,} of {count_true(table.sent):,} requests were not answered: left out")
         by_figure = {cell.figure: cell for cell in cells}
         runs.append(
             _Checked(
@@ -114,7 +139,7 @@ def check_runs(
         if each.method != baseline and base is not None:
             ratios += _ratios(each, base)
     cells = [cell for each in runs for cell in each.cells.values()]
-    return Checked(cells, ratios, _again(runs), hits, _capacities(runs))
+    return Checked(cells, ratios, _again(runs), hits, notes, beyond, _capacities(runs))
 
 
 def _capacities(runs: Sequence[_Checked]) -> list[CapacityCell]:
@@ -177,30 +202,40 @@ def _again(runs: Sequence[_Checked]) -> dict[str, list[float]]:
 
 
 def _check(
-    path: Path, table: RecordTable, load_: Load, method: str, models: StepModels, slo: dict[str, float]
-) -> list[Cell]:
+    path: Path,
+    table: RecordTable,
+    load_: Load,
+    replicas: int,
+    method: str,
+    models: StepModels,
+    limits: Mapping[str, float],
+) -> tuple[list[Cell], Mapping[str, float]]:
+    """The cells of a run, measured and predicted over the same requests, and where its simulation leaves the model."""
     if len(load_) < 2:
         raise UsageError("fewer than two requests were answered", where=str(path))
-    span_s = float(load_.arrival_s[-1] - load_.arrival_s[0]) or 1.0
-    (found,) = predict({len(load_) / span_s: load_}, models, [method], slo, Serving(draws=DRAWS))
-    ok = table.ok
-    ttft, e2e = (table.t_first_s - table.t_send_s)[ok], (table.t_last_s - table.t_send_s)[ok]
-    later = (table.output_tokens - table.first_chunk_tokens - table.end_tokens)[ok]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = np.where(later > 0, (table.t_last_s - table.t_first_s)[ok] / later, np.nan)
+    rate_rps = len(load_) / (load_.window_s or 1.0)
+    (found,) = predict({rate_rps: load_}, models, [method], limits, Serving(replicas=replicas, draws=DRAWS))
+    rows = rows_of_load(table)
+    ttft, tpot, e2e = (latency.METRICS[name](table)[rows] for name in ("ttft", "tpot", "e2e"))
     measured = {
-        "ttft.p50": float(np.nanquantile(ttft, 0.5)),
-        "ttft.p99": float(np.nanquantile(ttft, 0.99)),
-        "tpot.mean": float(np.nanmean(tpot)),
-        "e2e.mean": float(np.nanmean(e2e)),
+        "ttft.p50": _of_known(ttft, lambda known: np.quantile(known, 0.5)),
+        "ttft.p99": _of_known(ttft, lambda known: np.quantile(known, 0.99)),
+        "tpot.mean": _of_known(tpot, np.mean),
+        "e2e.mean": _of_known(e2e, np.mean),
+        "attainment": float(meets_all(table, limits)[rows].mean()) if limits else None,
     }
-    if slo:
-        measured["attainment"] = float(meets_all(table, slo)[ok].mean())
     cells = []
     for name, value in measured.items():
         predicted = found.central[name]
+        if value is None or np.isnan(predicted):
+            continue
         error = predicted - value if name == "attainment" else predicted / value - 1
         cells.append(
             Cell(str(path), method, name, value, predicted, found.low[name], found.high[name], error, found.busy)
         )
-    return cells
+    return cells, found.outside
+
+
+def _of_known(values: Floats, of: Callable[[Floats], np.floating]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(of(known)) if len(known) else None

@@ -19,6 +19,7 @@ from kvload.analysis.records.cached import with_cached
 from kvload.analysis.records.loading import load
 from kvload.analysis.records.table import Floats, RecordTable
 from kvload.errors import UsageError
+from kvload.experiment.prediction.loads import by_server
 from kvload.experiment.prediction.logged import logged_steps
 from kvload.experiment.prediction.spread import (
     Beside,
@@ -31,9 +32,23 @@ from kvload.experiment.prediction.spread import (
     own_errors,
     spread_of,
 )
-from kvload.records import RunManifest
+from kvload.records import RunManifest, ServerInfo
 from kvload.rundir import RunDir
-from kvload.step_model import COEFFICIENTS, StepModel, StepModels
+from kvload.step_model import COEFFICIENTS, StepModel, StepModels, require_room
+
+DIFFERING = {
+    "engine": "engine",
+    "model": "model",
+    "device": "device",
+    "tensor_parallel": "GPUs a layer",
+    "page_tokens": "tokens a page",
+    "max_sequences": "requests at once",
+    "chunk_tokens": "tokens a step",
+}
+"""What servers must have in common to be fitted together."""
+
+SAME_POOL = 0.05
+"""By how much caches may differ (a logarithm): what an engine finds free varies from start to start."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +84,15 @@ def fit_models(
     if not paths:
         return StepModels(kvload_version=__version__, models=[_fit_log(*each, overrides) for each in logs.items()])
     by_method: dict[str, list[RunDir]] = {}
+    seen: dict[str, Path] = {}
     for path in paths:
         run = RunDir.open(path)
-        by_method.setdefault(method_of(run.manifest(), path, overrides.method), []).append(run)
+        manifest = run.manifest()
+        if manifest.run_id in seen:
+            # It would foretell itself without any error, and so take all doubt from the intervals.
+            raise UsageError(f"is the same run as {seen[manifest.run_id]}", where=str(path), hint="give each run once")
+        seen[manifest.run_id] = path
+        by_method.setdefault(method_of(manifest, path, overrides.method), []).append(run)
     strange = [method for method in logs if method not in by_method]
     if strange:
         raise UsageError(f"no run is of '{strange[0]}'", where="--steps", hint=f"there are: {', '.join(by_method)}")
@@ -144,16 +165,45 @@ class _Fitted:
 
 
 def _measure(method: str, folders: list[RunDir], overrides: Overrides, log: Path | None) -> _Measured:
-    shape = shape_of(method, folders[-1].manifest(), overrides)
+    shape: StepModel | None = None
     runs = []
     for folder in folders:
         manifest = folder.manifest()
-        table = with_cached(load(folder), manifest.servers)
-        logged = None if log is None else logged_steps(log, shape.kept_tokens, manifest)
-        steps = measured_steps(table, shape) if logged is None else logged
-        runs.append(FittedRun(table, steps, _server(manifest)))
+        for place, table in by_server(with_cached(load(folder), manifest.servers), manifest):
+            one = shape_of(method, manifest.servers[place], overrides)
+            if shape is not None and (apart := differing(one, shape)):
+                raise UsageError(
+                    f"{method}: {'; '.join(apart)} in {folders[0].path}",
+                    where=str(folder.path),
+                    hint="fit what differs into files of their own",
+                )
+            shape = one
+            logged = None if log is None else logged_steps(log, shape.kept_tokens, manifest)
+            steps = measured_steps(table, shape) if logged is None else logged
+            runs.append(FittedRun(table, steps, _server(manifest, place)))
+    if shape is None:
+        raise ValueError("no runs")
     names, ids = [str(folder.path) for folder in folders], [folder.manifest().run_id for folder in folders]
     return _Measured(msgspec.structs.replace(shape, runs=names, run_ids=ids), runs)
+
+
+def differing(one: StepModel, other: StepModel) -> list[str]:
+    """In what two servers differ whose steps, or whose waiting, cannot be alike; what is not known does not differ."""
+    found = []
+    for name, what in DIFFERING.items():
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if None not in (mine, theirs) and mine != theirs:
+            found.append(f"{what} {mine} here, {theirs}")
+    mine, theirs = one.pool_tokens, other.pool_tokens
+    if mine and theirs and abs(np.log(mine / theirs)) > SAME_POOL:
+        found.append(f"a cache of {mine:,} tokens here, {theirs:,}")
+    return found
+
+
+def with_limits_of(shape: StepModel, other: StepModel) -> StepModel:
+    """A server with another's scheduler."""
+    names = ("page_tokens", "max_sequences", "chunk_tokens")
+    return msgspec.structs.replace(shape, **{name: getattr(other, name) for name in names})
 
 
 def _alike(measured: Sequence[_Measured]) -> list[list[_Measured]]:
@@ -233,6 +283,8 @@ def _with_fit(shape: StepModel, steps: Steps, found: Fit) -> StepModel:
 
 def _bare(method: str, overrides: Overrides) -> StepModel:
     """A server of which only the method is known."""
+    sequences, tokens = overrides.max_sequences or 256, overrides.chunk_tokens or 8192
+    require_room(tokens, sequences, where="--chunk-tokens, --max-num-seqs")
     return StepModel(
         method=method,
         coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
@@ -242,22 +294,23 @@ def _bare(method: str, overrides: Overrides) -> StepModel:
         error_p50=0.0,
         error_p90=0.0,
         pool_tokens=overrides.pool_tokens,
-        max_sequences=overrides.max_sequences or 256,
-        chunk_tokens=overrides.chunk_tokens or 8192,
+        max_sequences=sequences,
+        chunk_tokens=tokens,
     )
 
 
-def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepModel:
-    """A model without step times: what a run's manifest tells of its server's scheduler and cache."""
+def shape_of(method: str, server: ServerInfo, overrides: Overrides) -> StepModel:
+    """A model without step times: what a run's manifest tells of a server's scheduler and cache."""
     from kvload.servers.engines.base import ENGINES, adapter
     from kvload.servers.engines.scheduling import Scheduling, limits
 
-    server = manifest.server
     known = server.engine in ENGINES
     scheduling = adapter(server.engine).scheduling if server.engine and known else Scheduling("", "", "", 256, 2048, 16)
     found = limits(scheduling, server.command or [], server.device)
     kept, evicts = kept_by(method)
-    pool = overrides.pool_tokens or server.pool_tokens
+    sequences = overrides.max_sequences or found.max_sequences
+    tokens = overrides.chunk_tokens or found.chunk_tokens
+    require_room(tokens, sequences, where="--chunk-tokens, --max-num-seqs")
     return StepModel(
         method=method,
         coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
@@ -270,11 +323,13 @@ def shape_of(method: str, manifest: RunManifest, overrides: Overrides) -> StepMo
         engine_version=server.engine_version,
         device=server.device,
         model=server.model,
-        pool_tokens=pool,
+        pool_tokens=overrides.pool_tokens or server.pool_tokens,
         page_tokens=found.page_tokens,
         spare_pages=scheduling.spare_pages,
-        max_sequences=overrides.max_sequences or found.max_sequences,
-        chunk_tokens=overrides.chunk_tokens or found.chunk_tokens,
+        max_sequences=sequences,
+        chunk_tokens=tokens,
+        max_model_len=server.max_model_len,
+        tensor_parallel=server.tensor_parallel,
         kept_tokens=kept,
         evicts_while_decoding=evicts,
         prefix_cache=None if server.prefix_cache is None else server.prefix_cache != "off",
@@ -309,7 +364,11 @@ def method_of(manifest: RunManifest, path: Path, given: str | None = None) -> st
     arm = manifest.arm
     if manifest.server.command is None and arm is not None and arm.partition(":")[0] in METHODS:
         return arm
-    method = manifest.server.method or given
+    # Where the first is a router, the servers behind it have the method.
+    told = list(dict.fromkeys(server.method for server in manifest.servers if server.method is not None))
+    if len(told) > 1:
+        raise UsageError(f"its servers had different methods: {', '.join(told)}", where=str(path))
+    method = told[0] if told else given
     if method is None:
         raise UsageError(
             "the run does not say which method its server had",
@@ -319,9 +378,10 @@ def method_of(manifest: RunManifest, path: Path, given: str | None = None) -> st
     return method
 
 
-def _server(manifest: RunManifest) -> str:
-    """A name for the server of a run; another start gives another one."""
-    return f"{manifest.client.get('host')} {manifest.server.url} {manifest.server.name} {manifest.server.device}"
+def _server(manifest: RunManifest, place: int) -> str:
+    """A name for a server of a run; another start gives another one."""
+    server = manifest.servers[place]
+    return f"{manifest.client.get('host')} {server.url} {server.name} {server.device}"
 
 
 def _lone_overhead_s(tables: list[RecordTable], found: Fit, shape: StepModel) -> float:

@@ -10,17 +10,15 @@ import msgspec
 import numpy as np
 
 from kvload.analysis.prediction.fit import draw
-from kvload.analysis.records.table import Floats
+from kvload.analysis.records.table import Bools, Floats
 from kvload.balancing import Policy
+from kvload.experiment.prediction.outside import outside
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Hits, Load, Served, serve
 from kvload.step_model import Spread, StepModel, StepModels
 
 DRAWS = 20
 """Simulations behind an interval; each with coefficients and drift of its own."""
-
-LEAST_SHARE = 0.005
-"""Share of steps outside what was measured that is worth a word."""
 
 SATURATED = 0.85
 """Share of time a server works beyond which waiting times hang on small errors of the step time."""
@@ -35,8 +33,8 @@ class Prediction:
             simulations, since no one draw of arrivals is more likely than another.
         ratio: to the baseline under the same arrivals: central, low, high.
         busy: share of the time that the servers work.
-        outside: features of a step that leave what was measured, with the share of steps that do.
-        refused: requests that the pool can never hold.
+        outside: see :func:`~kvload.experiment.prediction.outside.outside`.
+        refused: requests that a server can never hold.
         hits: how the load's prefix hits are known.
         cached: share of the prompts' tokens that the prefix caches held.
     """
@@ -104,7 +102,7 @@ def predict(
         for place, method in enumerate(methods):
             model = models.of(method)
             rng = np.random.default_rng([serving.seed, 17, place])
-            stretched = with_lengths(load_, (length_ratios or {}).get(method), serving.seed)
+            stretched = with_lengths(load_, (length_ratios or {}).get(method), serving.seed, model.max_model_len)
             central = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             runs = [figures(central, stretched, slo)]
             for number in range(serving.draws):
@@ -131,6 +129,13 @@ def as_a_run(served: Served, factors: tuple[float, float]) -> Served:
     return replace(
         served, ttft_s=ttft_s, tpot_s=served.tpot_s * rest, e2e_s=ttft_s + (served.e2e_s - served.ttft_s) * rest
     )
+
+
+def limits_before(slo: Mapping[str, float], factors: tuple[float, float]) -> dict[str, float]:
+    """Limits that a simulation misses only where a run with these factors, see :func:`as_a_run`, misses ``slo``."""
+    first, rest = factors
+    times = {"ttft": first, "tpot": rest, "e2e": min(first, rest)}
+    return {name: limit_s / times[name] for name, limit_s in slo.items()}
 
 
 def drawn_model(model: StepModel, rng: np.random.Generator) -> StepModel:
@@ -161,7 +166,7 @@ def write_runs(
     for rate, load_ in loads.items():
         for method in methods:
             model = models.of(method)
-            stretched = with_lengths(load_, (length_ratios or {}).get(method), serving.seed)
+            stretched = with_lengths(load_, (length_ratios or {}).get(method), serving.seed, model.max_model_len)
             served = serve(stretched, model, replicas=serving.replicas, policy=serving.policy)
             name = f"{method.replace(':', '-').replace('=', '-')}-{rate:.4g}"
             runs.append(write_run(out / name, served, stretched, model, slo=slo, seed=serving.seed))
@@ -177,25 +182,34 @@ def figures(served: Served, load_: Load, slo: Mapping[str, float]) -> dict[str, 
         for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
             values[f"{name}.{label}"] = float(np.quantile(known, q)) if len(known) else float("nan")
         values[f"{name}.mean"] = float(known.mean()) if len(known) else float("nan")
-    met = ~np.isnan(served.ttft_s)
-    for name, limit_s in slo.items():
-        if name in columns:
-            # One token has no TPOT: such an answer meets any limit on it.
-            met &= (columns[name] <= limit_s) | (np.isnan(columns[name]) & ~np.isnan(served.ttft_s))
-    window_s = float(load_.arrival_s[-1] - load_.arrival_s[0]) or 1.0
-    values["attainment"] = float(met.mean())
-    values["goodput"] = float(met.sum()) / window_s
-    last_s = float(np.nanmax(load_.arrival_s + served.e2e_s)) if not np.isnan(served.e2e_s).all() else float("nan")
+    good = met(served, slo)
+    window_s = load_.window_s
+    values["attainment"] = float(good.mean())
+    values["goodput"] = float(good.sum()) / window_s if window_s else float("nan")
     answered = ~np.isnan(served.e2e_s)
-    values["tokens_per_s"] = float(load_.output_tokens[answered].sum()) / last_s if last_s else float("nan")
+    last_s = float(np.max((load_.arrival_s + served.e2e_s)[answered])) if answered.any() else float("nan")
+    took_s = last_s - float(load_.arrival_s[0])
+    values["tokens_per_s"] = float(load_.output_tokens[answered].sum()) / took_s if took_s else float("nan")
     return values
 
 
-def with_lengths(load_: Load, ratios: Floats | None, seed: int) -> Load:
+def met(served: Served, slo: Mapping[str, float]) -> Bools:
+    """Which requests meet all limits, ``(n,)``: those that were refused, or not served any more, do not."""
+    answered = ~np.isnan(served.e2e_s)
+    found: Bools = answered.copy()
+    columns = {"ttft": served.ttft_s, "tpot": served.tpot_s, "e2e": served.e2e_s}
+    for name, limit_s in slo.items():
+        # One token has no TPOT: such an answer meets any limit on it.
+        found &= (columns[name] <= limit_s) | (answered & np.isnan(columns[name]))
+    return found
+
+
+def with_lengths(load_: Load, ratios: Floats | None, seed: int, max_model_len: int | None = None) -> Load:
     """The load with answers as long as a method makes them.
 
     Args:
         ratios: of lengths to the baseline's, drawn from for every request; None for as they are.
+        max_model_len: tokens of prompt and answer at which a server ends an answer that has grown; None for no end.
     """
     if ratios is None or not len(ratios):
         return load_
@@ -203,6 +217,8 @@ def with_lengths(load_: Load, ratios: Floats | None, seed: int) -> Load:
     drawn = np.quantile(ratios, (np.arange(len(load_)) + 0.5) / len(load_), method="inverted_cdf")
     np.random.default_rng([seed, 3]).shuffle(drawn)
     lengths = np.maximum(1, np.round(load_.output_tokens * drawn)).astype(np.int64)
+    if max_model_len is not None:
+        lengths = np.minimum(lengths, np.maximum(load_.output_tokens, max_model_len - load_.prompt_tokens))
     return replace(load_, output_tokens=lengths)
 
 
@@ -231,7 +247,6 @@ def _prediction(
                 ratios = ours / theirs
             low, high = _middle_80(ratios[1:] if len(ratios) > 1 else ratios)
             ratio[name] = (middle(ratios), low, high)
-    ends = [replica.now_s for replica in central.replicas]
     return Prediction(
         method,
         rate,
@@ -239,8 +254,8 @@ def _prediction(
         low={name: _middle_80(values)[0] for name, values in spread.items()},
         high={name: _middle_80(values)[1] for name, values in spread.items()},
         ratio=ratio,
-        busy=sum(replica.busy_s for replica in central.replicas) / max(1e-9, sum(ends)),
-        outside=_outside(central, model),
+        busy=central.busy,
+        outside=outside(central, model),
         refused=sum(request.refused for request in central.requests),
         preemptions=central.preemptions,
         hits=central.hits,
@@ -258,15 +273,3 @@ def _middle_80(values: Floats) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(known, [0.1, 0.9], method="weibull")
     return float(low), float(high)
-
-
-def _outside(served: Served, model: StepModel) -> dict[str, float]:
-    """Share of simulated steps that leave what was measured, by feature; those that never do are left out."""
-    total, beyond = 0, dict.fromkeys(("decodes", "context"), 0)
-    for replica in served.replicas:
-        for stretch in replica.log:
-            total += stretch.steps
-            for name, value in (("decodes", stretch.decodes), ("context", stretch.context)):
-                limit = model.hull.get(name)
-                beyond[name] += stretch.steps if limit is not None and value > limit[1] * 1.001 else 0
-    return {name: count / total for name, count in beyond.items() if total and count / total >= LEAST_SHARE}

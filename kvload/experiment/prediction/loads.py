@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from kvload.analysis.records.loading import load
 from kvload.analysis.records.table import Floats, Ints, RecordTable
 from kvload.errors import UsageError
 from kvload.experiment.prediction.prefixes import blocks_of_run, prefixes_of
+from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Load
 from kvload.untrusted import DECODE_ERRORS
@@ -27,7 +29,7 @@ def read_loads(
     path: Path,
     *,
     rates: str | None,
-    burstiness: float = 1.0,
+    burstiness: float | None = None,
     speed: float = 1.0,
     seed: int = 0,
     format: str | None = None,  # noqa: A002
@@ -40,36 +42,54 @@ def read_loads(
 
     Args:
         rates: as in ``1,2,4``; the recorded arrivals, ``speed`` times as fast, where this and ``ramps`` are None.
-        burstiness: shape of gamma gaps where a rate is given.
+        burstiness: shape of gamma gaps where a rate is given; Poisson where None.
         ramps: a rate over time, as in ``1-8/6h,8/2h``.
         repeat: how often the trace is taken, one time after the other.
 
+    Returns:
+        the rate is infinite where all requests arrive at once.
+
     Raises:
         TraceError: the trace cannot be read.
-        UsageError: a rate does not parse, or the trace has no lengths.
+        UsageError: a rate does not parse, options exclude each other, or the trace has no lengths.
     """
-    from kvload.units import parse_rate
     from kvload.workloads.schedule.arrivals import ArrivalSpec, parse_ramps
 
+    made = rates is not None or ramps is not None
+    if made and speed != 1.0:
+        raise UsageError("a rate and times as fast as recorded exclude each other", where="--rate, --ramp, --speed")
+    if not made and burstiness is not None:
+        raise UsageError("recorded arrivals have gaps of their own", where="--burstiness", hint="give a --rate")
+    shape = burstiness or 1.0
     if ramps is not None:
         if rates is not None:
             raise UsageError("give one of them", where="--rate, --ramp")
-        specs = [ArrivalSpec(kind="gamma", ramps=parse_ramps(ramps), burstiness=burstiness, seed=seed)]
+        specs = [ArrivalSpec(kind="gamma", ramps=parse_ramps(ramps), burstiness=shape, seed=seed)]
     elif rates is None:
         specs = [ArrivalSpec(kind="trace", speed=speed, seed=seed)]
     else:
-        wanted = [parse_rate(text, where="--rate") for text in rates.split(",")]
-        specs = [ArrivalSpec(kind="gamma", rate=rate, burstiness=burstiness, seed=seed) for rate in wanted]
+        wanted = [_finite_rate(text) for text in rates.split(",")]
+        specs = [ArrivalSpec(kind="gamma", rate=rate, burstiness=shape, seed=seed) for rate in wanted]
     loads = {}
     for spec in specs:
         if path.is_dir():
             found = load_of_folder(RunDir.open(path), times=repeat)
         else:
             found = read_trace_load(path, format=format, limit=limit, default_output=default_output, times=repeat)
+        if not len(found):
+            raise UsageError("no request of the run was answered", where=str(path))
         found = _again(found, spec, limit, repeat)
-        span_s = float(found.arrival_s[-1] - found.arrival_s[0])
-        loads[spec.rate or (len(found) / span_s if span_s else float(len(found)))] = found
+        loads[spec.rate or (len(found) / found.window_s if found.window_s else math.inf)] = found
     return loads
+
+
+def _finite_rate(text: str) -> float:
+    from kvload.units import parse_rate
+
+    rate = parse_rate(text, where="--rate")
+    if not math.isfinite(rate):
+        raise UsageError("a load that comes all at once has no rate", where="--rate", hint="--rate 1000 is near it")
+    return rate
 
 
 def read_trace_load(
@@ -155,6 +175,24 @@ def load_of_folder(run: RunDir, table: RecordTable | None = None, *, times: int 
             [one for one, _ in ids], [size for _, size in ids], found.prompt_tokens.tolist(), times=times
         ),
     )
+
+
+def by_server(table: RecordTable, manifest: RunManifest) -> list[tuple[int, RecordTable]]:
+    """The records of each server of a run, by its position; one server's where the run had one.
+
+    Raises:
+        UsageError: it had several, and a router's record does not say which of them answered.
+    """
+    answered = np.unique(table.server[table.ok]).tolist()
+    if len(manifest.servers) > 1 and answered == [0]:
+        raise UsageError(
+            "the run was spread over several servers, and no record says which of them answered",
+            where=manifest.server.url,
+            hint="spread it with --url URL --url URL, or use a router that names its servers",
+        )
+    if len(answered) < 2:
+        return [(answered[0] if answered else 0, table)]
+    return [(place, table.take(np.flatnonzero(table.server == place))) for place in answered]
 
 
 def load_of_run(table: RecordTable) -> Load:

@@ -12,9 +12,10 @@ from kvload.analysis.prediction.points import STAGES, Points, StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.steps import habits, join
 from kvload.analysis.records.loading import load
-from kvload.analysis.records.table import Floats
+from kvload.analysis.records.table import Floats, RecordTable
 from kvload.errors import UsageError
 from kvload.experiment.prediction.fitting import Overrides, measured_steps, shape_of
+from kvload.experiment.prediction.loads import by_server
 from kvload.experiment.prediction.logged import logged_points, power_of_two
 from kvload.rundir import RunDir
 from kvload.step_model import FEATURES, StepModel
@@ -74,10 +75,19 @@ def run_points(path: Path, method: str) -> Points:
         RunDirError: it cannot be read.
     """
     run = RunDir.open(path)
-    table, shape = load(run), shape_of(method, run.manifest(), Overrides())
-    steps = measured_steps(table, shape)
-    if not len(steps):
+    manifest = run.manifest()
+    found = [
+        _server_points(table, shape_of(method, manifest.servers[place], Overrides()))
+        for place, table in by_server(load(run), manifest)
+    ]
+    found = [points for points in found if len(points.steps)]
+    if not found:
         raise UsageError("shows no steps", where=str(path), hint="answers must be streamed token by token")
+    return joined(found)
+
+
+def _server_points(table: RecordTable, shape: StepModel) -> Points:
+    steps = measured_steps(table, shape)
     work = dict(zip(FEATURES, steps.work.T, strict=True))
     prefill = work["prompt_tokens"] > 0
     batch: Floats = np.where(prefill, (steps.prompts > 0).sum(axis=1), work["decodes"] / work["steps"])

@@ -49,7 +49,15 @@ def test_every_stage_is_foretold_where_it_was_not_measured(tmp_path: Path) -> No
         (f"{HEAD}a,prefil,1,1,1\n", ":2: 'prefil' is neither"),
         (f"{HEAD}a,decode,1,1,1\na,decode,1,-5,1\n", ":3: length: '-5'"),
         (f"{HEAD}a,decode,1,nan,1\n", "length: 'nan'"),
-        (f"{HEAD}a,decode,1\n", "length: 'None'"),
+        (f"{HEAD}a,decode,1\n", ":2: has not 5 columns"),
+        (f"{HEAD}a,decode,1,1,1,9\n", ":2: has not 5 columns"),
+        (f"{HEAD},decode,1,1,1\n", ":2: names no method"),
+        (f"{HEAD}a,decode,1,1,5ms\n", "seconds: '5ms'"),
+        (f"{HEAD}a,decode,1_0,1,1\n", "batch: '1_0'"),
+        (f"{HEAD}a,decode,1.5,1,1\n", "no whole number"),
+        (f"{HEAD}a,prefill,1e200,1e200,1\n", "up to 1,000,000"),
+        (HEAD.replace(",", ";") + "a;decode;1;1;0,05\n", "0.05, not 0,05"),
+        (f"method,{HEAD}a,a,decode,1,1,1\n", "two columns 'method'"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -57,7 +65,19 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path: Path, text: 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         read(path)
-    assert said in str(caught.value)
+    assert said in str(caught.value) or said in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("parted", [",", ";", "\t", ", "])
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path: Path, parted: str) -> None:
+    plain = table(tmp_path / "t.csv")
+    other = tmp_path / "exported.csv"
+    text = plain.read_text(encoding="utf-8").replace(",", parted).replace("\n", "\r\n")
+    other.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for method, points in read(plain).items():
+        again = read(other)[method]
+        assert again.steps.seconds.tolist() == points.steps.seconds.tolist()
+        assert again.batch.tolist() == points.batch.tolist()
 
 
 def test_a_table_becomes_models_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

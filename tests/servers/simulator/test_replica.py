@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from kvload.servers.embedded.account.tokens import TokenAccount
 from kvload.servers.simulator.cluster import Load, serve, token_times_s
 from kvload.servers.simulator.cost import StepCost, StepWork, prompt_work
-from kvload.servers.simulator.replica import Replica, SimulatedRequest, steps_to_pass
+from kvload.servers.simulator.replica import Replica
+from kvload.servers.simulator.request import SimulatedRequest
+from kvload.servers.simulator.stretch import steps_to_pass
 from kvload.step_model import StepModel
 
 COST = StepCost(5e-3, 2e-3, 1e-4, 2e-7, 3e-5, 1e-9)
