@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@grouped
 def calibrate(
     rate: Annotated[float, typer.Option(help="Requests per second.", min=0.1, max=2000)] = 20.0,
     tokens: Annotated[int, typer.Option(help="Tokens in an answer, one a chunk.", min=1)] = 128,

@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def doctor(
     python: Annotated[
         list[str] | None, typer.Option(help="Another Python to look for engines in; may be repeated.")

@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
     csv: Annotated[Path | None, typer.Option(help="Write one row a request as CSV.", show_default=False)] = None,

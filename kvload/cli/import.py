@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from kvload.cli.options import Slo
+from kvload.cli.options import Slo, grouped
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(name="import")
+@grouped
 def import_file(
     file: Annotated[
         Path,

@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def logs(
     name: Annotated[str | None, typer.Argument(help="The server; the only or newest one where left out.")] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", help="How many lines from the end; 0 for all.", min=0)] = 50,

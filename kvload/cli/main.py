@@ -178,7 +178,29 @@ def load_command(name: str) -> Any:
             hint="pip install kvload; in a checkout: make setup, then .venv/bin/kvload",
         ) from None
 
-    return typer.main.get_command(importlib.import_module(f"kvload.cli.{name}").app)
+    command = typer.main.get_command(importlib.import_module(f"kvload.cli.{name}").app)
+    _without_types(command)
+    return command
+
+
+def _without_types(command: Any) -> None:
+    """Have ``--help`` show no Python type where it tells a reader nothing: of arguments, of switches, of itself."""
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda **_context: ""
+        elif parameter.is_flag and parameter.metavar is None:
+            parameter.metavar = ""
+    make_help = command.get_help_option
+
+    def help_option(context: Any) -> Any:
+        option = make_help(context)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+    command.get_help_option = help_option
+    for inner in getattr(command, "commands", {}).values():
+        _without_types(inner)
 
 
 def known_options(command: Any) -> Known:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvload.cli.options import grouped
+
 if TYPE_CHECKING:
     from kvload.servers.engines.offers import Listed
 
@@ -11,6 +13,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def methods(
     name: Annotated[str | None, typer.Argument(help="Explain this method.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,

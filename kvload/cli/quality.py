@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(
     help='Compare per-sample scores ([{"id", "score"}]) of several arms: changes of the mean, negative samples.'
 )
+@grouped
 def quality(
     scores: Annotated[
         list[Path],

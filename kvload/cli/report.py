@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def report(
     run: Annotated[
         Path | None, typer.Argument(help="A run folder; the newest in runs/ if left out.", show_default=False)

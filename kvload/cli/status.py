@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
     """Show the servers that were launched: where they listen, what they run, and why dead ones died."""
     import json

@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
+from kvload.cli.options import grouped
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def stop(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="The only one where left out.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Stop every server that was launched.")] = False,

@@ -18,6 +18,7 @@ from kvload.cli.options import (
     Start,
     TimeUnit,
     TooLong,
+    grouped,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def traces() -> None:
 
 
 @app.command(help="Print counts, rates, lengths, block reuse, sessions, and a picture of the arrivals.")
+@grouped
 def describe(
     trace: Trace,
     format_name: FormatName = None,
@@ -76,6 +78,7 @@ def describe(
 
 
 @app.command("convert", help="Write a trace, or a part of it, as kvload JSONL.")
+@grouped
 def convert_trace(
     trace: Trace,
     format_name: FormatName = None,
@@ -126,6 +129,7 @@ def convert_trace(
     "sample",
     help="Make a trace by seed: lengths and arrivals, or questions with answers (--probe, or --needle for any model).",
 )
+@grouped
 def sample_trace(
     requests: Annotated[int, typer.Option(help="How many requests.")] = 100,
     rate: Annotated[float, typer.Option(help="Arrivals per second (of conversations, where there are any).")] = 4.0,

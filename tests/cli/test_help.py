@@ -31,10 +31,11 @@ def shown(words: tuple[str, ...]) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("name", [*SENDING, "launch"])
+@pytest.mark.parametrize("name", [*SENDING, "launch", "report", "export", "mock", "logs"])
 def test_no_option_is_cut_at_80_columns(name: str) -> None:
     text = shown((name,))
     assert "…" not in text
+    assert not {"<bool>", "<str>", "<list[str]>", "<int>"} & set(text.split())
     assert max(map(len, text.splitlines())) <= 80
     words = text.replace("│", " ").replace(",", " ").split()
     assert {flag for parameter in load_command(name).params for flag in parameter.opts if flag[0] == "-"} <= set(words)
