@@ -15,10 +15,14 @@ def test_round_robin_takes_the_next_whatever_the_session() -> None:
     assert [balancer.choose("same", no_loads) for _ in range(5)] == [0, 1, 2, 0, 1]
 
 
-def test_least_loaded_takes_the_first_of_those_with_the_fewest() -> None:
+def test_least_loaded_takes_one_with_the_fewest_and_of_several_the_one_chosen_longest_ago() -> None:
     balancer = Balancer("least-loaded", 3)
     assert balancer.choose(None, lambda: [2, 1, 1]) == 1
     assert balancer.choose("s", lambda: [0, 0, 0]) == 0
+    assert balancer.choose("s", lambda: [0, 0, 0]) == 2
+    assert [balancer.choose("s", lambda: [0, 0, 0]) for _ in range(4)] == [1, 0, 2, 1]
+    assert balancer.choose("s", lambda: [0, 0, 5]) == 0
+    assert [balancer.choose("s", lambda: [0, 0, 5]) for _ in range(4)] == [1, 0, 1, 0]
 
 
 def test_sessions_stay_and_come_in_turn() -> None:

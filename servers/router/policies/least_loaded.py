@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 
-from kvload.servers.router.policies.base import Policy, Question
+from kvload.balancing import LeastLoaded
+from kvload.servers.router.policies.base import Policy, Question, Settings
 from kvload.servers.router.upstream import Upstream
 
 
 class LeastLoadedPolicy(Policy):
-    """Counts what the router itself has sent; the first of several with as few."""
+    """Counts what the router itself has sent; of several with as few the one that was chosen longest ago."""
 
     name = "least-loaded"
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._balancer = LeastLoaded(settings.servers)
 
     def choose(self, question: Question, servers: Sequence[Upstream]) -> int:
         """The place of the server with the least to do among those that are well."""
         del question
-        return min(range(len(servers)), key=lambda place: (not servers[place].healthy, servers[place].in_flight))
+        return self._balancer.choose([(not server.healthy, server.in_flight) for server in servers])

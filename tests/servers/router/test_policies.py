@@ -116,6 +116,10 @@ def test_balancing_policies() -> None:
     three[0].in_flight, three[1].in_flight = 4, 2
     three[2].healthy = False
     assert make("least-loaded", Settings(3)).choose(questions(1)[0], three) == 1
+    idle = servers(3)
+    idle[1].healthy = False
+    least = make("least-loaded", Settings(3))
+    assert [least.choose(questions(1)[0], idle) for _ in range(5)] == [0, 2, 0, 2, 0]
 
 
 @pytest.mark.parametrize("name", ["fragile", "share", "task"])

@@ -2,15 +2,19 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kvload.address import Address
 from kvload.balancing import Policy
 from kvload.records import RequestRecord
+from kvload.servers.simulator.cluster import Load, serve
+from kvload.step_model import StepModel
 from kvload.workloads.mock.behaviour import MockSettings
 from kvload.workloads.mock.process import MockProcess
 from kvload.workloads.run.dispatch import Dispatcher
@@ -20,30 +24,31 @@ from kvload.workloads.schedule.request import PlannedRequest
 COUNT = 24
 
 
-def planned(sessions: int = 0) -> list[PlannedRequest]:
+def planned(sessions: int = 0, *, gap_s: float = 0.01, lengths: Sequence[int] = (4,) * COUNT) -> list[PlannedRequest]:
     return [
         PlannedRequest(
             index=index,
-            offset_s=0.01 * index,
+            offset_s=gap_s * index,
             request_id=f"r{index}",
             path="/v1/completions",
-            body=b'{"model":"mock","prompt":[5,6,7],"max_tokens":4,"stream":true,"stream_options":{"include_usage":true}}',
+            body=b'{"model":"mock","prompt":[5,6,7],"max_tokens":%d,"stream":true,"stream_options":{"include_usage":true}}'
+            % length,
             prompt_digest="0" * 32,
-            max_tokens=4,
+            max_tokens=length,
             session=f"s{index % sessions}" if sessions else None,
         )
-        for index in range(COUNT)
+        for index, length in enumerate(lengths)
     ]
 
 
 def run_over(
-    servers: int, requests: list[PlannedRequest], tmp_path: Path, slow: int | None = None
+    servers: int, requests: list[PlannedRequest], tmp_path: Path, slow: int | None = None, *, itl_s: float = 0.002
 ) -> list[RequestRecord]:
     records: list[RequestRecord] = []
     with ExitStack() as stack:
         urls = []
         for number in range(servers):
-            settings = MockSettings(ttft_s=1.0 if number == slow else 0.02, itl_s=0.002)
+            settings = MockSettings(ttft_s=1.0 if number == slow else 0.02, itl_s=itl_s)
             urls.append(stack.enter_context(MockProcess(settings, tmp_path / f"log{number}")).url)
         addresses = [Address.parse(url) for url in urls]
         dispatcher = Dispatcher(
@@ -102,3 +107,23 @@ def test_the_least_loaded_server_gets_the_next_request(tmp_path: Path) -> None:
     assert {record.status for record in records} == {"ok"}
     counts = Counter(record.server for record in records)
     assert counts[1] > counts[0] > 0
+
+
+def test_a_light_load_is_shared_as_the_simulator_says(tmp_path: Path) -> None:
+    """Three servers with 20 ms a token; two answers take longer than four gaps between arrivals, the others a sixth."""
+    lengths = [56, 2, 2, 2, 2, 56, 2, 2, 2, 2, 2, 2]
+    records = run_over(3, planned(gap_s=0.25, lengths=lengths), tmp_path, itl_s=0.02)
+    load = Load(np.linspace(0.0, 2.75, 12), np.full(12, 3), np.array(lengths))
+    step_model = StepModel(
+        method="none",
+        coefficients=(0.02, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        draws=[],
+        hull={},
+        steps=1,
+        error_p50=0.0,
+        error_p90=0.0,
+        pool_tokens=1 << 16,
+    )
+    simulated = serve(load, step_model, replicas=3, policy="least-loaded").server.tolist()
+    assert [record.server for record in sorted(records, key=lambda record: record.index)] == simulated
+    assert simulated == [0, 1, 2, 1, 2, 0, 1, 2, 1, 2, 0, 1]  # the first server is left alone while it is busy
