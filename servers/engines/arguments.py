@@ -1,5 +1,7 @@
 """Reading an engine's own arguments: flags, their values, and keys that do not belong on a command line."""
 
+from collections.abc import Sequence
+
 
 def has_flag(arguments: tuple[str, ...], *flags: str) -> bool:
     """Whether one of the flags is among the arguments, as ``--flag value`` or ``--flag=value``."""
@@ -43,3 +45,9 @@ def flag_value(arguments: tuple[str, ...], flag: str) -> str | None:
         elif argument.startswith(f"{flag}="):
             value = argument.partition("=")[2]
     return value
+
+
+def counted(arguments: tuple[str, ...], flags: Sequence[str]) -> int | None:
+    """The number that one of the flags has among the arguments; None where none has one."""
+    said = [value for flag in flags if (value := flag_value(arguments, flag)) is not None]
+    return int(said[0]) if said and said[0].isdigit() and int(said[0]) > 0 else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec, RawDtype, read_method
-from kvload.servers.engines.arguments import flag_value, has_flag
+from kvload.servers.engines.arguments import counted, has_flag
 from kvload.servers.engines.metrics import EngineMetrics
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.host.machine import Machine
@@ -231,6 +231,8 @@ class Adapter(ABC):
         streams_chat_token_ids: whether a streamed chat can carry token ids.
         tensor_flags: its arguments that say over how many GPUs every layer is spread, the one kvload sets first; empty
             where it cannot.
+        stage_flags, copy_flags: those that say over how many stages its layers are spread (pipeline parallel), and how
+            many copies of it are behind one port (data parallel).
         scheduling: the limits of its scheduler, for predictions.
         progress_lines: what lines of its log say about the start: expression, and the words with its groups.
     """
@@ -251,6 +253,8 @@ class Adapter(ABC):
     auto_on_gpu: bool = False
     streams_chat_token_ids: bool = True
     tensor_flags: tuple[str, ...] = ()
+    stage_flags: tuple[str, ...] = ()
+    copy_flags: tuple[str, ...] = ()
     scheduling: Scheduling = Scheduling("--max-num-seqs", "--max-num-batched-tokens", "--block-size", 256, 2048, 16)
     progress_lines: tuple[tuple[re.Pattern[str], str], ...] = ()
 
@@ -311,8 +315,7 @@ class Adapter(ABC):
             UsageError: the engine cannot spread a layer, the two disagree, or there are fewer GPUs than that.
         """
         asked = request.tensor_parallel
-        said = [value for flag in self.tensor_flags if (value := flag_value(request.engine_args, flag)) is not None]
-        own = int(said[0]) if said and said[0].isdigit() else None
+        own = counted(request.engine_args, self.tensor_flags)
         if asked > 1 and not self.tensor_flags:
             raise UsageError(f"{self.name} computes on one device", where=f"--tensor-parallel {asked}")
         if asked > 1 and own is not None and own != asked:
@@ -325,6 +328,19 @@ class Adapter(ABC):
                 hint="name as many as --tensor-parallel says",
             )
         return ranks
+
+    def copies(self, request: LaunchRequest) -> int:
+        """Engines behind the server's port, each with a pool of its own (data parallel)."""
+        return counted(request.engine_args, self.copy_flags) or 1
+
+    def width(self, request: LaunchRequest) -> int:
+        """GPUs of a whole server: ranks of every layer, in every stage, of every copy.
+
+        Raises:
+            UsageError: as :meth:`ranks`.
+        """
+        stages = counted(request.engine_args, self.stage_flags) or 1
+        return self.ranks(request) * stages * self.copies(request)
 
     def spread(self, request: LaunchRequest) -> tuple[str, ...]:
         """The engine's argument for :meth:`ranks`, where its own do not hold it already."""

@@ -109,7 +109,7 @@ def judge_memory(
     figures: dict[str, Any] = {"tokens": tokens, "tensor_parallel": ranks, "checked": False}
     fixed = any(has_flag(request.engine_args, flag) for flag in FIXED_POOL_FLAGS)
     known = tokens is not None and claim is not None and request.kv_memory is not None
-    if ranks == 1 or fixed or not known or tokens is None or claim is None or request.kv_memory is None:
+    if made.width(request) == 1 or fixed or not known or tokens is None or claim is None or request.kv_memory is None:
         return Verdict(figures, ())
     expected = request.kv_memory / (claim.bytes_per_token * copies(ranks, model))
     figures |= {"checked": True, "expected_tokens": round(expected)}

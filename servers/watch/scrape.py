@@ -7,7 +7,7 @@ the series is seen as one.
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,7 @@ from kvload.errors import KvloadError
 from kvload.http import request
 from kvload.records import ServerSample
 from kvload.servers.engines.base import Adapter, adapters, known
-from kvload.servers.engines.metrics import Source
+from kvload.servers.engines.metrics import EngineMetrics, Source
 from kvload.servers.watch.prometheus import Sample, parse
 
 SCRAPE_TIMEOUT_S = 5.0
@@ -55,13 +55,10 @@ def to_sample(text: str, engine: str | None, t_s: float) -> ServerSample:
     values: dict[str, float] = {}
     for name, places in sources.items():
         for source in places:
-            value = _value(by_name.get(source.metric, []), source, made.metrics.shared)
+            value = _value(by_name.get(source.metric, []), source, made.metrics)
             if value is not None and not (source.only_zero and value):
                 values[name] = value
                 break
-    if "pool_tokens" not in values and made.metrics.pool_blocks is not None:
-        blocks = _product(by_name.get("cache_config_info", []), made.metrics.pool_blocks)
-        values |= {} if blocks is None else {"pool_tokens": blocks}
     return msgspec.convert({"t_s": t_s, **values}, ServerSample)
 
 
@@ -147,32 +144,38 @@ class Scraper:
         self._sink(sample_once(self._address, self._engine, zero_monotonic=self._zero, headers=self._headers))
 
 
-def _value(samples: list[Sample], source: Source, shared: frozenset[str]) -> float | None:
+def _value(samples: Sequence[Sample], source: Source, metrics: EngineMetrics) -> float | None:
     pools: dict[frozenset[tuple[str, str]], float] = {}
     for sample in samples:
         if source.labels and any(sample.labels.get(key) != value for key, value in source.labels.items()):
             continue
-        number = _number(sample.labels.get(source.info)) if source.info else sample.value
+        if source.parted_by and sample.labels.get(source.parted_by):
+            continue
+        number = _told(sample, source)
         if number is None or not math.isfinite(number):
             continue
-        # An information metric has its value among the labels, so that its samples are not told apart by them.
-        pool = frozenset(item for item in sample.labels.items() if item[0] not in shared and item[0] != source.info)
+        if source.info:
+            # What an engine was set up with before stays in the exposition, ahead of what holds now.
+            pools[frozenset((key, sample.labels.get(key, "")) for key in metrics.pools)] = number
+            continue
+        pool = frozenset(item for item in sample.labels.items() if item[0] not in metrics.shared)
         pools[pool] = max(number, pools.get(pool, number))
     numbers = list(pools.values())
     if not numbers:
         return None
-    if source.combine == "max":
+    if source.combine == "max" or source.told_whole:
         return max(numbers)
     return sum(numbers) / (len(numbers) if source.combine == "mean" else 1)
 
 
-def _product(samples: list[Sample], labels: tuple[str, str]) -> float | None:
-    total = None
-    for sample in samples:
-        first, second = (_number(sample.labels.get(label)) for label in labels)
-        if first is not None and second is not None:
-            total = (total or 0.0) + first * second
-    return total
+def _told(sample: Sample, source: Source) -> float | None:
+    """A sample's number: its value, or that of its labels where it is an information metric's that holds."""
+    if not source.info:
+        return sample.value
+    if not sample.value:
+        return None
+    factors = [_number(sample.labels.get(label)) for label in source.info]
+    return math.prod(factor for factor in factors if factor is not None) if None not in factors else None
 
 
 def _number(text: str | None) -> float | None:

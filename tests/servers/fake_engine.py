@@ -28,7 +28,7 @@ class FakeAdapter(Adapter):
     name = "fake"
     start_timeout_s = 20.0
     stop_grace_s = 3.0
-    metrics = EngineMetrics("fake:", {"pool_tokens": (Source("cache_config_info", info="kv_cache_size_tokens"),)})
+    metrics = EngineMetrics("fake:", {"pool_tokens": (Source("cache_config_info", info=("kv_cache_size_tokens",)),)})
 
     def find(self, *_: Any) -> Any:
         return Build("fake", sys.executable, "1.0", "cpu")

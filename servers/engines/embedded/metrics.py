@@ -8,7 +8,7 @@ METRICS = EngineMetrics(
         "running": (Source("num_requests_running"),),
         "waiting": (Source("num_requests_waiting"),),
         "cache_usage": (Source("kv_cache_usage_perc", "mean"),),
-        "pool_tokens": (Source("cache_config_info", info="kv_cache_size_tokens"),),
+        "pool_tokens": (Source("cache_config_info", info=("kv_cache_size_tokens",)),),
         "preemptions": (Source("num_preemptions_total"),),
         "prompt_tokens": (Source("prompt_tokens_total"),),
         "generation_tokens": (Source("generation_tokens_total"),),

@@ -53,6 +53,8 @@ class SglangAdapter(InstalledEngine):
     reads_gguf = True
     auto_on_gpu = True
     tensor_flags = ("--tp-size", "--tensor-parallel-size", "--tp")
+    stage_flags = ("--pp-size", "--pipeline-parallel-size")
+    copy_flags = ("--dp-size", "--data-parallel-size", "--dp")
     scheduling = Scheduling("--max-running-requests", "--chunked-prefill-size", "--page-size", 256, 8192, 1)
     # Seen on 0.5.17; prompts of token ids or plain text go another way and have them.
     streams_chat_token_ids = False
@@ -87,6 +89,11 @@ class SglangAdapter(InstalledEngine):
         unshared = next(filter(plugin.shares_no_prefixes, names), None)
         return () if unshared is None else plugin.sharing_arguments(unshared, arguments)
 
+    def width(self, request: LaunchRequest) -> int:
+        """Copies of the attention alone share the GPUs of its ranks."""
+        shared = has_flag(request.engine_args, "--enable-dp-attention")
+        return super().width(request) // (self.copies(request) if shared else 1)
+
     def problem(self, found: Installed, machine: Machine) -> str | None:
         """No GPU."""
         del found
@@ -112,11 +119,14 @@ class SglangAdapter(InstalledEngine):
             command += ["--kv-cache-dtype", dtype]
         if request.max_model_len is not None:
             command += ["--context-length", str(request.max_model_len)]
+        # It is told what each copy of the engine holds.
+        memory = request.kv_memory
+        one = request if memory is None else replace(request, kv_memory=memory // self.copies(request))
         if row.plugin and isinstance(request.chosen, MethodSpec):
-            plan, added = plugin.planned(plan, request, request.chosen, model)
+            plan, added = plugin.planned(plan, one, request.chosen, model)
             command += added
         elif request.kv_memory is not None and not has_flag(request.engine_args, "--max-total-tokens"):
-            command += ["--max-total-tokens", str(tokens(request, plan))]
+            command += ["--max-total-tokens", str(tokens(one, plan))]
         if row.arguments and not has_flag(request.engine_args, row.arguments[0]):
             command += row.arguments
         command += [*self.spread(request), *request.engine_args]

@@ -5,8 +5,9 @@ from kvload.servers.engines.metrics import EngineMetrics, Source
 METRICS = EngineMetrics(
     "sglang:",
     {
-        "running": (Source("num_running_reqs"),),
-        "waiting": (Source("num_queue_reqs"),),
+        # With --enable-priority-scheduling requests of each priority are told beside all of them.
+        "running": (Source("num_running_reqs", parted_by="priority"),),
+        "waiting": (Source("num_queue_reqs", parted_by="priority"),),
         "cache_usage": (Source("token_usage", "mean"),),
         "pool_tokens": (Source("max_total_num_tokens"),),
         "preemptions": (Source("num_retracted_requests_total"), Source("num_retracted_reqs", only_zero=True)),

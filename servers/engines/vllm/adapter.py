@@ -56,6 +56,8 @@ class VllmAdapter(InstalledEngine):
     reads_gguf = True
     auto_on_gpu = True
     tensor_flags = ("--tensor-parallel-size", "-tp")
+    stage_flags = ("--pipeline-parallel-size", "-pp")
+    copy_flags = ("--data-parallel-size", "-dp")
     # One page stands for none: it is where pages that were given up point to.
     scheduling = Scheduling(
         "--max-num-seqs",
@@ -141,7 +143,7 @@ class VllmAdapter(InstalledEngine):
                 command.append("--enforce-eager")
         if kv_memory is not None and not has_flag(request.engine_args, "--kv-cache-memory-bytes"):
             # vLLM counts what each GPU holds.
-            command += ["--kv-cache-memory-bytes", str(kv_memory // self.ranks(request))]
+            command += ["--kv-cache-memory-bytes", str(kv_memory // self.width(request))]
         if not has_flag(request.engine_args, "--generation-config"):
             # A model's generation_config may set a repetition penalty: "none" would then not be plain greedy decoding,
             # and answers would differ from other engines'. End-of-sequence ids are read from it all the same.

@@ -8,7 +8,12 @@ METRICS = EngineMetrics(
         "running": (Source("num_requests_running"),),
         "waiting": (Source("num_requests_waiting"),),
         "cache_usage": (Source("kv_cache_usage_perc", "mean"), Source("gpu_cache_usage_perc", "mean")),
-        "pool_tokens": (Source("cache_config_info", info="kv_cache_size_tokens"),),
+        # What one engine holds, told for each (from 0.32 on); or blocks and their size. Of several engines behind one
+        # front end that adds up the blocks of all, and tells the sum for each (v1/engine/core_client.py).
+        "pool_tokens": (
+            Source("cache_config_info", info=("kv_cache_size_tokens",)),
+            Source("cache_config_info", info=("num_gpu_blocks", "block_size"), told_whole=True),
+        ),
         "preemptions": (Source("num_preemptions_total"), Source("num_preemptions")),
         "prefix_queries": (Source("prefix_cache_queries_total"), Source("prefix_cache_queries")),
         "prefix_hits": (Source("prefix_cache_hits_total"), Source("prefix_cache_hits")),
@@ -19,6 +24,5 @@ METRICS = EngineMetrics(
         "prefill_s": (Source("request_prefill_time_seconds_sum"),),
         "decode_s": (Source("request_decode_time_seconds_sum"),),
     },
-    # Older releases tell blocks and their size but not the tokens they hold.
-    pool_blocks=("num_gpu_blocks", "block_size"),
+    pools=("engine",),
 )

@@ -82,3 +82,26 @@ def test_one_gpu_or_an_unknown_memory_is_not_judged() -> None:
         verdict = judge_memory(5, claim, request, VllmAdapter(), LLAMA_8B)
         assert verdict.ok
         assert not verdict.figures["checked"]
+
+
+def test_stages_and_copies_take_gpus_of_their_own() -> None:
+    arguments = ("--pipeline-parallel-size", "2", "-dp", "3")
+    request = LaunchRequest(engine="vllm", tensor_parallel=2, kv_memory=12 * 2**30, engine_args=arguments)
+    assert VllmAdapter().width(request) == 12
+    command = VllmAdapter().plan(request, 1, VLLM_GPU, LLAMA_8B, GPU_MACHINE).command
+    assert flag_value(command, "--kv-cache-memory-bytes") == str(2**30)
+    copies_of_two = LaunchRequest(
+        engine="sglang", tensor_parallel=2, kv_memory=8 * 2**30, engine_args=("--dp-size", "2")
+    )
+    assert SglangAdapter().width(copies_of_two) == 4
+    command = SglangAdapter().plan(copies_of_two, 1, SGLANG, LLAMA_8B, GPU_MACHINE).command
+    assert flag_value(command, "--max-total-tokens") == str(4 * 2**30 // BYTES_8B)
+    attention = replace(copies_of_two, engine_args=("--dp-size", "2", "--enable-dp-attention"))
+    assert SglangAdapter().width(attention) == 2
+
+
+def test_the_pools_of_copies_add_up_to_the_servers_memory() -> None:
+    request = LaunchRequest(engine="vllm", kv_memory=8 * 2**30, engine_args=("--data-parallel-size", "2"))
+    claim = Claim(BYTES_8B, BYTES_8B)
+    assert judge_memory(65_536, claim, request, VllmAdapter(), LLAMA_8B).ok
+    assert not judge_memory(131_072, claim, request, VllmAdapter(), LLAMA_8B).ok

@@ -230,3 +230,101 @@ def test_ranks_that_share_a_pool_count_once_and_pools_of_their_own_add_up() -> N
     assert to_sample("\n".join(of_two) + "\n", "sglang", 0.0).pool_tokens == 2001
     usage = [f'sglang:token_usage{{dp_rank="{rank // 2}",tp_rank="{rank}"}} 0.{rank // 2 + 1}' for rank in range(4)]
     assert to_sample("\n".join(usage) + "\n", "sglang", 0.0).cache_usage == pytest.approx(0.15)
+
+
+VLLM_TWO_ENGINES = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="llama"} 5.0
+vllm:num_requests_running{engine="1",model_name="llama"} 7.0
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0",model_name="llama"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="llama"} 0.75
+# TYPE vllm:num_preemptions_total counter
+vllm:num_preemptions_total{engine="0",model_name="llama"} 2.0
+vllm:num_preemptions_total{engine="1",model_name="llama"} 0.0
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="llama"} 1000.0
+vllm:generation_tokens_total{engine="1",model_name="llama"} 500.0
+# TYPE vllm:request_success_total counter
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="llama"} 3.0
+vllm:request_success_total{engine="0",finished_reason="length",model_name="llama"} 4.0
+vllm:request_success_total{engine="1",finished_reason="stop",model_name="llama"} 5.0
+vllm:request_success_total{engine="1",finished_reason="length",model_name="llama"} 0.0
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="0",num_gpu_blocks="8192"%s} 1.0
+vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="1",num_gpu_blocks="8192"%s} 1.0
+"""
+
+
+def test_vllms_data_parallel_engines_tell_their_tokens_each_and_the_blocks_of_all() -> None:
+    """Two engines of 4,096 blocks: the front end adds the blocks up and repeats the sum for each engine."""
+    sample = to_sample(VLLM_TWO_ENGINES % ("", ""), None, 0.0)
+    assert sample.pool_tokens == 8192 * 16
+    told = ',kv_cache_size_tokens="65536"'
+    assert to_sample(VLLM_TWO_ENGINES % (told, told), None, 0.0).pool_tokens == 2 * 65536
+    assert (sample.running, sample.preemptions, sample.generation_tokens, sample.requests) == (12, 2, 1500, 12)
+    assert sample.cache_usage == pytest.approx(0.5)
+
+
+def test_what_an_engine_was_set_up_with_before_does_not_count_as_a_pool_of_its_own() -> None:
+    line = 'vllm:cache_config_info{{block_size="16",engine="{}",num_gpu_blocks="{}",kv_cache_size_tokens="{}"}} {}\n'
+    unset = line.format(0, "None", "None", 1.0)
+    before, after = line.format(0, 64, 1024, 1.0), line.format(0, 96, 1536, 1.0)
+    assert to_sample(unset + before, "vllm", 0.0).pool_tokens == 1024
+    assert to_sample(unset + before + after, "vllm", 0.0).pool_tokens == 1536
+    assert to_sample(before + line.format(0, 96, 1536, 0.0), "vllm", 0.0).pool_tokens == 1024
+    assert to_sample(before + line.format(1, 64, 1024, 1.0), "vllm", 0.0).pool_tokens == 2048
+
+
+def test_several_engines_behind_a_router_add_up() -> None:
+    """A router's own ``/metrics`` labels each engine's samples with its address."""
+    text = "".join(
+        f'sglang:max_total_num_tokens{{tp_rank="{rank}",worker_addr="http://10.0.0.{host}:30000"}} 65536\n'
+        f'sglang:num_running_reqs{{tp_rank="{rank}",worker_addr="http://10.0.0.{host}:30000"}} {host}\n'
+        for host in (1, 2)
+        for rank in (0, 1)
+    )
+    sample = to_sample(text, None, 0.0)
+    assert (sample.pool_tokens, sample.running) == (131072, 3)
+
+
+SGLANG = 'engine_type="unified",model_name="m",moe_ep_rank="{tp}",pp_rank="{pp}",tp_rank="{tp}"'
+
+
+def test_sglangs_pipeline_stages_share_the_pool_they_tell() -> None:
+    """Two stages of two ranks: all four are given the least tokens that any of them can hold."""
+    ranks = [(tp, pp) for pp in (0, 1) for tp in (0, 1)]
+    text = "".join(f"sglang:max_total_num_tokens{{{SGLANG.format(tp=tp, pp=pp)}}} 40000\n" for tp, pp in ranks)
+    text += "".join(f"sglang:num_running_reqs{{{SGLANG.format(tp=0, pp=pp)}}} {6 - pp}\n" for pp in (0, 1))
+    text += "".join(f"sglang:token_usage{{{SGLANG.format(tp=0, pp=pp)}}} 0.{5 - pp}\n" for pp in (0, 1))
+    sample = to_sample(text, None, 0.0)
+    assert (sample.pool_tokens, sample.running) == (40000, 6)
+    assert sample.cache_usage == pytest.approx(0.5)
+
+
+def test_sglangs_attention_ranks_of_one_tensor_parallel_group_have_pools_of_their_own() -> None:
+    """--enable-dp-attention: four ranks in two groups; the first of each tells how it goes."""
+    text = "".join(
+        f'sglang:max_total_num_tokens{{{SGLANG.format(tp=tp, pp=0)},dp_rank="{tp // 2}"}} 30000\n' for tp in range(4)
+    )
+    text += "".join(
+        f'sglang:num_running_reqs{{{SGLANG.format(tp=2 * dp, pp=0)},dp_rank="{dp}"}} {dp + 1}\n' for dp in (0, 1)
+    )
+    sample = to_sample(text, None, 0.0)
+    assert (sample.pool_tokens, sample.running) == (60000, 3)
+
+
+def test_sglangs_priorities_are_parts_of_the_total_that_is_told_with_them() -> None:
+    base = SGLANG.format(tp=0, pp=0)
+    text = (
+        f'sglang:num_running_reqs{{{base},priority=""}} 7\n'
+        f'sglang:num_running_reqs{{{base},priority="0"}} 4\nsglang:num_running_reqs{{{base},priority="5"}} 3\n'
+        f'sglang:num_queue_reqs{{{base},priority=""}} 2\nsglang:num_queue_reqs{{{base},priority="5"}} 2\n'
+        f'sglang:max_total_num_tokens{{{base},priority=""}} 1000\n'
+    )
+    before = to_sample(text, None, 0.0)
+    assert (before.running, before.waiting, before.pool_tokens) == (7, 2, 1000)
+    # a priority that is seen for the first time between two scrapes adds nothing
+    later = to_sample(text + f'sglang:num_running_reqs{{{base},priority="9"}} 0\n', None, 0.0)
+    assert later.running == 7
