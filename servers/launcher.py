@@ -17,6 +17,7 @@ from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchReques
 from kvload.servers.engines.choice import choose
 from kvload.servers.host import machine as machines
 from kvload.servers.host import model_facts, model_source
+from kvload.servers.host.devices import usable
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 from kvload.servers.lifecycle import interrupts, masking, registry
@@ -68,27 +69,29 @@ def launch(request: LaunchRequest, on_event: OnEvent, leash: int | None = None) 
         UsageError: something is asked that cannot be; nothing was started.
         ServerError: the server did not come up, or its verification failed.
     """
-    machine = machines.look()
-    env = {**os.environ, **request.env}
-    chosen = choose(request, env, machine)
-    if request.engine == "auto":
-        on_event(LaunchEvent("note", f"engine {chosen.build.engine}: {chosen.reason}"))
-    made = adapter(chosen.build.engine)
-    request = replace(request, engine=made.name)
-    model = model_source.locate(
-        _model(request),
-        env,
-        lambda text: on_event(LaunchEvent("note", text)),
-        engine_reads_gguf=made.reads_gguf,
-    )
-    if request.verify:
-        plan = made.plan(request, request.port or 0, chosen.build, model, machine)
+    with interrupts.kept_back() as asked:
+        with asked.heeded():
+            machine = _machine_of(request)
+            env = {**os.environ, **request.env}
+            chosen = choose(request, env, machine)
+            if request.engine == "auto":
+                on_event(LaunchEvent("note", f"engine {chosen.build.engine}: {chosen.reason}"))
+            made = adapter(chosen.build.engine)
+            request = replace(request, engine=made.name)
+            model = model_source.locate(
+                _model(request),
+                env,
+                lambda text: on_event(LaunchEvent("note", text)),
+                engine_reads_gguf=made.reads_gguf,
+            )
 
         def start(wanted: LaunchRequest) -> ServerEntry:
             return _start(wanted, made, chosen.build, model, machine, on_event, leash)
 
+        if not request.verify:
+            return start(request)
+        plan = made.plan(request, request.port or 0, chosen.build, model, machine)
         return launch_verified(request, made, chosen.build, model, plan, start, on_event)
-    return _start(request, made, chosen.build, model, machine, on_event, leash)
 
 
 def launch_replicas(request: LaunchRequest, count: int, on_event: OnEvent) -> list[ServerEntry]:
@@ -179,8 +182,8 @@ def replica_requests(request: LaunchRequest, count: int) -> list[LaunchRequest]:
     machine = machines.look()
     env = {**os.environ, **request.env}
     made = adapter(choose(request, env, machine).build.engine)
-    ranks = made.ranks(replace(request, gpus=()))
-    gpus = request.gpus or (tuple(str(gpu.index) for gpu in machine.gpus) if not made.in_kvload else ())
+    ranks = made.width(replace(request, gpus=()))
+    gpus = request.gpus or (usable(env) if machine.gpus and not made.in_kvload else ())
     if gpus and len(gpus) < ranks * count:
         raise UsageError(
             f"{count} replicas take {ranks * count} GPUs, and {len(gpus)} are there", where="--replicas, --gpus"
@@ -281,6 +284,7 @@ def _start_once(
                 # The engine has fetched the model by now: what it is can be read where it was put.
                 entry = msgspec.structs.replace(entry, vocab_size=model_facts.read(model.name).vocab_size)
             registry.save(entry)
+            on_event(LaunchEvent("ready", _ready_text(entry), time.time() - entry.launched_at))
             asked.pause(0)
         except BaseException as error:
             stop(entry)
@@ -288,8 +292,14 @@ def _start_once(
                 # Engines print their arguments and their environment when they fail.
                 error.mask(masking.known_secrets({**os.environ, **request.env, **plan.env}, plan.command))
             raise
-    on_event(LaunchEvent("ready", _ready_text(entry), time.time() - entry.launched_at))
     return entry
+
+
+def _machine_of(request: LaunchRequest) -> Machine:
+    """This machine, of its GPUs those that the server may use: what the others cannot do does not bear on it."""
+    machine = machines.look()
+    named = tuple(gpu for gpu in machine.gpus if str(gpu.index) in request.gpus)
+    return replace(machine, gpus=named) if named else machine
 
 
 def place_of(name: str, address: str = "auto") -> Place:
@@ -345,7 +355,7 @@ def plan_for(request: LaunchRequest) -> tuple[LaunchPlan, Build]:
     Raises:
         UsageError: as :func:`launch`.
     """
-    machine = machines.look()
+    machine = _machine_of(request)
     env = {**os.environ, **request.env}
     chosen = choose(request, env, machine)
     made = adapter(chosen.build.engine)

@@ -9,9 +9,11 @@ from kvload.cli.options import LaunchFlags, grouped
 from kvload.cli.server_readings import read_launch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from kvload.servers.lifecycle.interrupts import Interrupts
     from kvload.servers.lifecycle.places import Server
+    from kvload.servers.lifecycle.registry import ServerEntry
 
 
 class LaunchCommand(TyperCommand):
@@ -65,7 +67,7 @@ def launch_command(
     from kvload.servers.catalogue.asked import canonical
     from kvload.servers.launcher import LaunchEvent, launch_replicas, place_of, place_replicas
     from kvload.servers.launcher import launch as start
-    from kvload.servers.lifecycle import held
+    from kvload.servers.lifecycle import cards, held, interrupts
     from kvload.terminal import console as make_console
     from kvload.terminal import plain
     from kvload.units import parse_duration
@@ -91,36 +93,53 @@ def launch_command(
             "a cluster's server has the GPUs and the port that it gets there", where="--place, --gpus, --port"
         )
     console = make_console(stderr=True, pipe_width=None)
+    for gpu in request.gpus:
+        if (measured := cards.holder(gpu)) is not None:
+            text = f"note: GPU {gpu} is being measured on by {measured}: this server will be in what is measured"
+            console.print(plain(text), soft_wrap=True)
+    cluster = None if place == "local" else place_of(place, address)
     said: set[str] = set()
-    with console.status("starting") as status:
 
-        def show(event: LaunchEvent) -> None:
-            if event.kind in {"note", "ready"}:
-                console.print(event.text, soft_wrap=True)
-                return
-            status.update(Text(f"{plain(event.text)} ({event.elapsed_s:.0f} s)"))
-            if not console.is_terminal and event.text not in said:
-                said.add(event.text)
-                console.print(f"  {event.elapsed_s:5.1f} s  {event.text}", soft_wrap=True)
-
+    with interrupts.kept_back() as asked:
         try:
-            if place != "local":
-                names = held.names(request.name or f"{place}-{request.method}", replicas)
-                servers = place_replicas(place_of(place, address), request, names, show)
-            elif replicas > 1:
-                print(launch_replicas(request, replicas, show)[0].group)
-                return
-            else:
-                entry = start(request, show)
+            with console.status("starting") as status:
+
+                def show(event: LaunchEvent) -> None:
+                    if event.kind in {"note", "ready"}:
+                        console.print(event.text, soft_wrap=True)
+                        return
+                    status.update(Text(f"{plain(event.text)} ({event.elapsed_s:.0f} s)"))
+                    if not console.is_terminal and event.text not in said:
+                        said.add(event.text)
+                        console.print(f"  {event.elapsed_s:5.1f} s  {event.text}", soft_wrap=True)
+
+                if cluster is not None:
+                    names = held.names(request.name or f"{place}-{request.method}", replicas)
+                    servers = place_replicas(cluster, request, names, show)
+                else:
+                    entries = launch_replicas(request, replicas, show) if replicas > 1 else [start(request, show)]
+                    _settle(asked, entries)
         except KeyboardInterrupt:
             console.print("stopped: the server that was starting has ended, and nothing of it is left", soft_wrap=True)
             raise
-    if place != "local":
-        _hold(servers, console)
-        return
-    if entry.host not in {"127.0.0.1", "localhost", "::1"}:
-        console.print(f"note: it listens on {entry.host}: others can reach it", soft_wrap=True)
-    print(entry.name)
+        if cluster is not None:
+            _hold(servers, console)
+            return
+        if entries[0].host not in {"127.0.0.1", "localhost", "::1"}:
+            console.print(f"note: it listens on {entries[0].host}: others can reach it", soft_wrap=True)
+        print(entries[0].group or entries[0].name)
+
+
+def _settle(asked: "Interrupts", entries: "Sequence[ServerEntry]") -> None:
+    """The servers stay, unless an interrupt came at the last moment."""
+    from kvload.servers.launcher import stop
+
+    try:
+        asked.settle()
+    except KeyboardInterrupt:
+        for entry in entries:
+            stop(entry)
+        raise
 
 
 def _hold(servers: "Mapping[str, Server]", console: Any) -> None:
@@ -143,3 +162,4 @@ def _hold(servers: "Mapping[str, Server]", console: Any) -> None:
         finally:
             for each in servers.values():
                 each.stop()
+            asked.settle()

@@ -35,7 +35,7 @@ from kvload.http import request as http_request
 from kvload.servers.engines.arguments import has_flag
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest
 from kvload.servers.host.model_facts import ModelFacts
-from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle import interrupts, registry
 from kvload.servers.lifecycle.registry import ServerEntry
 from kvload.servers.lifecycle.starting import LaunchEvent, OnEvent, api_headers
 from kvload.servers.lifecycle.stopping import stop
@@ -101,7 +101,12 @@ def launch_verified(
         with turn(path):
             entry = start(request)
             baseline = _guarded(entry, lambda: measure_baseline(entry, made, request, on_event))
-            keep(path, baseline)
+            try:
+                keep(path, baseline)
+            except BaseException:
+                # without room on the disk
+                stop(entry)
+                raise
         pool = judge_memory(entry.info.pool_tokens, plan.pool_claim or plan.claim, request, made, model)
         figures = {"ok": pool.ok, "is_baseline": True, "pool_tokens": baseline.pool_tokens, "pool": pool.figures}
         if not pool.ok:
@@ -116,7 +121,9 @@ def launch_verified(
                 wanted = replace(request, method="none", name=f"verify-{secrets.token_hex(4)}", port=None)
                 entry = start(wanted)
                 try:
-                    keep(path, measure_baseline(entry, made, request, on_event))
+                    with interrupts.kept_back() as asked, asked.heeded():
+                        baseline = measure_baseline(entry, made, request, on_event)
+                    keep(path, baseline)
                 finally:
                     stop(entry)
     # Where a launch beside this one measures the baseline, this server starts in the meantime.
@@ -126,15 +133,18 @@ def launch_verified(
         stop(entry)
         return launch_verified(request, made, build, model, plan, start, on_event)
     verdict = _guarded(entry, lambda: check(entry, made, request, plan, model, known, on_event))
-    if not verdict.ok:
+    try:
+        if not verdict.ok:
+            raise VerificationFailedError(
+                f"verification failed for method {request.method}: {'; '.join(verdict.problems)}",
+                verdict.figures,
+                hint="the server was stopped; --no-verify starts it all the same",
+            )
+        on_event(LaunchEvent("note", f"verified: {describe(verdict.figures)}"))
+        return _with_verdict(entry, verdict.figures)
+    except BaseException:
         stop(entry)
-        raise VerificationFailedError(
-            f"verification failed for method {request.method}: {'; '.join(verdict.problems)}",
-            verdict.figures,
-            hint="the server was stopped; --no-verify starts it all the same",
-        )
-    on_event(LaunchEvent("note", f"verified: {describe(verdict.figures)}"))
-    return _with_verdict(entry, verdict.figures)
+        raise
 
 
 def measure_baseline(entry: ServerEntry, made: Adapter, request: LaunchRequest, on_event: OnEvent) -> Baseline:
@@ -231,7 +241,8 @@ def _with_verdict(entry: ServerEntry, figures: dict[str, Any]) -> ServerEntry:
 def _guarded(entry: ServerEntry, work: Callable[[], T]) -> T:
     """Do something with a server that was just started; whatever goes wrong, the server does not stay behind."""
     try:
-        return work()
+        with interrupts.kept_back() as asked, asked.heeded():
+            return work()
     except BaseException as error:
         stop(entry)
         if isinstance(error, KvloadError):

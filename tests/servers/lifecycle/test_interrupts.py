@@ -118,3 +118,45 @@ def test_a_thread_starts_servers_without_touching_signals() -> None:
     thread.start()
     thread.join()
     assert within == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with kept_back() as asked:
+            _send(signal.SIGHUP)
+            asked.pause(0.01)
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_one_within_another_heeds_what_comes_and_leaves_the_rest_to_it(number: int) -> None:
+    done = []
+
+    def act(outer: Interrupts) -> None:
+        with kept_back() as inner:
+            assert inner is outer
+            _send(number)
+            done.append("act")
+        done.append("the outer's act")  # not raised at the inner's end
+        with pytest.raises(KeyboardInterrupt), kept_back() as inner:
+            inner.pause(60)
+        outer.pause(0)  # heeded once
+
+    _kept_back(act)
+    assert done == ["act", "the outer's act"]
+
+
+def test_what_is_settled_stays_and_what_came_before_undoes_it() -> None:
+    def late(asked: Interrupts) -> None:
+        asked.settle()
+        _send(signal.SIGINT)
+
+    _kept_back(late)
+
+    def early(asked: Interrupts) -> None:
+        _send(signal.SIGINT)
+        asked.settle()
+
+    _interrupted(early)
