@@ -11,6 +11,7 @@
     +-- GateFailedError        a --fail-if condition came true              exit 1
     +-- ServerError            a server did not start, answer or survive    exit 3
     |   +-- StartFailedError   it did not come up: the cause, its log's end exit 3
+    |   +-- ServerDiedError    it came up, and died before it was done         exit 3
     |   +-- VerificationFailedError   its cache is not what was asked for   exit 3
     +-- MachineError           this machine: disk, files, memory            exit 4
     +-- InternalError          a fault of kvload's own that ended a run     exit 70

@@ -214,6 +214,20 @@ class ServerSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     error: str | None = None
 
 
+class ClockOffset(msgspec.Struct, frozen=True, kw_only=True):
+    """How the wall clock of a server's machine stands to that of the machine that kvload runs on.
+
+    Attributes:
+        offset_s: the server's less the other, seconds.
+        doubt_s: how far that may be wrong: half of the fastest way there and back.
+        measured_at: Unix seconds.
+    """
+
+    offset_s: float
+    doubt_s: float
+    measured_at: float
+
+
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The server a run was made against, as far as it is known.
 
@@ -222,7 +236,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``pool_tokens`` is the size of the cache as the server reports it. ``prefix_cache`` is ``off``, ``on``, ``reset``
     (emptied before the run) or None where unknown. ``verified`` holds the checks made after launch.
     ``gpus`` are those it was given, by number or UUID, ``tensor_parallel`` over how many of them every layer is spread;
-    ``node`` is the machine of a cluster that it ran on.
+    ``gpu_kind`` says what these are. ``node`` is the machine of a cluster that it ran on, ``clock`` how that machine's
+    clock stood to this one's.
     ``dtype``, ``threads`` and ``kernels`` are what the server says it computes in and with: all bear on speed, and the
     first on answers. ``graph_streams`` is how many requests at once its CUDA graphs cover, 0 where it uses none.
     """
@@ -249,7 +264,9 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     graph_streams: int | None = None
     gpus: list[str] = []
     tensor_parallel: int = 1
+    gpu_kind: str | None = None
     node: str | None = None
+    clock: ClockOffset | None = None
 
 
 class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

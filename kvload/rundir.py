@@ -6,7 +6,7 @@
     RUN/records/SHARD.jsonl      one RequestRecord a line, appended as requests end
     RUN/records/SHARD.chunks     chunk rows of the same shard, :data:`CHUNK_DTYPE`, appended before the record
     RUN/scrapes.jsonl            one ServerSample a line
-    RUN/server.log               the part of the server's log that belongs to the run
+    RUN/server.log               the part of the server's log that belongs to the run; server-1.log ... of its replicas
     RUN/report.json ...          whatever was rendered from the above
 
 Every worker writes its own shard, so that a worker that dies takes nothing of the others along; a record that was cut
@@ -189,9 +189,13 @@ class RunDir:
     def scrapes_path(self) -> Path:
         return self.path / "scrapes.jsonl"
 
-    @property
-    def server_log_path(self) -> Path:
-        return self.path / "server.log"
+    def server_log_path(self, server: int = 0) -> Path:
+        """What a server logged during the run.
+
+        Args:
+            server: its position in :attr:`RunManifest.servers`.
+        """
+        return self.path / ("server.log" if server == 0 else f"server-{server}.log")
 
     def manifest(self) -> RunManifest:
         """Read the manifest.

@@ -71,9 +71,17 @@ def _engines(pythons: list[str], machine: Machine) -> Iterator[Finding]:
 def _hardware(machine: Machine) -> Iterator[Finding]:
     for gpu in machine.gpus:
         capability = ".".join(map(str, gpu.capability)) if gpu.capability else "?"
-        used = f"{gpu.used_mib} of {gpu.memory_mib} MiB in use"
+        memory = gpu.used_mib is not None and gpu.memory_mib is not None
+        used = f"{gpu.used_mib} of {gpu.memory_mib} MiB in use" if memory else "its memory is not told"
         yield Finding(f"GPU {gpu.index}", f"{gpu.name}, {gpu.generation}, compute capability {capability}, {used}")
-    if not machine.gpus:
+    listing = machines.listing()
+    for number, why in listing.lost.items():
+        yield Finding(
+            f"GPU {number}", f"does not answer: {why}", "warning", "see the kernel's log (dmesg) for Xid errors"
+        )
+    if listing.fault is not None:
+        yield Finding("GPU", f"nvidia-smi fails: {listing.fault}", "warning", "mend the driver")
+    elif not machine.gpus:
         yield Finding("GPU", "none (nvidia-smi lists none)", "info")
     wide = "AVX-512 or AMX" if machine.has_avx512 else "no AVX-512: vLLM's CPU build cannot quantise its KV cache"
     yield Finding("processor", f"{machine.cpu_name}, {machine.cores} usable cores, {wide}", "info")

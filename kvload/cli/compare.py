@@ -149,8 +149,7 @@ def compare(
         if paths or method or arm:
             raise UsageError("the folder says what is compared", where="--resume", hint="give nothing besides it")
         plan, folder = load(resume), resume
-        if launch.gpus is not None or beside.serial or beside.place != "local":
-            plan = replaced(plan, beside, launch.gpus)
+        plan = replaced(plan, beside, launch.gpus)
         if verify is not None:
             plan = msgspec.structs.replace(plan, launch=replace(plan.launch, verify=verify))
     else:
@@ -158,6 +157,10 @@ def compare(
         due = read_arrivals(trace, arrivals, requests.seed)
         request = read_launch(launch, model, ctx.meta.get("engine_args", ()), compared=method or [])
         request, gpus, per_arm = read_beside(beside, replace(request, verify=verify is not False))
+        if beside.per_arm is not None and launch.gpus is None and beside.place == "local":
+            raise UsageError(
+                "GPUs are shared out among arms where they are named", where="--per-arm", hint="--gpus all"
+            )
         plan = new_plan(
             path,
             methods=method or [],

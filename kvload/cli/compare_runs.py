@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from kvload.experiment.run import Sent
     from kvload.experiment.slots import Slot
     from kvload.servers.launcher import LaunchEvent
-    from kvload.servers.lifecycle.places import Place
     from kvload.workloads.run.live import Progress
     from kvload.workloads.run.plan import Swarm
 
@@ -58,6 +56,7 @@ def make_runs(
         KeyboardInterrupt: the user stopped it; the folder can be resumed.
     """
     from kvload.cli.replay_display import Display
+    from kvload.cli.server_readings import gpus_of_its_own, slots_for
     from kvload.errors import PairingError
     from kvload.experiment import comparison, preflight
     from kvload.experiment.run import Sent, trace_copy
@@ -66,14 +65,14 @@ def make_runs(
 
     place = None if plan.place == "local" else place_of(plan.place, plan.place_address)
     sent = Sent(headers, arm_headers, swarm, place)
-    slots = slots_of(plan, place)
+    slots = slots_for(plan.gpus, plan.per_arm, plan.run.sending.workers, place)
     if slots and swarm.web_port is not None:
         raise UsageError("runs side by side have no page", where="--web, --gpus", hint="--serial has one")
     for condition in outcome.conditions:
         print(condition, file=sys.stderr)
     found = comparison.outlook(plan, folder, is_new=is_new, lanes=max(len(slots), 1))
     _show_outlook(found, plan, _places(plan, folder, slots))
-    for remark in remarks(slots, plan.gpus):
+    for remark in remarks(slots, plan.gpus, plan.per_arm):
         print(remark, file=sys.stderr)
     trace = Path(plan.trace) if is_new else trace_copy(plan, folder)
     wanted = len(found.runs)
@@ -81,9 +80,10 @@ def make_runs(
         print(note, file=sys.stderr)
     if dry_run:
         return
-    if is_new:
-        comparison.keep(plan, folder)
-    with Display(quiet=quiet) as display:
+    launches = place is None and any(arm.method is not None for arm in plan.arms)
+    with gpus_of_its_own(launches, slots, plan.launch, plan.per_arm, folder), Display(quiet=quiet) as display:
+        if is_new:
+            comparison.keep(plan, folder)
         try:
             failed = (_beside if slots else _serial)(plan, folder, found, sent, display, slots)
         except KeyboardInterrupt:
@@ -115,41 +115,26 @@ def make_runs(
 
 
 def replaced(plan: "ExperimentPlan", flags: "BesideFlags", gpus: str | None) -> "ExperimentPlan":
-    """The plan of a folder, gone on with on other GPUs than it began on, or with one run after the other.
+    """The plan of a folder, gone on with as it began or, where asked, on other GPUs, or one run after the other.
 
     Raises:
-        UsageError: these GPUs cannot be used.
+        UsageError: these GPUs cannot be used, or those of the folder cannot any more.
     """
     import msgspec
 
-    from kvload.cli.server_readings import read_beside
-    from kvload.servers.host.devices import parse_gpus
+    from kvload.cli.server_readings import resumed
 
-    every = plan.gpus if gpus is None else parse_gpus(gpus, os.environ)
-    launch, every, per_arm = read_beside(flags, dataclasses.replace(plan.launch, gpus=every))
-    alone = plan.alone and (flags.place != "local" or len(every) // per_arm > 1)
+    place = (plan.place, plan.place_address)
+    was = resumed(plan.launch, plan.gpus, plan.per_arm, place, flags, gpus, plan.arms)
     return msgspec.structs.replace(
         plan,
-        launch=launch,
-        gpus=every,
-        per_arm=flags.per_arm or max(per_arm, plan.per_arm),
-        alone=alone and not flags.serial,
-        place=flags.place,
-        place_address=flags.address,
+        launch=was.launch,
+        gpus=was.gpus,
+        per_arm=was.per_arm,
+        alone=plan.alone and (was.place != "local" or len(was.gpus) // was.per_arm > 1),
+        place=was.place,
+        place_address=was.address,
     )
-
-
-def slots_of(plan: "ExperimentPlan", place: "Place | None") -> "tuple[Slot, ...]":
-    """Where the plan's runs are made side by side; none where one follows the other on this machine.
-
-    Raises:
-        UsageError: there are too few GPUs for one server.
-    """
-    from kvload.experiment.slots import make_slots, room_slots, usable_cpus
-
-    if place is not None:
-        return room_slots(place.rooms(plan.per_arm))
-    return make_slots(plan.gpus, plan.per_arm, usable_cpus(), plan.run.sending.workers) if plan.gpus else ()
 
 
 def _baseline_ran(plan: "ExperimentPlan", folder: Path) -> bool:

@@ -109,8 +109,7 @@ def sweep(
         if what or method or arm:
             raise UsageError("the folder says what is swept", where="--resume", hint="give nothing besides it")
         plan = sweeps.load(resume)
-        if launch.gpus is not None or beside.serial or beside.place != "local":
-            plan = sweep_runs.replaced(plan, beside, launch.gpus)
+        plan = sweep_runs.replaced(plan, beside, launch.gpus)
         if verify is not None:
             plan = msgspec.structs.replace(plan, launch=replace(plan.launch, verify=verify))
         return sweep_runs.make(plan, resume, headers, show, dry_run=dry_run, is_new=False)

@@ -1,8 +1,6 @@
 """What ``kvload sweep`` and ``kvload capacity`` do with a plan: make its runs, show what they came to."""
 
-import dataclasses
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from kvload.experiment.sweep_plan import SweepPlan
     from kvload.servers.engines.base import LaunchRequest
     from kvload.servers.launcher import LaunchEvent
-    from kvload.servers.lifecycle.places import Place
     from kvload.workloads.run.live import Progress
 
 
@@ -140,6 +137,7 @@ def make(
         KeyboardInterrupt: the user stopped it; the folder can be gone on with.
     """
     from kvload.cli.replay_display import Display
+    from kvload.cli.server_readings import gpus_of_its_own, slots_for
     from kvload.experiment import sweep as sweeps
     from kvload.experiment import sweep_plan
     from kvload.experiment.forecast import left_text
@@ -150,13 +148,14 @@ def make(
 
     sweep_plan.check(plan)
     place = None if plan.place == "local" else place_of(plan.place, plan.place_address)
-    slots = slots_of(plan, place)
+    slots = slots_for(plan.spread, plan.gpus or 1, plan.run.sending.workers, place)
     folder = out or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-sweep"
-    if is_new and not dry_run:
-        sweep_plan.save(plan, folder)
-        shutil.copyfile(plan.trace, sweep_plan.trace_copy(plan, folder))
+    launches = not dry_run and place is None and any(arm.method is not None for arm in plan.arms)
     lock = threading.RLock()
-    with Display() as display:
+    with gpus_of_its_own(launches, slots, plan.launch, plan.gpus or 1, folder), Display() as display:
+        if is_new and not dry_run:
+            sweep_plan.save(plan, folder)
+            shutil.copyfile(plan.trace, sweep_plan.trace_copy(plan, folder))
 
         def notice(text: str) -> None:
             with lock:
@@ -192,7 +191,7 @@ def make(
 
         runner = sweeps.SweepRunner(plan, folder, watcher_of(None), headers=headers, slots=slots, place=place)
         _announce(plan, runner.forecast.left_s / max(len(slots), 1), folder, display.notice)
-        for line in [*_places(runner), *remarks(slots, plan.spread)]:
+        for line in [*_places(runner), *remarks(slots, plan.spread, plan.gpus or 1)]:
             display.notice(line)
         if dry_run:
             return ExitStatus.OK
@@ -210,34 +209,26 @@ def make(
 
 
 def replaced(plan: "SweepPlan", flags: "BesideFlags", gpus: str | None) -> "SweepPlan":
-    """The plan of a folder, gone on with on other GPUs than it began on, or with one walk after the other.
+    """The plan of a folder, gone on with as it began or, where asked, on other GPUs, or one walk after the other.
 
     Raises:
-        UsageError: these GPUs cannot be used.
+        UsageError: these GPUs cannot be used, or those of the folder cannot any more.
     """
     import msgspec
 
-    from kvload.cli.server_readings import read_beside
-    from kvload.servers.host.devices import parse_gpus
+    from kvload.cli.server_readings import resumed
 
-    every = plan.spread if gpus is None else parse_gpus(gpus, os.environ)
-    launch, every, per_arm = read_beside(flags, dataclasses.replace(plan.launch, gpus=every))
+    place = (plan.place, plan.place_address)
+    was = resumed(plan.launch, plan.spread, plan.gpus or 1, place, flags, gpus, plan.arms)
+    placed = was.place != "local" or bool(was.gpus or was.launch.gpus)
     return msgspec.structs.replace(
-        plan, launch=launch, spread=every, gpus=per_arm, place=flags.place, place_address=flags.address
+        plan,
+        launch=was.launch,
+        spread=was.gpus,
+        gpus=was.per_arm if placed or flags.per_arm else plan.gpus,
+        place=was.place,
+        place_address=was.address,
     )
-
-
-def slots_of(plan: "SweepPlan", place: "Place | None") -> "tuple[Slot, ...]":
-    """Where the plan's walks go on side by side; none where one follows the other on this machine.
-
-    Raises:
-        UsageError: there are too few GPUs for one server.
-    """
-    from kvload.experiment.slots import make_slots, room_slots, usable_cpus
-
-    if place is not None:
-        return room_slots(place.rooms(plan.gpus or 1))
-    return make_slots(plan.spread, plan.gpus or 1, usable_cpus(), plan.run.sending.workers) if plan.spread else ()
 
 
 def show(plan: "SweepPlan", folder: Path, shown: Shown, *, failed: Mapping[str, str] | None = None) -> int:

@@ -14,7 +14,8 @@ from kvload.experiment.plan import Arm, ExperimentPlan, PlannedRun, is_complete
 from kvload.experiment.run import Sent, Took, Watcher, make_run, pending, run_path
 from kvload.experiment.slots import Slot, key_of, may_move, spread
 from kvload.rundir import RunDir
-from kvload.servers.launcher import LaunchEvent, StartFailedError
+from kvload.servers.launcher import LaunchEvent
+from kvload.servers.lifecycle.starting import ServerDiedError
 
 if TYPE_CHECKING:
     pass
@@ -182,7 +183,12 @@ class _Beside:
         arm = self.plan.arm(run.arm)
         why = self._log.useless(slot, error)
         self.failed[arm.name] = error
-        if arm.baseline and not is_cards(error) and not _died(error) and not self._has_run(arm, but=run):
+        if (
+            arm.baseline
+            and not is_cards(error)
+            and not isinstance(error, ServerDiedError)
+            and not self._has_run(arm, but=run)
+        ):
             self.baseline_error = error
             self.lanes.end()
         self.watcher.on_notice(f"the arm '{arm.name}' failed on {slot.name}, the others go on: {error}")
@@ -200,8 +206,3 @@ class _Beside:
             return
         self.lanes = Lanes([[run]], lambda _lane, job: self._make(self.slots[0], job))
         self.lanes.run()
-
-
-def _died(error: KvloadError) -> bool:
-    """A server that served and then died: the run it was in says so itself."""
-    return isinstance(error, ServerError) and not isinstance(error, StartFailedError) and "server died" in error.message

@@ -1,5 +1,6 @@
 """How the runs of an experiment were made, as its report tells it: how long they took, where, and what that bends."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def course_of(plan: ExperimentPlan, out: Path) -> "Course | None":
     kept = read_placement(out)
     if kept is None:
         return None
-    time, missing = kept.time_notes(), _missing(plan, kept)
+    time, missing = kept.time_notes(), [*_missing(plan, kept), *_unlike(plan, out)]
     if all(len(session.slots) < 2 for session in kept.sessions):
         return Course(time=time, bends=missing, notes=[], stretches=_stretches(kept))
     bends, notes = _interference(plan, out, kept)
@@ -72,6 +73,24 @@ def _missing(plan: ExperimentPlan, kept: Placement) -> list[str]:
         if run.failed and run.failed != INTERRUPTED and kept.finished(run.arm, run.repeat) is None:
             why[run.arm] = f"{run.arm} failed in repeat {run.repeat + 1} on {run.slot}: {run.failed}"
     return [f"{text}; --resume tries again" for arm, text in why.items() if any(arm == one.name for one in plan.arms)]
+
+
+def _unlike(plan: ExperimentPlan, out: Path) -> list[str]:
+    """That runs were made on GPUs of different kinds, and which arm had how many of each."""
+    counts: dict[str, Counter[str]] = {}
+    for arm, runs in completed(plan, out).items():
+        counts[arm] = Counter(kind for run in runs if (kind := run.manifest().server.gpu_kind) is not None)
+    kinds = sorted(set().union(*counts.values()))
+    if len(kinds) < 2:
+        return []
+    told = "; ".join(f"{arm} {' and '.join(f'{had[kind]} on {kind}' for kind in kinds)}" for arm, had in counts.items())
+    even = len({tuple(had[kind] for kind in kinds) for had in counts.values()}) == 1
+    what = (
+        "each arm had as many of each, and what these differ by is in the intervals"
+        if even
+        else "what arms differ by is partly the GPUs'"
+    )
+    return [f"runs were made on GPUs of different kinds ({told}): {what}"]
 
 
 def _interference(plan: ExperimentPlan, out: Path, kept: Placement) -> tuple[list[str], list[str]]:

@@ -11,12 +11,12 @@ import msgspec
 from kvload.errors import KvloadError
 from kvload.experiment.slots import THIS_MACHINE, Slot
 from kvload.private import write_bytes
-from kvload.servers.lifecycle.starting import StartFailedError
+from kvload.servers.lifecycle.starting import ServerDiedError, StartFailedError
 
 PLACEMENT_NAME = "placement.json"
 
 CARD_FAULTS = frozenset({"driver", "gpu_lost", "node_lost"})
-"""Causes of a failed start that speak of the GPU, or of its node, and not of what was started on it."""
+"""Causes of a failed start, or a death, that speak of the GPU or of its node, and not of what was started on it."""
 
 INTERRUPTED = "interrupted"
 
@@ -217,6 +217,7 @@ class PlacementLog:
         self._sessions_before = before.sessions if before else []
         self._began, self._began_at = time.monotonic(), time.time()
         self._failures = dict.fromkeys((slot.number for slot in slots), 0)
+        self._useless: set[int] = set()
         self._lock = threading.Lock()
 
     def begin(self, arm: str, repeat: int, slot: Slot, *, alone: bool = False) -> PlacedRun:
@@ -262,12 +263,20 @@ class PlacementLog:
             path.with_suffix(".tmp").replace(path)
 
     def useless(self, slot: Slot, error: KvloadError) -> str | None:
-        """Why nothing more is to be run in a slot after a failure there; None where it may."""
+        """Why nothing more is to be run in a slot after a failure there; None where it may.
+
+        The last slot is kept where arms failed that may be at fault themselves: nothing else would run the others.
+        """
         with self._lock:
             self._failures[slot.number] += 1
+            why = None
             if is_cards(error):
-                return "its node is gone" if slot.room is not None else "its GPU is at fault"
-            return "two arms failed there one after the other" if self._failures[slot.number] >= 2 else None
+                why = "its node is gone" if slot.room is not None else "its GPU is at fault"
+            elif self._failures[slot.number] >= 2 and len(self._slots) - len(self._useless) > 1:
+                why = "two arms failed there one after the other"
+            if why is not None:
+                self._useless.add(slot.number)
+            return why
 
 
 def is_gone(error: KvloadError) -> bool:
@@ -276,5 +285,5 @@ def is_gone(error: KvloadError) -> bool:
 
 
 def is_cards(error: KvloadError) -> bool:
-    """Whether a failure is the GPU's and not that of what was started on it."""
-    return isinstance(error, StartFailedError) and error.cause.kind in CARD_FAULTS
+    """Whether a failure is the GPU's, or its node's, and not that of what was started on it."""
+    return isinstance(error, StartFailedError | ServerDiedError) and error.cause.kind in CARD_FAULTS

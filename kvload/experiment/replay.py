@@ -151,12 +151,12 @@ class _OneReplay:
         calibration = self._calibrate(schedule)
         notes = [
             *options.notes,
-            *(self.servers.server.notes() if self.servers.server else ()),
+            *self.servers.notes(),
             *self._warm_up(schedule),
         ]
         server = self.servers.reset_cache(server)
         run.update_manifest(servers=[server, *self.servers.behind], notes=notes, calibration=calibration)
-        log_start = self.servers.log_size()
+        log_starts = self.servers.log_sizes()
         self._evictions = self.servers.eviction_counts()
 
         scraping = threading.Lock()
@@ -182,7 +182,7 @@ class _OneReplay:
             on_start=start,
             on_notice=self.listener.on_notice,
             on_end=self._end,
-            on_complete=lambda: self._complete(run, log_start),
+            on_complete=lambda: self._complete(run, log_starts),
             is_server_dead=self.servers.is_dead,
             interrupts=self.listener.interrupts,
         )
@@ -221,11 +221,11 @@ class _OneReplay:
         if self._energy is not None:
             self._gpus, self._energy = self._energy.stop(), None
 
-    def _complete(self, run: RunDir, log_start: int) -> None:
+    def _complete(self, run: RunDir, log_starts: Sequence[int]) -> None:
         if self._gpus:
             run.update_manifest(gpus=self._gpus)
         self._keep_evictions(run)
-        self.servers.keep_log(run, log_start)
+        self.servers.keep_logs(run, log_starts)
         if self.servers.behind:
             # records that cannot be read are the report's to complain of
             with contextlib.suppress(RunDirError):

@@ -1,15 +1,17 @@
 """The servers that a replay is against: what is found out about them first, and what they leave behind."""
 
 import os
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from kvload.errors import KvloadError, UsageError
+from kvload.experiment.forecast import time_text
 from kvload.experiment.options import ReplayOptions
 from kvload.private import write_bytes
-from kvload.records import ServerInfo
+from kvload.records import ClockOffset, ServerInfo
 from kvload.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from kvload.servers.lifecycle.places import Server
     from kvload.workloads.schedule.texts import TokenCounter
     from kvload.workloads.traces.trace import TraceRequest
+
+LOG_LIMIT = 16 << 20
+"""Bytes of a server's log that are kept with a run."""
+
+CLOCK_OLD_S = 120.0
+"""Clocks that were compared longer ago than this may have drifted apart since, and that is said."""
 
 _TEMPLATE_FIELDS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 """Fields of a request that change what its chat template makes of it."""
@@ -134,6 +142,21 @@ class ReplayServers:
         """Every server of the run that kvload launched."""
         return [] if self.server is None else [self.server, *self.replicas]
 
+    def notes(self) -> list[str]:
+        """What a run's manifest should say of the cluster's nodes that the servers run on: how their clocks stand."""
+        now = time.time()
+        clocks = [
+            f"{info.node} {_clock_text(info.clock, now)}"
+            for info in {one.entry.info.node: one.entry.info for one in self.launched}.values()
+            if info.node is not None and info.clock is not None
+        ]
+        if not clocks:
+            return []
+        return [
+            f"the nodes' clocks against the client's: {'; '.join(clocks)}. TTFT and all other latencies are differences"
+            " on the sender's own clock and hold none of it; the way over the network is in every TTFT"
+        ]
+
     def is_dead(self) -> str | None:
         """Why the server is certainly gone; None if it is there, or may be."""
         from kvload.errors import ServerError
@@ -141,7 +164,7 @@ class ReplayServers:
 
         for one in self.launched:
             if (why := one.alive()) is not None:
-                return f"{one.entry.name}: {why}" if self.replicas else why
+                return f"{one.entry.name}: {why.message}" if self.replicas else why.message
         try:
             answer = request(self.address, "/health", headers=self._headers, timeout_s=5.0)
         except ServerError as error:
@@ -150,29 +173,45 @@ class ReplayServers:
         return "/health answers 503" if answer.status == 503 else None
 
     def eviction_counts(self) -> dict[str, Any]:
+        """What a method of eviction has done by now, over all servers that were launched, by their logs."""
         from kvload.servers.verification.eviction import counts
 
-        if self.server is None:
-            return {}
-        self.server.log()
-        return counts(self.server.entry.log)
+        found: dict[str, Any] = {}
+        for one in self.launched:
+            one.log()
+            for name, count in counts(one.entry.log).items():
+                found[name] = found.get(name, 0) + count
+        return found
 
-    def log_size(self) -> int:
-        if self.server is None:
-            return 0
-        self.server.log()
-        log = self.server.entry.log
-        return log.stat().st_size if log.exists() else 0
+    def log_sizes(self) -> list[int]:
+        """Bytes that each server that was launched has logged by now."""
+        sizes = []
+        for one in self.launched:
+            one.log()
+            sizes.append(one.entry.log.stat().st_size if one.entry.log.exists() else 0)
+        return sizes
 
-    def keep_log(self, run: RunDir, start: int) -> None:
+    def keep_logs(self, run: RunDir, starts: Sequence[int]) -> None:
+        """Keep what each of them has logged since, with secrets masked.
+
+        Args:
+            starts: what :meth:`log_sizes` said before the run.
+        """
         from kvload.servers.lifecycle.masking import known_secrets, mask_text
 
-        if self.server is None:
-            return
-        self.server.log()
-        if not self.server.entry.log.exists():
-            return
-        with self.server.entry.log.open("rb") as log:
-            log.seek(start)
-            text = log.read(16 << 20).decode("utf-8", "replace")
-        write_bytes(run.server_log_path, mask_text(text, known_secrets(os.environ)).encode())
+        for place, (one, start) in enumerate(zip(self.launched, starts, strict=True)):
+            one.log()
+            if not one.entry.log.exists():
+                continue
+            with one.entry.log.open("rb") as log:
+                log.seek(start)
+                text = log.read(LOG_LIMIT).decode("utf-8", "replace")
+            write_bytes(run.server_log_path(place), mask_text(text, known_secrets(os.environ)).encode())
+
+
+def _clock_text(clock: ClockOffset, now: float) -> str:
+    """``+0.12 ms (known to 0.50 ms, half of the fastest way there and back)``, and how long ago where it is long."""
+    age_s = now - clock.measured_at
+    ago = f", measured {time_text(age_s)} before" if age_s > CLOCK_OLD_S else ""
+    known = f"known to {clock.doubt_s * 1e3:.2f} ms, half of the fastest way there and back"
+    return f"{clock.offset_s * 1e3:+.2f} ms ({known}{ago})"

@@ -25,6 +25,11 @@ from kvload.workloads.run.plan import Swarm
 if TYPE_CHECKING:
     from kvload.servers.launcher import LaunchEvent, LaunchRequest
     from kvload.servers.lifecycle.places import Place, Room, Server
+    from kvload.servers.lifecycle.rootcause import RootCause
+
+
+DYING_S = 1.0
+"""How long a server's process may outlive its connections."""
 
 
 @dataclass(frozen=True)
@@ -158,16 +163,51 @@ def make_run(
         ready = time.monotonic()
         took.launch_s = ready - began
         options = replace(_options(plan, out, run, server, headers, swarm), run=run_options)
-        manifest = replay_once(options, watcher.listener).manifest()
+        manifest = replay_to_its_end(options, server, watcher.listener)
         ended = time.monotonic()
         took.replay_s = ended - ready
     took.stop_s = time.monotonic() - ended
-    if manifest.ended == "interrupted":
-        raise KeyboardInterrupt
-    if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
-        raise error
     check_answers(arm, manifest, folder)
     return took
+
+
+def replay_to_its_end(options: ReplayOptions, server: "Server | None", listener: Listener) -> RunManifest:
+    """Replay against a server that was launched for it, or against somebody else's.
+
+    Args:
+        server: the launched one.
+
+    Raises:
+        KeyboardInterrupt: the user interrupted it.
+        ServerDiedError: the launched server died, before the run or in it.
+        KvloadError: the run did not begin, or did not come to its end, for another reason.
+    """
+    error: KvloadError | None
+    try:
+        manifest = replay_once(options, listener).manifest()
+    except ServerError as raised:
+        error = raised
+    else:
+        if manifest.ended == "interrupted":
+            raise KeyboardInterrupt
+        error = error_of(manifest, where=str(options.out)) if manifest.partial else None
+        if error is None:
+            return manifest
+    gone = _death_of(server) if server is not None and isinstance(error, ServerError) else None
+    if gone is None:
+        raise error
+    from kvload.servers.lifecycle.starting import ServerDiedError
+
+    told = error.message if gone.message in error.message else f"server died: {gone.message}"
+    raise ServerDiedError(told, gone, error.where) from error
+
+
+def _death_of(server: "Server") -> "RootCause | None":
+    """Why a server that has failed is gone; None where it lives. Its connections break before its process ends."""
+    deadline = time.monotonic() + DYING_S
+    while (gone := server.alive()) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return gone
 
 
 def check_answers(arm: Arm, manifest: RunManifest, folder: Path) -> None:

@@ -28,6 +28,7 @@ class Slot:
         gpus: of its server, by number or UUID.
         server_cpus, client_cpus: processors of the server and of what sends to it; any where empty.
         room: of a cluster, which gives its GPUs itself; None on this machine.
+        kind: what its GPUs are, where that is known.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Slot:
     server_cpus: tuple[int, ...] = ()
     client_cpus: tuple[int, ...] = ()
     room: "Room | None" = None
+    kind: str | None = None
 
     @property
     def key(self) -> tuple[str | None, tuple[str, ...]]:
@@ -61,10 +63,16 @@ def name_of(node: str | None, gpus: Sequence[str]) -> str:
 
 def room_slots(rooms: "Sequence[Room]") -> tuple[Slot, ...]:
     """A slot for each room of a cluster."""
-    return tuple(Slot(number, (), room=room) for number, room in enumerate(rooms))
+    return tuple(Slot(number, (), room=room, kind=room.kind) for number, room in enumerate(rooms))
 
 
-def make_slots(gpus: Sequence[str], per_arm: int, cpus: Sequence[int], workers: int) -> tuple[Slot, ...]:
+def make_slots(
+    gpus: Sequence[str],
+    per_arm: int,
+    cpus: Sequence[int],
+    workers: int,
+    kinds: Mapping[str, str] | None = None,
+) -> tuple[Slot, ...]:
     """As many slots as there are GPUs for, each with its part of the processors.
 
     Args:
@@ -72,6 +80,7 @@ def make_slots(gpus: Sequence[str], per_arm: int, cpus: Sequence[int], workers: 
         per_arm: of one server.
         cpus: processors to be shared out; servers and clients get none of their own where they are too few.
         workers: processes that send, in each slot.
+        kinds: what GPUs are, as far as that is known.
 
     Raises:
         UsageError: there are too few GPUs for one server.
@@ -84,22 +93,33 @@ def make_slots(gpus: Sequence[str], per_arm: int, cpus: Sequence[int], workers: 
         )
     count = len(gpus) // per_arm
     parts = split_cpus(cpus, count, workers) or [((), ())] * count
+    rooms = [tuple(gpus[number * per_arm : (number + 1) * per_arm]) for number in range(count)]
     return tuple(
-        Slot(number, tuple(gpus[number * per_arm : (number + 1) * per_arm]), *parts[number]) for number in range(count)
+        Slot(number, mine, *parts[number], kind=kind_of(mine, kinds or {})) for number, mine in enumerate(rooms)
     )
 
 
-def remarks(slots: Sequence[Slot], gpus: Sequence[str]) -> list[str]:
-    """What a user should know of the slots that were made of GPUs.
+def kind_of(gpus: Sequence[str], kinds: Mapping[str, str]) -> str | None:
+    """What GPUs are together; None where that is not known of all."""
+    found = list(dict.fromkeys(kinds[gpu] for gpu in gpus if gpu in kinds))
+    return " and ".join(found) if found and all(gpu in kinds for gpu in gpus) else None
+
+
+def remarks(slots: Sequence[Slot], gpus: Sequence[str], per_arm: int) -> list[str]:
+    """What a user should know of the slots that were made of GPUs, or of a cluster's rooms.
 
     Args:
         gpus: all that were named.
+        per_arm: of one server, as it was asked for.
     """
-    from kvload.servers.host.devices import are_there
+    from kvload.servers.host.devices import are_there, lost
 
-    if not slots or slots[0].room is not None:
+    if not slots:
         return []
-    said = []
+    said = _unlike(slots)
+    if slots[0].room is not None:
+        return [*said, *_of_rooms([slot.room for slot in slots if slot.room is not None], per_arm)]
+    said += [f"GPU {gpu} of this machine does not answer ({why})" for gpu, why in lost().items()]
     used = {gpu for slot in slots for gpu in slot.gpus}
     if left := [gpu for gpu in gpus if gpu not in used]:
         said.append(f"{name_of(None, left)} stay{'s' * (len(left) == 1)} unused: a server takes {len(slots[0].gpus)}")
@@ -107,6 +127,37 @@ def remarks(slots: Sequence[Slot], gpus: Sequence[str]) -> list[str]:
         said.append("this machine has no GPU: what is named says how many servers run at a time, on its processors")
     if not slots[0].client_cpus:
         said.append("too few processors to keep servers and clients apart: they share them")
+    return said
+
+
+def _unlike(slots: Sequence[Slot]) -> list[str]:
+    """That places have GPUs of different kinds, which an A/A pair would take for noise."""
+    kinds: dict[str, list[str]] = {}
+    for slot in slots:
+        if slot.kind is not None:
+            kinds.setdefault(slot.kind, []).append(slot.name)
+    if len(kinds) < 2:
+        return []
+    told = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
+    return [
+        f"the GPUs are not of one kind ({told}): what arms differ by is partly the GPUs', and equal runs differ by all"
+        f" of that. Name equal ones, or make {len(slots)} repeats (or 2, 3 ... times as many), so that each arm is on"
+        " each as often"
+    ]
+
+
+def _of_rooms(rooms: "Sequence[Room]", per_arm: int) -> list[str]:
+    """What a cluster cannot be used for, or is not."""
+    said = []
+    if not rooms[0].gpus and per_arm > 1:
+        said.append(
+            f"the cluster's nodes have no GPUs: each takes one server at a time, and --per-arm {per_arm} says nothing"
+        )
+    for room in rooms:
+        if room.left:
+            where = room.name.partition(" place ")[0]
+            count = "1 GPU stays" if room.left == 1 else f"{room.left} GPUs stay"
+            said.append(f"{count} unused on {where}: a server takes {room.gpus}")
     return said
 
 

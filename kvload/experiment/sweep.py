@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvload.errors import KvloadError, MachineError
-from kvload.experiment.ending import error_of
 from kvload.experiment.forecast import Forecast
 from kvload.experiment.lanes import Lanes
 from kvload.experiment.options import ReplayOptions
 from kvload.experiment.placement import INTERRUPTED, PlacementLog, is_gone
 from kvload.experiment.plan import Arm, set_aside
-from kvload.experiment.replay import Listener, replay_once
-from kvload.experiment.run import check_answers, senders, serving
+from kvload.experiment.replay import Listener
+from kvload.experiment.run import check_answers, replay_to_its_end, senders, serving
 from kvload.experiment.slots import Slot, may_move, spread
 from kvload.private import make_folder
+from kvload.rundir import RunDir
 from kvload.servers.engines.base import LaunchRequest
 from kvload.workloads.run.plan import Swarm
 
@@ -231,16 +231,12 @@ class SweepRunner:
         make_folder(folder.parent)
         options = self._options(arm, level, repeat, server, folder)
         with senders(options.run, self.place, server, self.headers, lane.swarm) as (run_options, swarm):
-            run = replay_once(replace(options, run=run_options, swarm=swarm), lane.watcher.listener)
-        manifest = run.manifest()
-        if manifest.ended == "interrupted":
-            raise KeyboardInterrupt
-        if manifest.partial and (error := error_of(manifest, where=str(folder))) is not None:
-            raise error
+            options = replace(options, run=run_options, swarm=swarm)
+            manifest = replay_to_its_end(options, server, lane.watcher.listener)
         if not any(point.met for point in self._points if point.arm == arm.name):
             # At a load that is too high answers may all be late; where none came before, something else is wrong.
             check_answers(arm, manifest, folder)
-        return measured(plan, run, level)
+        return measured(plan, RunDir.open(folder), level)
 
     def _options(self, arm: Arm, level: float, repeat: int, server: "Server | None", folder: Path) -> ReplayOptions:
         plan = self.plan

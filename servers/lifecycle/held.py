@@ -71,7 +71,7 @@ def wait_for_a_death(servers: Mapping[str, Server], every_s: float = 1.0) -> Non
     while True:
         for name, server in servers.items():
             if (why := server.alive()) is not None:
-                raise ServerError(f"the server '{name}' died: {why}", where=server.entry.info.node)
+                raise ServerError(f"the server '{name}' died: {why.message}", where=server.entry.info.node)
         time.sleep(every_s)
 
 

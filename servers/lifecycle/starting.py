@@ -18,8 +18,8 @@ from kvload.records import ServerInfo
 from kvload.servers.catalogue.claims import CLAIM_TOKENS
 from kvload.servers.engines.arguments import flag_value
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest
-from kvload.servers.host.devices import visible
-from kvload.servers.host.machine import gpu_used_mib
+from kvload.servers.host import machine as machines
+from kvload.servers.host.devices import kinds, visible
 from kvload.servers.lifecycle import masking, registry, rootcause
 from kvload.servers.lifecycle.ports import reachable
 from kvload.servers.lifecycle.process import TOKEN_VARIABLE, start_mark
@@ -70,6 +70,18 @@ class StartFailedError(ServerError):
             self.hint = masking.mask_text(self.hint, known)
 
 
+class ServerDiedError(ServerError):
+    """A server that came up and died later.
+
+    Attributes:
+        cause: why, as far as it could be recognised.
+    """
+
+    def __init__(self, message: str, cause: rootcause.RootCause, where: str | None = None) -> None:
+        self.cause = cause
+        super().__init__(message, where=where, hint=cause.hint)
+
+
 def new_entry(
     request: LaunchRequest, name: str, adapter: Adapter, build: Build, plan: LaunchPlan, port: int, model_path: str
 ) -> ServerEntry:
@@ -103,6 +115,7 @@ def new_entry(
             prefix_cache=plan.prefix_cache,
             device=build.device,
             gpus=list(request.gpus),
+            gpu_kind=_kind_of(request.gpus) if build.device == "cuda" else None,
             tensor_parallel=adapter.ranks(request),
         ),
         log_path=str(logs / f"{name}.log"),
@@ -116,8 +129,15 @@ def new_entry(
         stop_grace_s=adapter.stop_grace_s,
         reset_path=adapter.reset_path if plan.prefix_cache == "reset" else None,
         group=request.group,
-        gpu_used_before_mib=gpu_used_mib(request.gpus) if build.device == "cuda" else None,
+        gpu_used_before_mib=machines.gpu_used_mib(request.gpus) if build.device == "cuda" else None,
     )
+
+
+def _kind_of(gpus: Sequence[str]) -> str | None:
+    """What a server's GPUs are; where none was named, what all are that it may look for one among."""
+    told = kinds(gpus, os.environ) if gpus else {str(gpu.index): gpu.name for gpu in machines.gpus()}
+    found = set(told.values()) if len(told) == len(gpus) or not gpus else set()
+    return " and ".join(sorted(found)) or None if len(found) == 1 or gpus else None
 
 
 def spawn(

@@ -45,6 +45,8 @@ def test_two_replicas_from_launch_to_stop(kvload: Kvload, tmp_path: Path) -> Non
             grown = (samples[-1].generation_tokens or 0) - (samples[0].generation_tokens or 0)
             mine = sum(record["output_tokens"] for record in records if record.get("server", 0) == place)
             assert grown == mine
+        for place in (0, 1):
+            assert run.server_log_path(place).is_file()
         together = run.scrapes()
         assert max(sample.pool_tokens or 0 for sample in together) == sum(
             server.pool_tokens or 0 for server in run.manifest().servers

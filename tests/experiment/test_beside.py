@@ -133,6 +133,37 @@ def test_a_server_killed_in_mid_run_fails_its_arm_alone_and_resuming_finishes_it
 
 
 @pytest.mark.slow
+def test_a_gpu_that_is_lost_in_mid_run_costs_one_arm_and_is_not_used_again(tmp_path: Path) -> None:
+    plan, out = make_plan(tmp_path, gap_s=0.2, methods=["none", "int8", "int4", "fp8"], repeats=2, alone=False)
+    lost: list[str] = []
+    begun: list[tuple[str, str]] = []
+
+    def for_run(planned: PlannedRun, slot: Slot) -> Watcher:
+        watcher = Watcher()
+        begun.append((planned.arm, slot.name))
+
+        def lose(progress: Any) -> None:
+            if planned.arm == "int8" and progress.done >= 2 and not lost:
+                entry = next(entry for entry in registry.entries() if entry.info.method == "int8")
+                with entry.log.open("a") as log:
+                    log.write("RuntimeError: NVML_SUCCESS: GPU 0000:3B:00.0 has fallen off the bus\n")
+                os.kill(entry.pid, signal.SIGKILL)
+                lost.append(slot.name)
+
+        return replace(watcher, listener=replace(watcher.listener, on_progress=lose))
+
+    said: list[str] = []
+    failed = run_beside(plan, out, places(plan), BesideWatcher(for_run=for_run, on_notice=said.append))
+    assert list(failed) == ["int8"]
+    assert "fallen off the bus" in str(failed["int8"])
+    assert f"nothing more is run on {lost[0]}: its GPU is at fault" in said
+    after = begun[begun.index(("int8", lost[0])) + 1 :]
+    assert [place for _, place in after if place == lost[0]] == []
+    assert {run.arm for run in pending(plan, out)} == {"int8"}
+    assert registry.entries() == []
+
+
+@pytest.mark.slow
 def test_a_dead_gpu_fails_one_arm_and_the_others_are_made_on_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,17 +1,39 @@
 """Where runs were made and how long they took, in numbers and sentences that were reckoned by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from kvload.errors import ServerError
+from kvload.experiment import course
 from kvload.experiment.placement import PLACEMENT_NAME, PlacedRun, Placement, PlacementLog, Session, read_placement
+from kvload.experiment.plan import ExperimentPlan, make_arms
 from kvload.experiment.slots import Slot
+from kvload.records import RunManifest, ServerInfo, TraceInfo
+from kvload.rundir import RunDir
+from kvload.servers.lifecycle.rootcause import RootCause
+from kvload.servers.lifecycle.starting import ServerDiedError
 
 
 def made(arm: str, slot: str, began_at: float, launch_s: float, replay_s: float, *, alone: bool = False) -> PlacedRun:
     run = PlacedRun(arm=arm, repeat=0, slot=slot, began_at=began_at, alone=alone)
     return run.with_parts(launch_s, replay_s, 1.0)
+
+
+def manifest_of(**changes: Any) -> RunManifest:
+    values: dict[str, Any] = {
+        "run_id": "1",
+        "kvload_version": "0",
+        "trace": TraceInfo(path="t", sha256="", format="kvload", rows=1, used=1),
+        "mode": "free",
+        "seed": 0,
+        "arrivals": {},
+        "planned": 1,
+        "slo": {},
+    }
+    return RunManifest(**(values | changes))
 
 
 def placement(runs: list[PlacedRun], *sessions: Session) -> Placement:
@@ -91,3 +113,35 @@ def test_a_folder_that_kept_the_sum_only_is_read(tmp_path: Path) -> None:
     assert kept is not None
     assert kept.sessions == [Session(began_at=7.0, wall_s=80.0, slots=["GPU 0", "GPU 1"])]
     assert "(2.00 times as long)" in kept.time_notes()[0]
+
+
+def test_runs_on_gpus_of_different_kinds_are_told_arm_by_arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run_on(kind: str | None) -> RunDir:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        server = ServerInfo(url="http://127.0.0.1:1", gpu_kind=kind)
+        return RunDir.create(folder, manifest_of(servers=[server]))
+
+    plan = ExperimentPlan(trace="t", trace_sha256="", arms=make_arms(["none", "int4"], {}, floor="none"), repeats=2)
+
+    def told(none: list[str | None], int4: list[str | None]) -> list[str]:
+        runs = {"none": tuple(map(run_on, none)), "int4": tuple(map(run_on, int4))}
+        monkeypatch.setattr(course, "completed", lambda _plan, _out: runs)
+        return course._unlike(plan, tmp_path)
+
+    assert told(["H100", "H100"], ["H100", "H100"]) == []
+    assert told([None, "H100"], ["H100", None]) == []
+    (even,) = told(["H100", "A100"], ["A100", "H100"])
+    assert "each arm had as many of each" in even
+    (odd,) = told(["H100", "H100"], ["A100", "H100"])
+    assert "(none 0 on A100 and 2 on H100; int4 1 on A100 and 1 on H100): what arms differ by is partly" in odd
+
+
+def test_arms_that_fail_do_not_take_the_last_place_with_them(tmp_path: Path) -> None:
+    slots = [Slot(number, (str(number),)) for number in range(3)]
+    log = PlacementLog(tmp_path, slots)
+    own = ServerError("its own fault")
+    assert [log.useless(slots[0], own) for _ in range(2)] == [None, "two arms failed there one after the other"]
+    assert [log.useless(slots[1], own) for _ in range(2)] == [None, "two arms failed there one after the other"]
+    assert [log.useless(slots[2], own) for _ in range(4)] == [None] * 4
+    lost = RootCause("gpu_lost", "GPU is lost")
+    assert log.useless(slots[2], ServerDiedError("died", lost)) == "its GPU is at fault"

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvload.errors import UsageError
-from kvload.experiment.slots import make_slots, may_move, split_cpus, spread
+from kvload.experiment.slots import make_slots, may_move, remarks, room_slots, split_cpus, spread
+from kvload.servers.lifecycle.places import Room
 
 
 def test_gpus_are_taken_in_order_and_a_rest_is_left_over() -> None:
@@ -64,3 +65,30 @@ def test_what_was_done_before_counts() -> None:
     runs = [("a", 1), ("b", 1)]
     queues = spread(runs, 2, arm_of={run: run[0] for run in runs}, before={("a", 0): 1, ("b", 1): 1})
     assert queues == [[("b", 1)], [("a", 1)]]
+
+
+def test_what_is_left_over_and_what_differs_is_said() -> None:
+    three = make_slots(("0", "1", "2", "3"), 3, range(64), 1)
+    assert [slot.gpus for slot in three] == [("0", "1", "2")]
+    assert "GPU 3 stays unused: a server takes 3" in remarks(three, ("0", "1", "2", "3"), 3)
+    kinds = {"0": "H100", "1": "H100", "2": "A100"}
+    alike = make_slots(("0", "1"), 1, range(64), 1, kinds)
+    assert not any("kind" in said for said in remarks(alike, ("0", "1"), 1))
+    unlike = remarks(make_slots(("0", "1", "2"), 1, range(64), 1, kinds), ("0", "1", "2"), 1)
+    assert unlike[0].startswith("the GPUs are not of one kind (GPU 0, GPU 1: H100; GPU 2: A100)")
+    assert "make 3 repeats" in unlike[0]
+    mixed = make_slots(("0", "2"), 2, range(64), 1, kinds)
+    assert mixed[0].kind == "H100 and A100"
+    unknown = make_slots(("0", "5"), 1, range(64), 1, kinds)
+    assert [slot.kind for slot in unknown] == ["H100", None]
+
+
+def test_what_of_a_cluster_is_not_used_is_said() -> None:
+    without = room_slots([Room("a", "node A", 0), Room("b", "node B", 0)])
+    assert remarks(without, (), 1) == []
+    (said,) = remarks(without, (), 2)
+    assert said == "the cluster's nodes have no GPUs: each takes one server at a time, and --per-arm 2 says nothing"
+    rooms = [Room("a", "node A place 0", 2, "H100", left=1), Room("a", "node A place 1", 2, "H100")]
+    assert remarks(room_slots(rooms), (), 2) == ["1 GPU stays unused on node A: a server takes 2"]
+    rooms.append(Room("b", "node B", 2, "A100"))
+    assert "node A place 0, node A place 1: H100; node B: A100" in remarks(room_slots(rooms), (), 2)[0]

@@ -4,7 +4,7 @@ kvload schedules nothing itself. :mod:`.local` starts a server here; :mod:`.ray`
 as the server takes. Either way a server ends with whoever started it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from kvload.servers.engines.base import LaunchRequest
 from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.lifecycle.rootcause import RootCause
 from kvload.servers.lifecycle.starting import OnEvent
 
 Launch = Callable[[LaunchRequest, OnEvent, int | None], ServerEntry]
@@ -26,12 +27,16 @@ class Room:
     Attributes:
         node: the cluster's name for the machine; empty for this one.
         name: what users are told.
-        gpus: how many of its GPUs the server gets.
+        gpus: how many of its GPUs the server gets; 0 in a cluster without any.
+        kind: what its GPUs are, where the cluster knows.
+        left: how many GPUs of the machine no room has, said with its first room.
     """
 
     node: str
     name: str
     gpus: int
+    kind: str | None = None
+    left: int = 0
 
 
 class Server(Protocol):
@@ -45,7 +50,7 @@ class Server(Protocol):
     def is_here(self) -> bool:
         """It runs on this machine."""
 
-    def alive(self) -> str | None:
+    def alive(self) -> RootCause | None:
         """Why it is certainly gone; None if it is there, or may be."""
 
     def log(self) -> None:
@@ -53,9 +58,6 @@ class Server(Protocol):
 
     def keep_log_at(self, path: Path) -> None:
         """Keep the copy of its log there from now on; nothing where the log lies on this machine anyway."""
-
-    def notes(self) -> Sequence[str]:
-        """What a run's manifest should say of where it runs."""
 
     def stop(self) -> None:
         """End it whole.

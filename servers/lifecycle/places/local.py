@@ -11,6 +11,7 @@ from kvload.servers.engines.base import LaunchRequest
 from kvload.servers.lifecycle import registry
 from kvload.servers.lifecycle.places import Launch, Room
 from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.lifecycle.rootcause import RootCause
 from kvload.servers.lifecycle.starting import OnEvent
 from kvload.servers.lifecycle.stopping import stop
 
@@ -36,19 +37,15 @@ class LocalServer:
         """Unless it is a cluster's that a process here holds (see :mod:`kvload.servers.lifecycle.held`)."""
         return self._entry.info.node is None
 
-    def alive(self) -> str | None:
+    def alive(self) -> RootCause | None:
         """By its process, and by its log where that has gone."""
-        return registry.why_dead(self._entry).message if registry.state_of(self._entry) == "dead" else None
+        return registry.why_dead(self._entry) if registry.state_of(self._entry) == "dead" else None
 
     def log(self) -> None:
         """The log lies here already."""
 
     def keep_log_at(self, path: Path) -> None:
         """It stays where it is."""
-
-    def notes(self) -> Sequence[str]:
-        """Nothing: it runs where the client does."""
-        return ()
 
     def stop(self) -> None:
         """End all of its processes."""

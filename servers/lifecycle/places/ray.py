@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import msgspec
 
 from kvload import __version__
 from kvload.errors import ServerError, UsageError
+from kvload.records import ClockOffset
 from kvload.servers.engines.base import LaunchRequest
 from kvload.servers.lifecycle.places import Launch, Room
 from kvload.servers.lifecycle.places.ray_actor import LOG_AT_ONCE, Look, ServerActor
@@ -42,6 +43,9 @@ ANSWER_S = 20.0
 
 CONNECT_S = 5.0
 CLOCK_ASKED = 9
+KIND = "accelerator_type:"
+"""What Ray calls a node's kind of GPU begins so, among its resources."""
+
 COMPLAINT = 300
 """Characters of what one of Ray's daemons complains of that are shown."""
 
@@ -55,21 +59,21 @@ class RayServer:
     Args:
         actor: the actor's handle.
         node: what its node is called.
-        offset: node's wall clock less this machine's, in seconds, and how far that may be wrong.
+        clock: how its node's clock stands to this machine's.
     """
 
     is_here = False
 
-    def __init__(self, actor: Any, node: str, offset: tuple[float, float]) -> None:
+    def __init__(self, actor: Any, node: str, clock: ClockOffset) -> None:
         self._actor = actor
         self._node = node
-        self._offset_s, self._doubt_s = offset
+        self._clock = clock
         self._folder = tempfile.TemporaryDirectory(prefix="kvload-ray-")
         self._copy = Path(self._folder.name) / "server.log"
         self._copy.touch(mode=0o600)
         self._copied = 0
         self._entry: ServerEntry | None = None
-        self._dead: str | None = None
+        self._dead: RootCause | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_looking, name=f"kvload-{node}", daemon=True)
@@ -80,7 +84,7 @@ class RayServer:
             raise ServerError("the server is not there yet", where=self._node)
         return self._entry
 
-    def alive(self) -> str | None:
+    def alive(self) -> RootCause | None:
         """What the actor says of it, or that the actor does not answer."""
         self.log()
         return self._dead
@@ -100,14 +104,6 @@ class RayServer:
             if self._entry is not None:
                 self._entry = msgspec.structs.replace(self._entry, log_path=str(path))
 
-    def notes(self) -> Sequence[str]:
-        """How the node's clock stands to this one's, and what that means."""
-        return (
-            f"the server ran on {self._node}, whose clock is {self._offset_s * 1e3:+.2f} ms against the client's (known"
-            f" to {self._doubt_s * 1e3:.2f} ms, half of the fastest way there and back): TTFT and all other latencies"
-            " are differences on the sender's own clock and hold none of it; the way is in every TTFT",
-        )
-
     def wait_until_ready(self, on_event: OnEvent) -> None:
         """Wait for the start to end.
 
@@ -118,7 +114,7 @@ class RayServer:
         while True:
             look = self._look(seen)
             if look is None:
-                raise ServerError(f"the node is gone: {self._dead}", where=self._node)
+                raise _lost(self._node, self._dead.message if self._dead is not None else "the node does not answer")
             # it may be told the same again: whoever listens may want to end this
             for event in look.events or [last]:
                 on_event(event)
@@ -127,7 +123,7 @@ class RayServer:
             if look.failure is not None:
                 raise look.failure.error(self._node)
             if look.entry is not None:
-                info = msgspec.structs.replace(look.entry.info, node=self._node)
+                info = msgspec.structs.replace(look.entry.info, node=self._node, clock=self._clock)
                 self._entry = msgspec.structs.replace(look.entry, info=info, log_path=str(self._copy))
                 self._thread.start()
                 return
@@ -156,10 +152,10 @@ class RayServer:
         try:
             look: Look = ray.get(self._actor.look.remote(events_from, self._copied), timeout=ANSWER_S)
         except ray.exceptions.GetTimeoutError:
-            self._dead = f"its node does not answer within {ANSWER_S:g} s"
+            self._dead = RootCause("node_lost", f"its node does not answer within {ANSWER_S:g} s")
             return None
         except ray.exceptions.RayError as error:
-            self._dead = f"its node or its actor is gone ({type(error).__name__})"
+            self._dead = RootCause("node_lost", f"its node or its actor is gone ({type(error).__name__})")
             return None
         if look.log:
             with self._copy.open("ab") as file:
@@ -223,9 +219,11 @@ class RayPlace:
             name = f"node {node['NodeManagerAddress']}"
             if addresses.count(node["NodeManagerAddress"]) > 1:
                 name += f" ({node['NodeID'][:6]})"
+            kind = next((key.removeprefix(KIND) for key in sorted(node["Resources"]) if key.startswith(KIND)), None)
+            left = int(node["Resources"].get("GPU", 0)) - count * gpus if with_gpus else 0
             for place in range(count):
                 label = name if count == 1 else f"{name} place {place}"
-                found.append(Room(node["NodeID"], label, gpus if with_gpus else 0))
+                found.append(Room(node["NodeID"], label, gpus if with_gpus else 0, kind, left if not place else 0))
         if not found:
             raise UsageError(f"no node of the cluster has {gpus} GPUs", where="--place ray", hint="lower --per-arm")
         return found
@@ -249,12 +247,14 @@ class RayPlace:
         )
         try:
             version, address, gpus = self._await_room(actor.node.remote(), wanted.name, on_event)
-        except KeyboardInterrupt:
-            self._ray.kill(actor)
-            raise
+            clock = self._clock(actor)
         except self._ray.exceptions.RayError as error:
+            self._end(actor)
             raise _lost(wanted.name, f"the node is gone or does not take a server ({type(error).__name__})") from error
-        server = RayServer(actor, wanted.name if wanted.node else f"node {address}", self._clock(actor))
+        except BaseException:
+            self._end(actor)
+            raise
+        server = RayServer(actor, wanted.name if wanted.node else f"node {address}", clock)
         try:
             if version != __version__:
                 raise UsageError(f"its kvload is {version}, this one is {__version__}", where=wanted.name)
@@ -328,8 +328,13 @@ class RayPlace:
             return self.rooms(1)
         return []
 
-    def _clock(self, actor: Any) -> tuple[float, float]:
-        """A node's wall clock less this machine's, and how far that may be wrong: seconds, from the fastest answers."""
+    def _end(self, actor: Any) -> None:
+        """End an actor that holds no server."""
+        with contextlib.suppress(Exception):
+            self._ray.kill(actor)
+
+    def _clock(self, actor: Any) -> ClockOffset:
+        """How a node's wall clock stands to this machine's, from the fastest answers."""
         asked = []
         for _ in range(CLOCK_ASKED):
             before = time.time()
@@ -338,7 +343,11 @@ class RayPlace:
             asked.append((after - before, there - (before + after) / 2))
         asked.sort()
         fastest = asked[: max(1, CLOCK_ASKED // 3)]
-        return statistics.median(offset for _, offset in fastest), fastest[0][0] / 2
+        return ClockOffset(
+            offset_s=statistics.median(offset for _, offset in fastest),
+            doubt_s=fastest[0][0] / 2,
+            measured_at=time.time(),
+        )
 
 
 def _keep_off_stdout() -> None:

@@ -61,7 +61,7 @@ class Look:
     events: list[LaunchEvent]
     entry: ServerEntry | None
     failure: Failure | None
-    dead: str | None
+    dead: RootCause | None
     log: bytes
 
 
@@ -109,7 +109,7 @@ class ServerActor:
                 log = file.read(LOG_AT_ONCE)
         dead = None
         if entry is not None and registry.state_of(entry) == "dead":
-            dead = registry.why_dead(entry).message
+            dead = registry.why_dead(entry)
         return Look(self._events[events_from:], entry, self._failure, dead, log)
 
     def stop(self) -> Failure | None:

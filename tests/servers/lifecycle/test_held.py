@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,6 +12,7 @@ from kvload.records import ServerInfo
 from kvload.servers.lifecycle import held, registry
 from kvload.servers.lifecycle.places.local import LocalServer
 from kvload.servers.lifecycle.registry import ServerEntry
+from kvload.servers.lifecycle.rootcause import RootCause
 from kvload.servers.lifecycle.stopping import stop
 from tests.servers.lifecycle.test_registry import entry_of
 
@@ -25,19 +25,16 @@ class Elsewhere:
     def __init__(self, node: str) -> None:
         info = ServerInfo(url="http://127.0.0.9:1", node=node, gpus=["0"])
         self.entry: ServerEntry = msgspec.structs.replace(entry_of("made-up-there"), info=info)
-        self.dead: str | None = None
+        self.dead: RootCause | None = None
         self.kept_at: Path | None = None
 
-    def alive(self) -> str | None:
+    def alive(self) -> RootCause | None:
         return self.dead
 
     def log(self) -> None: ...
 
     def keep_log_at(self, path: Path) -> None:
         self.kept_at = path
-
-    def notes(self) -> Sequence[str]:
-        return ()
 
     def stop(self) -> None: ...
 
@@ -59,7 +56,7 @@ def test_they_are_found_by_name_while_they_are_held_and_not_measured_as_this_mac
 
 def test_one_that_dies_is_told_by_name() -> None:
     servers = {"a": Elsewhere("node X"), "b": Elsewhere("node Y")}
-    servers["b"].dead = "its node is gone"
+    servers["b"].dead = RootCause("node_lost", "its node is gone")
     with pytest.raises(ServerError, match="the server 'b' died: its node is gone"):
         held.wait_for_a_death(servers)
 
