@@ -32,6 +32,10 @@ GOOD_ENDS = frozenset({"stop", "length", "tool_calls", "function_call", "content
 """Reasons to stop with which an answer is whole. Any other, or none, is no success."""
 
 
+UNLIKE_COUNTS = 0.25
+"""Counts of the same texts that differ by more than this share are of different things."""
+
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A number of something, or a place in a file: what is read from a damaged folder must be one, too."""
 
@@ -310,6 +314,26 @@ class FailureKind(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     request_id: str | None = None
 
 
+class TokenCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The tokens of some answers as they were counted, and as the server's own tokenizer finds them in their texts.
+
+    Attributes:
+        answers: how many were asked about.
+        counted: their tokens by the records.
+        tokenized: their tokens by the server's ``/tokenize``.
+    """
+
+    answers: Count
+    counted: Count
+    tokenized: Count
+
+    @property
+    def differs(self) -> bool:
+        """Whether they differ by more than a text that is tokenised again does: a quarter, and two tokens an answer."""
+        apart = abs(self.counted - self.tokenized)
+        return apart > UNLIKE_COUNTS * min(self.counted, self.tokenized) and apart > 2 * self.answers
+
+
 class GpuUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one GPU of the server's machine took during a run, idle draw and other programs included.
 
@@ -343,6 +367,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         eviction: what the server counted during the run, where it counts evictions: ``requests`` that lost blocks,
             ``freed_blocks``, and ``compactions`` where a GPU's kernels count them. Told twice a second, so that the
             last half second may be missing.
+        token_check: counts of some answers held against the server's tokenizer, where it has one that can be asked.
     """
 
     run_id: str
@@ -373,6 +398,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     metadata: dict[str, str] = {}
     gpus: list[GpuUse] = []
     eviction: dict[str, int] | None = None
+    token_check: TokenCheck | None = None
 
     @property
     def server(self) -> ServerInfo:

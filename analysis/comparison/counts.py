@@ -1,8 +1,9 @@
 """Whether two arms count tokens alike, where one of them is believed on its word.
 
 A chunk may hold several tokens, and how many a server alone may say. Such a count cannot be checked against the chunks,
-but against the other arm: one model's tokens have about as many bytes each in all arms. Where they have not, the two
-counts are not of the same thing, and no length, TPOT or throughput of one may be held against the other's.
+but against the other arm and the servers' own tokenizers: one model's tokens have about as many bytes each in all arms.
+Where they have not, the two counts are not of the same thing, and no length, TPOT or throughput of one may be held
+against the other's.
 """
 
 from dataclasses import replace
@@ -24,16 +25,29 @@ _MOST_TEXTS = 500
 
 
 def held_against(base: LoadedArm, other: LoadedArm) -> LoadedArm:
-    """The other arm, with its answers taken out where the two arms' counts contradict their texts."""
+    """The other arm, with its answers taken out where the two arms' counts contradict their texts or tokenizers."""
     shares = [_unproven_share(base), _unproven_share(other)]
-    if abs(shares[0] - shares[1]) <= UNLIKE_SHARE:
-        return other
+    alike = abs(shares[0] - shares[1]) <= UNLIKE_SHARE
     runs = dict(other.runs)
     for repeat in set(base.runs) & set(runs):
-        reason = _contradiction(base.runs[repeat], runs[repeat], base.name)
+        one, two = base.runs[repeat], runs[repeat]
+        reason = _by_tokenizers(one, two, base.name) or (None if alike else _contradiction(one, two, base.name))
         if reason is not None:
             runs[repeat] = _doubted(runs[repeat], reason)
     return replace(other, runs=runs)
+
+
+def _by_tokenizers(one: LoadedRun, two: LoadedRun, base_name: str) -> str | None:
+    """Why two runs do not count alike, by what their servers' own tokenizers find in their texts."""
+    first, second = one.manifest.token_check, two.manifest.token_check
+    if first is None or second is None or not min(first.counted, second.counted, first.tokenized, second.tokenized):
+        return None
+    before, after = first.counted / first.tokenized, second.counted / second.tokenized
+    if 1 / UNLIKE_RATIO <= after / before <= UNLIKE_RATIO:
+        return None
+    return (
+        f"it counts {after:.2f} tokens for each that its tokenizer finds in its texts, {base_name} counts {before:.2f}"
+    )
 
 
 def _unproven_share(arm: LoadedArm) -> float:

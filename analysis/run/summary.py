@@ -246,7 +246,19 @@ def _notes(table: RecordTable, manifest: RunManifest, gaps: latency.TokenGaps) -
         (gaps.backwards, "gap", "between chunks negative as recorded, counted as 0"),
     ]
     notes += [f"{words.plural(number, noun)} {text}" for number, noun, text in parts if number]
-    return [*notes, *_unproven(table)]
+    return [*notes, *_unproven(table), *_against_tokenizer(manifest)]
+
+
+def _against_tokenizer(manifest: RunManifest) -> list[str]:
+    """That the server's own tokenizer finds another number of tokens in its answers."""
+    check = manifest.token_check
+    if check is None or not check.differs:
+        return []
+    return [
+        f"in a sample of {words.plural(check.answers, 'answer')} {check.counted:,} tokens were counted, but the"
+        f" server's own tokenizer finds {check.tokenized:,} in their texts: lengths, TPOT and tokens a second are not of"
+        " the tokens that users read"
+    ]
 
 
 def _unproven(table: RecordTable) -> list[str]:

@@ -225,12 +225,23 @@ class _OneReplay:
         if self._gpus:
             run.update_manifest(gpus=self._gpus)
         self._keep_evictions(run)
+        self._check_counts(run)
         self.servers.keep_logs(run, log_starts)
         if self.servers.behind:
             # records that cannot be read are the report's to complain of
             with contextlib.suppress(RunDirError):
                 self._say_who_answered(run)
         self.listener.on_complete(run)
+
+    def _check_counts(self, run: RunDir) -> None:
+        """Hold the count of some answers against the server's tokenizer; the report says where they differ."""
+        from kvload.workloads.run.token_counts import check_counts
+
+        if run.manifest().partial:  # nobody waits for more after an interrupt, and a dead server tells nothing
+            return
+        with contextlib.suppress(RunDirError):
+            if (found := check_counts(run, self.servers.text_counter())) is not None:
+                run.update_manifest(token_check=found)
 
     def _say_who_answered(self, run: RunDir) -> None:
         """Note how many requests each server behind a router answered."""

@@ -55,6 +55,7 @@ class ReplayServers:
         self.replicas: list[Server] = []
         self.behind: list[ServerInfo] = []
         self.vocabulary: int | None = None
+        self._model: str | None = None
 
     @property
     def addresses(self) -> "list[Address]":
@@ -92,6 +93,7 @@ class ReplayServers:
             info = msgspec.structs.replace(info, model=options.model)
         if options.run.max_model_len is not None:
             info = msgspec.structs.replace(info, max_model_len=options.run.max_model_len)
+        self._model = info.model
         return info
 
     def token_counter(self, server: ServerInfo) -> "TokenCounter":
@@ -113,6 +115,16 @@ class ReplayServers:
             found = discover.token_count(self.address, body, self._headers)
             gave_up = found is None
             return found
+
+        return count
+
+    def text_counter(self) -> Callable[[str], int | None]:
+        """Asks the server how many tokens a text has by itself, without special ones."""
+        from kvload.servers.watch import discover
+
+        def count(text: str) -> int | None:
+            body = {"model": self._model, "prompt": text, "add_special_tokens": False}
+            return discover.token_count(self.address, body, self._headers)
 
         return count
 

@@ -41,6 +41,7 @@ ODDITIES: Mapping[str, str] = {
     "usage_beyond_text": "the server counts more tokens than its text has bytes",
     "usage_jumps": "a running count that is right until the last chunk, and three times as large behind it",
     "usage_missing": "no usage",
+    "chunks_counted": "the server counts its chunks, however many tokens they hold",
     "cached_absurd": "the server counts more cached tokens than the prompt has",
     "usage_as_float": "the count is written as 10.0",
     "usage_running": "a running count in every chunk",

@@ -207,6 +207,7 @@ _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     ),
     "usage_jumps": lambda make: make.with_totals(lambda number: number + 1, 3 * len(make.texts)),
     "usage_missing": lambda make: make.script(tokens=None),
+    "chunks_counted": lambda make: make.script(),
     "cached_absurd": lambda make: make.script(
         make.usage(len(make.texts), prompt_tokens_details={"cached_tokens": make.prompt_tokens + 100}), tokens=None
     ),

@@ -26,7 +26,7 @@ from kvload.workloads.mock.behaviour import HARMLESS, MockSettings, plan_answer
 from kvload.workloads.mock.http_request import HttpRequest, UnreadableRequestError, take_request
 from kvload.workloads.mock.pages import Figures, page
 from kvload.workloads.mock.prefix import PrefixBlocks
-from kvload.workloads.mock.steps import Action, Step, error_response
+from kvload.workloads.mock.steps import Action, Step, error_response, json_response
 from kvload.workloads.mock.truth import TrueAnswer
 
 _READ_BYTES = 1 << 16
@@ -244,9 +244,20 @@ class MockServer:
         if request.method == b"POST" and (chat or path == b"/v1/completions"):
             self._complete(connection, chat, request.body, request.key, arrival_ns)
             return
+        if request.method == b"POST" and path == b"/tokenize":
+            self._send(connection, self._tokenized(request.body))
+            self._next_request(connection)
+            return
         small = page(path, self.settings, self.figures) if request.method == b"GET" else None
         self._send(connection, small or error_response("404 Not Found", f"no such path: {path.decode('latin-1')}"))
         self._next_request(connection)
+
+    def _tokenized(self, body: bytes) -> bytes:
+        try:
+            tokens = self._decoder.decode(body).tokens()
+        except msgspec.MsgspecError as error:
+            return error_response("400 Bad Request", str(error))
+        return json_response("200 OK", {"count": len(tokens), "max_model_len": self.settings.max_model_len})
 
     def _complete(self, connection: _Connection, chat: bool, body: bytes, key: str, arrival_ns: int) -> None:
         try:

@@ -11,6 +11,7 @@ from kvload.analysis.comparison.compare import compare
 from kvload.analysis.comparison.model import Comparison
 from kvload.analysis.records.pairs import ArmRuns
 from kvload.analysis.report import first_screen
+from kvload.records import TokenCheck
 from kvload.rundir import RunDir
 from tests.analysis.synthetic import answer, failure, write
 
@@ -115,3 +116,27 @@ def test_several_tokens_a_chunk_are_no_contradiction(tmp_path: Path) -> None:
     arm = comparison.arms[-1]
     assert (arm.answered, arm.sent) == (180, 180)
     assert dataclasses.asdict(comparison.verdicts["odd"])["broken"] is None
+
+
+def test_arms_whose_tokenizers_say_that_they_count_unlike_are_not_compared(tmp_path: Path) -> None:
+    """The arm's server counts its chunks, of which each holds four tokens: no answer by itself gives that away."""
+
+    def checked(name: str, counted: int, odd: Any = None) -> tuple[RunDir, ...]:
+        runs = runs_of(tmp_path, name, odd)
+        for run in runs:
+            run.update_manifest(token_check=TokenCheck(answers=16, counted=counted, tokenized=640))
+        return runs
+
+    fewer = changed(output_tokens=10, chunk_count=10)
+    for counted, answered in ((160, 0), (600, 180)):
+        comparison = compare(
+            [
+                ArmRuns("none", checked(f"none{counted}", 640), baseline=True),
+                ArmRuns("none (again)", checked(f"again{counted}", 640), floor=True),
+                ArmRuns("odd", checked(f"odd{counted}", counted, fewer)),
+            ]
+        )
+        assert comparison.arms[-1].answered == answered
+        if not answered:
+            assert "counts 0.25 tokens for each that its tokenizer finds" in first_screen.left_out(comparison)[0]
+            assert first_screen.sentences(comparison)[0].advice == "do not"
