@@ -66,7 +66,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         t_answer_s: arrival of the first chunk with something of the answer itself.
         t_last_s: arrival of the last chunk carrying tokens.
         t_end_s: the end of the stream, or of the failure.
-        output_tokens_source: ``usage``, ``token_ids`` or ``chunks`` (an estimate: one token a text chunk).
+        output_tokens_source: ``usage``, ``token_ids`` (or log probabilities, which list tokens too) or ``chunks`` (an
+            estimate: one token a text chunk).
         first_chunk_tokens: tokens that came at once: in the first token-carrying chunk, and in those that came in one
             read with it.
         end_tokens: those of ``output_tokens`` that came in no chunk and have no time of their own: the end of the

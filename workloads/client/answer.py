@@ -310,6 +310,8 @@ def _failure(
     problem = broken or reading.problem
     if problem is not None:
         return "malformed", problem
+    if reading.answers > 1:
+        return "malformed", f"{reading.answers} answers came to one request"
     reason = content["finish_reason"]
     word = (reason or "").strip().lower()
     if word in _ABORTS:
@@ -319,14 +321,14 @@ def _failure(
     if not complete:
         return "truncated", "the answer broke off"
     claimed = content["output_tokens"] or 0
+    aside = "" if reading.aside is None else f"; the server said {reading.aside}"
     # one token and no text is the end of the sequence at once
     if not len(content["chunks"]) and claimed != 1:
         return (
             "empty",
-            f"the server counts {claimed} tokens, but nothing came" if claimed else "the answer has no tokens",
+            f"the server counts {claimed} tokens, but nothing came" if claimed else f"the answer has no tokens{aside}",
         )
     if reason is None:
-        aside = "" if reading.aside is None else f"; the server said {reading.aside}"
         return "truncated", f"the answer ended without a reason to stop{aside}"
     if reason not in GOOD_ENDS:
         return "unknown_end", f"the server ended the answer with {reason!r}"

@@ -1,8 +1,9 @@
 """How many tokens an answer has, and which of its chunks they came in.
 
 Chunks are not tokens, and a server's count is a claim. What arrived comes first: a chunk with text (or reasoning, a
-tool call, a refusal) is at least one token at its time. Token ids and counts are believed as far as they agree with
-that; where they do not, chunks are counted, and the answer says so.
+tool call, a refusal) is at least one token at its time. Tokens that are listed (by their ids, or their log
+probabilities) and counts are believed as far as they agree with that; where they do not, chunks are counted, and the
+answer says so.
 
 A chunk without text is a token only where one must stand: between two chunks with text, where the server counts more
 tokens than there are texts (half a character that waits for its rest). Before the first text it is a keep-alive or
@@ -37,7 +38,7 @@ class Counted:
         end_tokens: those of ``total`` that came in no chunk: the end of the sequence.
         thought: tokens of reasoning among ``total``; None where there is no reasoning.
         doubt: why the server's own count was not believed; None if it was, or there is none.
-        unproven: those of ``total`` that nothing but the server's count speaks for: neither a chunk nor a token id.
+        unproven: those of ``total`` that nothing but the server's count speaks for: neither a chunk nor a listed token.
     """
 
     by_event: npt.NDArray[np.int64]
@@ -113,10 +114,9 @@ def _placed(single: Sequence[int], reading: Reading) -> npt.NDArray[np.int64]:
 
 
 def _by_ids(choices: Sequence[Choice | None]) -> list[int] | None:
-    """The ids that came with each event; None where the server sends none."""
-    if not any(choice is not None and choice.token_ids is not None for choice in choices):
-        return None
-    return [len(choice.token_ids or ()) if choice is not None else 0 for choice in choices]
+    """The tokens that each event lists, by id or by log probability; None where the server lists none."""
+    listed = [None if choice is None else choice.listed for choice in choices]
+    return [number or 0 for number in listed] if any(number is not None for number in listed) else None
 
 
 def _in_step(ids: Sequence[int], carries: Sequence[bool], run: int) -> bool:
@@ -133,7 +133,7 @@ def _claim(events: Sequence[Event], carrying: int, ids: int, max_tokens: int | N
     seen = max(carrying, ids)
     most = MAX_COUNT if not max_tokens else max(max_tokens, seen)
     if claim < seen:
-        came = f"{carrying} chunks" if carrying >= ids else f"{ids} token ids"
+        came = f"{carrying} chunks" if carrying >= ids else f"{ids} listed tokens"
         return None, f"the server counts {_shown(claim)} tokens, but {came} came"
     if claim > most:
         asked = f", but at most {max_tokens} were asked for" if max_tokens else ""

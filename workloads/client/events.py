@@ -81,15 +81,34 @@ class Delta(msgspec.Struct):
         )
 
 
+class LogProbs(msgspec.Struct):
+    """Log probabilities: an entry for each token, under ``content`` in a chat and ``tokens`` elsewhere."""
+
+    content: list[msgspec.Raw] | None = None
+    tokens: list[msgspec.Raw] | None = None
+
+
 class Choice(msgspec.Struct):
     """One answer of a chunk; only the first is looked at."""
 
+    index: int | None = None
     text: str | None = None
     delta: Delta | None = None
     message: Delta | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None
+    logprobs: LogProbs | None = None
     error: msgspec.Raw = NO_RAW
+
+    @property
+    def listed(self) -> int | None:
+        """Tokens that the chunk lists, by their ids or their log probabilities; None where it lists none."""
+        if self.token_ids is not None:
+            return len(self.token_ids)
+        if self.logprobs is None:
+            return None
+        each = self.logprobs.content if self.logprobs.content is not None else self.logprobs.tokens
+        return None if each is None else len(each)
 
     @property
     def added(self) -> Delta | None:
@@ -245,6 +264,8 @@ def decode(data: bytes) -> Event:
         value = json.loads(data.decode("utf-8", "surrogateescape"))
     except DECODE_ERRORS as problem:
         raise ValueError(f"{_short(problem)}: {data[:80]!r}") from None
+    if isinstance(value, list) and value:
+        value = value[0]  # Google's gateways put an error into a list
     return _event(value, data) if isinstance(value, dict) else Event()
 
 
@@ -271,14 +292,24 @@ def _event(value: dict[str, Any], data: bytes) -> Event:
 
 def _choice(value: dict[str, Any]) -> Choice:
     ids = value.get("token_ids")
+    index = value.get("index")
     return Choice(
+        index=index if type(index) is int else None,
         text=_text(value.get("text")),
         delta=_delta(value.get("delta")),
         message=_delta(value.get("message")),
         finish_reason=_text(value.get("finish_reason")),
         token_ids=ids if isinstance(ids, list) and all(type(one) is int for one in ids) else None,
+        logprobs=_logprobs(value.get("logprobs")),
         error=_raw(value.get("error")),
     )
+
+
+def _logprobs(value: Any) -> LogProbs | None:
+    if not isinstance(value, dict):
+        return None
+    lists = [value.get(name) for name in ("content", "tokens")]
+    return LogProbs(*([_raw(one) for one in each] if isinstance(each, list) else None for each in lists))
 
 
 def _delta(value: Any) -> Delta | None:

@@ -139,13 +139,14 @@ def _read_run(wire: bytes, start: int) -> WireReading | None:
     if run is None:
         return None
     texts, run_ends, rest_start = run
+    index = event.choices[0].index if event.choices else None
     contents, ends, broken = dechunk(wire, rest_start)
     rest = read_event_stream(b"".join(contents))
     places = np.array([np.cumsum([len(content) for content in contents]), ends], np.int64).reshape(2, -1)
     rest_positions = _wire_positions(rest.ends, places, rest_start)
     ends_on_wire = np.concatenate([np.asarray(positions, np.int64), run_ends - 1, rest_positions])
     reading = Reading(
-        events + rest.events, ends_on_wire, rest.done, rest.failure, rest.problem, rest.aside, texts, len(events)
+        events + rest.events, ends_on_wire, rest.done, rest.failure, rest.problem, rest.aside, texts, len(events), index
     )
     return WireReading(reading, broken)
 
@@ -216,7 +217,7 @@ def _is_plain(event: Event) -> bool:
     if not event.choices or len(event.choices) != 1 or event.usage or event.metrics:
         return False
     choice = event.choices[0]
-    if choice.token_ids is not None or choice.finish_reason is not None:
+    if choice.listed is not None or choice.finish_reason is not None:
         return False
     delta = choice.delta
     if delta is None:

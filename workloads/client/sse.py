@@ -30,8 +30,8 @@ class Reading:
     Attributes:
         events: those decoded one by one; one that made no sense is an empty :class:`Event`.
         aside: the start of the last event that is no chunk, if one of the last few is none.
-        run, run_at: the texts of the plain chunks that stand before ``events[run_at]``, see
-            :mod:`kvload.workloads.client.fast`.
+        run, run_at, run_index: the texts of the plain chunks that stand before ``events[run_at]``, and the index of
+            their choices, see :mod:`kvload.workloads.client.fast`.
         ends: where the data of each event ends, the run's among them.
         done: the answer says that it is done.
         failure: what the server says went wrong, in its own words.
@@ -46,6 +46,15 @@ class Reading:
     aside: str | None = None
     run: list[str] = field(default_factory=list)
     run_at: int = 0
+    run_index: int | None = None
+
+    @property
+    def answers(self) -> int:
+        """How many answers it has, by the indices of the choices that carry something; mostly 1."""
+        found = {
+            choice.index or 0 for event in self.events if event.choices for choice in event.choices if choice.carries
+        }
+        return len(found | {self.run_index or 0} if self.run else found)
 
 
 def read_events(body: bytes, head: ResponseHead, complete: bool) -> Reading:

@@ -399,3 +399,69 @@ def test_the_last_count_of_cached_tokens_is_the_one_that_counts() -> None:
         ),
     )
     assert parse(running).cached_tokens == 2
+
+
+def two(texts: tuple[str, str], *, apart: bool = False) -> Any:
+    """Chunks of two answers at once, or in turn."""
+    choices = [{"index": number, "delta": {"content": text}} for number, text in enumerate(texts)]
+    return lambda number: {"choices": [choices[number % 2]] if apart else choices}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("counted", [10, 20])
+def test_two_answers_to_one_request_are_none(apart: bool, counted: int) -> None:
+    answer = parse(ten_words(chat("stop"), usage(counted), each=two((" a", " b"), apart=apart)))
+    assert (answer.status, answer.cause, answer.error) == ("failed", "malformed", "2 answers came to one request")
+
+
+def test_one_answer_under_any_index_is_one() -> None:
+    for index in ({}, {"index": None}, {"index": 1}, {"index": "0"}):
+        answer = parse(ten_words(each=lambda _: {"choices": [{"delta": {"content": " w"}, **index}]}))  # noqa: B023
+        assert (answer.status, answer.output_tokens, tpot_ms(answer)) == ("ok", 10, 20.0)
+
+
+LISTED: dict[str, Any] = {
+    "chat": lambda _: (
+        chat(content=" a b c d")["choices"][0] | {"logprobs": {"content": [{"token": t} for t in "abcd"]}}
+    ),
+    "completion": lambda _: {"text": " a b c d", "logprobs": {"tokens": list("abcd"), "token_logprobs": [-1.0] * 4}},
+    "with infinities": lambda _: json.dumps(
+        {"delta": {"content": " a b c d"}, "logprobs": {"content": [{"logprob": float("-inf")}] * 4}}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTED)
+@pytest.mark.parametrize("claim", [None, 10, 40])
+def test_log_probabilities_show_how_many_tokens_a_chunk_holds(kind: str, claim: int | None) -> None:
+    """Four tokens a chunk: a server that counts its chunks, or nothing, bends neither length nor TPOT."""
+
+    def chunk(number: int) -> Any:
+        choice = LISTED[kind](number)
+        if isinstance(choice, str):
+            return b'{"choices":[%b]}' % choice.encode()
+        return {"choices": [choice]}
+
+    answer = parse(ten_words(chat("stop"), *([usage(claim)] if claim else []), each=chunk), max_tokens=50)
+    assert (answer.status, answer.output_tokens, answer.unproven_tokens) == ("ok", 40, 0)
+    assert (ttft_ms(answer), tpot_ms(answer)) == (100.0, 5.0)
+    assert (answer.count_doubt is not None) is (claim == 10)
+
+
+@pytest.mark.parametrize("odd", [None, [], "none", {"content": None}, {"content": "x"}, {"tokens": None}, 3])
+def test_log_probabilities_of_other_kinds_say_nothing(odd: Any) -> None:
+    answer = parse(ten_words(each=lambda _: {"choices": [{"index": 0, "delta": {"content": " w"}, "logprobs": odd}]}))
+    assert (answer.status, answer.output_tokens, tpot_ms(answer)) == ("ok", 10, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b'[{"error": {"code": 429, "message": "no quota"}}]', "application/json", "no quota"),
+        (data({"type": "message_delta", "delta": {"text": "w"}}), "text/event-stream", "message_delta"),
+    ],
+)
+def test_what_is_no_answer_is_told_in_the_servers_words(body: bytes, kind: str, words: str) -> None:
+    answer = parse([(100.0, body)], kind=kind)
+    assert answer.status == "failed"
+    assert words in (answer.error or "")
