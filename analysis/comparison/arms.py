@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kvload.analysis.records import latency
-from kvload.analysis.records.outcome import cap_hit
+from kvload.analysis.records.outcome import cap_hit, too_long, too_short
 from kvload.analysis.records.pairs import LoadedArm, LoadedRun
 from kvload.analysis.records.table import Floats, Ints, count_true
 from kvload.analysis.run import server_side, slo, trust
@@ -48,6 +48,7 @@ class ArmSummary:
         metrics: latencies over answered requests.
         output_tokens: mean length of an answer.
         cap_hits: share of answers cut off at ``max_tokens``.
+        too_short, too_long: answers of fewer tokens than ``min_tokens``, and of more than ``max_tokens``.
         attainment, attainment_by_metric: shares of sent requests; None without limits.
         goodput_rps: requests per second that meet the limits, over the summed arrival windows.
         attainment_over_scale: for plots.
@@ -67,6 +68,8 @@ class ArmSummary:
     metrics: dict[str, Metric]
     output_tokens: Estimate
     cap_hits: Estimate
+    too_short: int
+    too_long: int
     request_rps: float | None
     output_tokens_per_s: float | None
     attainment: Estimate | None
@@ -152,6 +155,8 @@ def summarise(
         metrics=metrics,
         output_tokens=estimates.clustered_mean(tokens[counted], table.index[ok][counted], rng=rng, level=level),
         cap_hits=estimates.clustered_share(cap_hit(table)[ok], table.index[ok], level=level),
+        too_short=count_true(too_short(table)),
+        too_long=count_true(too_long(table)),
         request_rps=count_true(ok) / duration_s if duration_s else None,
         output_tokens_per_s=float(tokens[counted].sum()) / duration_s if duration_s else None,
         attainment=estimates.clustered_share(good[sent], table.index[sent], level=level) if limits_s else None,

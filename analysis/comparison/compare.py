@@ -377,6 +377,14 @@ def _notes(summaries: Sequence[ArmSummary], floor: str | None) -> list[str]:
             if run.trust.client_bound:
                 notes.append(f"{summary.name}: repeat {run.repeat} is client-bound: {run.trust.reasons[0]}")
         notes += _evictions(summary)
+        notes += [
+            f"{summary.name}: {number:,} of {summary.answered:,} answers are {how} than was asked for ({name})"
+            for number, how, name in (
+                (summary.too_short, "shorter", "min_tokens"),
+                (summary.too_long, "longer", "max_tokens"),
+            )
+            if number
+        ]
         beyond = streams.note(summary.streams, summary.info.engine)
         if beyond is not None:
             notes.append(f"{summary.name}: {beyond}")

@@ -26,6 +26,7 @@ def judge(comparison: Comparison, arm: str) -> Verdict:
     worst = max((lost, seen.arm), (base_lost, seen.base), key=lambda pair: pair[0])
     if worst[0] > NO_ANSWERS:
         findings = [_without_the_survivors_word(finding, worst[1]) for finding in findings]
+    findings = [_without_a_word_on_other_work(finding, seen) for finding in findings]
     broken = _answerless(seen.arm) if lost > base_lost + NO_ANSWERS else None
     headline = _headline(findings)
     return Verdict(arm=arm, headline=f"{broken}; {headline}" if broken else headline, findings=findings, broken=broken)
@@ -52,6 +53,28 @@ def _without_the_survivors_word(finding: Finding, arm: ArmSummary) -> Finding:
         detail=(f"of those that were answered on both sides: {finding.lead}", *finding.detail),
         advice="see why requests failed",
     )
+
+
+def _without_a_word_on_other_work(finding: Finding, seen: topics.Seen) -> Finding:
+    """Where one arm's server does not keep to the lengths that were asked for, the two did not do the same work."""
+    odd, other = sorted((seen.arm, seen.base), key=_not_as_asked, reverse=True)
+    if finding.topic not in {"latency", "service"} or finding.outcome not in {"better", "worse", "same"}:
+        return finding
+    if _not_as_asked(odd) <= _not_as_asked(other) + NO_ANSWERS:
+        return finding
+    number, how = (odd.too_short, "shorter") if odd.too_short >= odd.too_long else (odd.too_long, "longer")
+    why = f"{number:,} of {odd.answered:,} answers of {odd.name} are {how} than was asked for"
+    return replace(
+        finding,
+        outcome="undecided",
+        lead=f"no verdict on {finding.topic}: {why}",
+        detail=(f"of the lengths that came: {finding.lead}", *finding.detail),
+        advice="compare servers that heed min_tokens and max_tokens, or replay with --mode free",
+    )
+
+
+def _not_as_asked(arm: ArmSummary) -> float:
+    return (arm.too_short + arm.too_long) / arm.answered if arm.answered else 0.0
 
 
 def _without_praise_for_breaking_off(finding: Finding, findings: list[Finding]) -> Finding:

@@ -32,3 +32,19 @@ def has_length(table: RecordTable) -> Bools:
     """Answers whose tokens were counted, to their end or until they were cut."""
     known: Bools = (table.ok | cut_by_time(table)) & ~np.isnan(table.output_tokens)
     return known
+
+
+def too_short(table: RecordTable) -> Bools:
+    """Whole answers of fewer tokens than ``min_tokens`` asks for: a server that does not heed it does less work.
+
+    Chunks alone prove nothing: they may hold several tokens.
+    """
+    counted = ~table.output_tokens_source.equals("chunks")
+    short: Bools = table.ok & counted & (table.output_tokens < table.min_tokens)
+    return short
+
+
+def too_long(table: RecordTable) -> Bools:
+    """Answers of more tokens than ``max_tokens`` allows, the end of the sequence apart."""
+    long: Bools = table.ok & (table.max_tokens > 0) & (table.output_tokens - table.end_tokens > table.max_tokens)
+    return long

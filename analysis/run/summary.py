@@ -7,7 +7,7 @@ import numpy as np
 from kvload.analysis import words
 from kvload.analysis.records import latency
 from kvload.analysis.records.loading import load
-from kvload.analysis.records.outcome import cap_hit
+from kvload.analysis.records.outcome import cap_hit, too_long, too_short
 from kvload.analysis.records.table import STATUSES, Floats, RecordTable, count_true
 from kvload.analysis.run import server_side, slo, streams, trust
 from kvload.analysis.run.model import PERCENTILES, Counts, Lengths, Metric, Report, Throughput, Timeline
@@ -20,6 +20,7 @@ from kvload.rundir import RunDir
 
 ECDF_POINTS = 201
 TIMELINE_POINTS = 600
+_UNHEEDED = "the server did not heed it, and its load was another than the trace's"
 _BURSTS = "something on the way gathers the chunks, so TPOT and ITL are not the server's"
 UNPROVEN_SHARE = 0.05
 """From this share of all tokens on it is said that nothing but the server's count speaks for them."""
@@ -238,6 +239,8 @@ def _notes(table: RecordTable, manifest: RunManifest, gaps: latency.TokenGaps) -
             (number, "answer", f"whose cached prompt tokens are not known: {why}")
             for why, number in table.cached_doubt.counts(table.ok & ~table.cached_doubt.equals(None)).items()
         ),
+        (count_true(too_short(table)), "answer", f"shorter than was asked for (min_tokens): {_UNHEEDED}"),
+        (count_true(too_long(table)), "answer", f"longer than was asked for (max_tokens): {_UNHEEDED}"),
         (silent, "answer", "without a first token: empty, and missed"),
         (count_true(table.ok & table.in_bursts), "answer", f"came in bursts: {_BURSTS}"),
         (count_true(table.ok & table.damaged), "answer", "with text that is no UTF-8: its times and counts are true"),
@@ -256,8 +259,8 @@ def _against_tokenizer(manifest: RunManifest) -> list[str]:
         return []
     return [
         f"in a sample of {words.plural(check.answers, 'answer')} {check.counted:,} tokens were counted, but the"
-        f" server's own tokenizer finds {check.tokenized:,} in their texts: lengths, TPOT and tokens a second are not of"
-        " the tokens that users read"
+        f" server's own tokenizer finds {check.tokenized:,} in their texts: lengths, TPOT and tokens a second are not"
+        " of the tokens that users read"
     ]
 
 

@@ -194,6 +194,19 @@ def _tool_piece(number: int, text: str) -> Any:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
 
 
+def _twice(chunk: dict[str, Any]) -> Any:
+    """A chunk of two answers that say the same."""
+    return chunk | {"choices": [*chunk["choices"], chunk["choices"][0] | {"index": 1}]}
+
+
+def _with_logprobs(chunk: dict[str, Any]) -> Any:
+    """A chunk with the log probability of every word in it."""
+    (choice,) = chunk["choices"]
+    said = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+    listed = [{"token": word, "logprob": -1.0} for word in said.split()]
+    return chunk | {"choices": [choice | {"logprobs": {"content": listed}}]}
+
+
 _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     "usage_zero": lambda make: make.script(tokens=0),
     "usage_zero_everywhere": lambda make: make.with_totals(lambda _: 0, 0),
@@ -207,6 +220,15 @@ _MAKERS: Mapping[str, Callable[[_Maker], Script]] = {
     ),
     "usage_jumps": lambda make: make.with_totals(lambda number: number + 1, 3 * len(make.texts)),
     "usage_missing": lambda make: make.script(tokens=None),
+    "ends_early": lambda make: _Maker(make.chat, make.texts[: len(make.texts) // 2], make.prompt_tokens).script(
+        finish="stop"
+    ),
+    "runs_on": lambda make: _Maker(make.chat, 2 * make.texts, make.prompt_tokens).script(),
+    "two_answers": lambda make: make.script(each=lambda _, text: _twice(make.chunk(text))),
+    "logprobs_uncounted": lambda make: make.script(each=lambda _, text: _with_logprobs(make.chunk(text)), tokens=None),
+    "list_error": lambda _: Script(
+        whole=json_response("200 OK", None, raw=b'[{"error": {"code": 429, "message": "out of pages"}}]')
+    ),
     "chunks_counted": lambda make: make.script(),
     "cached_absurd": lambda make: make.script(
         make.usage(len(make.texts), prompt_tokens_details={"cached_tokens": make.prompt_tokens + 100}), tokens=None
@@ -314,6 +336,10 @@ EXPECTED: Mapping[str, Expected] = {
     **dict.fromkeys(
         ("event_error", "object_error", "error_code", "field_error", "choice_error", "delta_error"), _OUT_OF_PAGES
     ),
+    "ends_early": Expected(counted=False),
+    "runs_on": Expected(counted=False),
+    "two_answers": Expected("failed", "malformed"),
+    "list_error": Expected("failed", "stream_error", counted=False, timed=False),
     "empty_answer": Expected("failed", "empty", counted=False, timed=False),
     "deep_event": _MALFORMED,
     "deep_error_body": Expected("failed", "http_500", counted=False, timed=False),

@@ -7,6 +7,7 @@ the line it stands on, so that any complaint names both, and the field.
 import csv
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ MAX_TOKENS = 10_000_000
 MAX_SECONDS = 1e12
 """Largest timestamp; with it a float still tells milliseconds apart."""
 
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?:\d{1,2}|\d{4,})", re.ASCII)
 _SHOWN_CHARACTERS = 60
 _PEEKED_BYTES = 4096
 _EPOCH_TICKS = 1_000_000_000 * TICKS_PER_S
@@ -178,8 +180,11 @@ class Cursor:
         except UNREADABLE as error:
             raise self.error(f"cannot be read: {error}") from error
 
-    def rows(self) -> Iterator[list[str]]:
+    def rows(self, *, texts: bool = False) -> Iterator[list[str]]:
         """The rows of a CSV file, its header first; every row has as many fields as the header.
+
+        Args:
+            texts: fields may hold texts of several lines.
 
         Raises:
             TraceError: a row has another number of fields, or is not text, or a column's name stands twice, beside what
@@ -187,7 +192,7 @@ class Cursor:
         """
         width = 0
         try:
-            for row in csv_rows(self._text()):
+            for row in csv_rows(self._text(), texts=texts):
                 if not width:
                     width = len(row)
                     twice = sorted({name for name in map(str.strip, row) if name and row.count(name) > 1})
@@ -209,6 +214,7 @@ class Cursor:
 
     def tokens(self, value: object, name: str) -> int:
         """A number of tokens, 0 or more; a float or a text of a whole number will do."""
+        value = _with_point(value)
         if type(value) is str and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
             number = int(value)
         elif type(value) is int:
@@ -229,6 +235,7 @@ class Cursor:
 
     def seconds(self, value: object, name: str, *, unit_s: float = 1.0) -> float:
         """A time in seconds, 0 or more, from a number or text counted in units of ``unit_s`` seconds."""
+        value = _with_point(value)
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise self.wrong(name, value, "a time")
         try:
@@ -252,6 +259,7 @@ class Cursor:
         Raises:
             TraceError: it is no time.
         """
+        value = _with_point(value)
         ticks = self._date_times.ticks(value) if isinstance(value, str) else None
         if ticks is None:
             if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -394,6 +402,13 @@ class Format:
     assumes: str
     matches: Callable[[Head], int]
     read: Callable[[Cursor], Iterator[TraceRequest]]
+
+
+def _with_point(value: object) -> object:
+    """A number with a decimal comma, with a point; three digits behind the comma may be thousands, and stay."""
+    if isinstance(value, str) and "," in value and _DECIMAL_COMMA.fullmatch(value.strip()):
+        return value.replace(",", ".")
+    return value
 
 
 def _twice_told(text: bytes) -> str | None:

@@ -140,3 +140,34 @@ def test_arms_whose_tokenizers_say_that_they_count_unlike_are_not_compared(tmp_p
         if not answered:
             assert "counts 0.25 tokens for each that its tokenizer finds" in first_screen.left_out(comparison)[0]
             assert first_screen.sentences(comparison)[0].advice == "do not"
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(
+    ("odd", "how"), [({"min_tokens": 60, "max_tokens": 60}, "shorter"), ({"max_tokens": 20}, "longer")]
+)
+def test_no_verdict_on_an_arm_that_did_other_work(tmp_path: Path, odd: dict[str, int], how: str, every: int) -> None:
+    """Answers that end before the tokens that were forced, or go on behind the last that was allowed."""
+
+    def asked(rng: Any, index: int, good: Any) -> Any:
+        changes = odd | {"output_tokens": odd["max_tokens"], "chunk_count": 40}
+        return changed(**changes)(rng, index, good)
+
+    comparison = compared(tmp_path, changed(**odd), every, tpot_s=0.004, base_odd=asked)
+    verdict = comparison.verdicts["odd"]
+    for topic in ("latency", "service"):
+        finding = verdict.finding(topic)
+        assert finding is None or finding.outcome not in {"better", "same", "worse"}, topic
+    lead = next(finding.lead for finding in verdict.findings if finding.topic == "latency")
+    lost = REPEATS * len(range(0, COUNT, every))
+    assert f"{lost} of 180 answers of odd are {how} than was asked for" in lead
+    assert any(f"{lost} of 180 answers are {how} than was asked for" in note for note in comparison.notes)
+
+
+def test_a_verdict_stands_where_both_servers_do_not_heed_the_lengths(tmp_path: Path) -> None:
+    both = changed(min_tokens=60, max_tokens=60)
+    comparison = compared(tmp_path, both, tpot_s=0.004, base_odd=both)
+    latency = comparison.verdicts["odd"].finding("latency")
+    assert latency is not None
+    assert latency.outcome == "better"
+    assert sum("shorter than was asked for" in note for note in comparison.notes) == 3

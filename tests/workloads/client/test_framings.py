@@ -12,7 +12,7 @@ from kvload.workloads.mock.oddities import EXPECTED, script
 from tests.workloads.client.test_stream_client import Client, read_request
 
 TEXTS = [" one", " two", " three", " four", " five", " six"]
-WHOLE_RESPONSES = ("deep_error_body", "whole_json", "html", "too_large")
+WHOLE_RESPONSES = ("deep_error_body", "whole_json", "html", "too_large", "list_error")
 ABOUT_THE_CONNECTION = ("runaway", "no_last_chunk", "closed_after_done", "bytes_after_end", "bytes_after_early_end")
 NAMES = [name for name in ODDITIES if name not in WHOLE_RESPONSES + ABOUT_THE_CONNECTION]
 

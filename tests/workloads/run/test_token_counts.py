@@ -89,3 +89,21 @@ def test_a_server_that_counts_otherwise_than_its_tokenizer(
     assert run.manifest().token_check == TokenCheck(answers=8, counted=8 * counted, tokenized=8 * 24)
     notes = " ".join(summarise(run).notes)
     assert ("finds 192 in their texts" in notes) is (counted == 6)
+
+
+@pytest.mark.parametrize(("fault", "told"), [("ends_early", "shorter"), ("runs_on", "longer"), (None, None)])
+def test_a_forced_run_says_where_the_server_did_not_heed_it(
+    tmp_path: Path, fault: str | None, told: str | None
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"id": f"r{n}", "arrival": 0.02 * n, "input_length": 8, "output_length": 10} for n in range(8)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    faults = {} if fault is None else {fault: 1.0}
+    with MockProcess(MockSettings(ttft_s=0.02, itl_s=0.002, faults=faults), tmp_path / "truth") as server:
+        run = replay_once(
+            ReplayOptions(trace=trace, address=server.address, out=tmp_path / "run", run=RunOptions(calibrate=False))
+        )
+    assert run.manifest().mode == "forced"
+    notes = " ".join(summarise(run).notes)
+    assert ("than was asked for" in notes) is (told is not None)
+    assert told is None or f"8 answers {told} than was asked for" in notes

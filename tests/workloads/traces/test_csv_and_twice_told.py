@@ -1,10 +1,15 @@
 """CSV files as spreadsheets and other tools write them, and rows that say two things at once."""
 
+import csv
+import io
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvload.errors import TraceError
+from kvload.workloads.traces.csv_rows import csv_rows
 from kvload.workloads.traces.formats import read_trace
 
 AZURE = (
@@ -95,3 +100,21 @@ def test_dates_and_numbers_from_zero_are_no_one_clock(tmp_path: Path) -> None:
         read(tmp_path, rows.format(0, '"2024-01-01T00:00:00Z"'))
     seen = read(tmp_path, rows.format(1704067200, '"2024-01-01T01:00:01+01:00"'))
     assert [arrival for arrival, _, _ in seen] == [0.0, 1.0]
+
+
+LINES = st.text(st.sampled_from('ab1,;|\t"\n 3'), max_size=12)
+
+
+@given(st.lists(st.tuples(LINES, LINES, LINES), min_size=1, max_size=6), st.sampled_from(",;\t|"))
+def test_any_texts_come_back(rows: list[tuple[str, str, str]], separator: str) -> None:
+    """Also lines that look like rows, and numbers that look like decimal commas."""
+    file = io.StringIO()
+    csv.writer(file, delimiter=separator, lineterminator="\n").writerows([("time", "prompt", "max_tokens"), *rows])
+    assert list(csv_rows(file.getvalue().split("\n")[:-1], texts=True))[1:] == [list(row) for row in rows]
+
+
+def test_a_prompt_may_hold_what_looks_like_rows_and_numbers() -> None:
+    lines = ["time;prompt;max_tokens", '1,5;"3,14', "2;x;3", '";7']
+    assert list(csv_rows(lines, texts=True))[1:] == [["1,5", "3,14\n2;x;3\n", "7"]]
+    with pytest.raises(csv.Error, match="only closed rows later"):
+        list(csv_rows(lines))
