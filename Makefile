@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("kvload needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	for folder in servers workloads analysis; do test -e kvload/$$folder || ln -s ../$$folder kvload/$$folder; done
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing kvload, its engine and the development tools into $(VENV) (2.6 GB): minutes, once"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
 	touch $(STAMP)
 

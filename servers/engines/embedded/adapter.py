@@ -33,7 +33,7 @@ NEEDS = frozenset({"aiohttp", "safetensors", "torch", "transformers"})
 POOL_CLAIM_TOKENS = 2**20
 """Length at which windows no longer count."""
 
-PROGRESS = re.compile(r"^(starting|loading .*|making random weights|allocating .*|ready on .*)$", re.IGNORECASE)
+PROGRESS = re.compile(r"^(starting|loading [^|]*|making random weights|allocating .*|ready on .*)$", re.IGNORECASE)
 """The engine's own progress lines are already in words."""
 
 
