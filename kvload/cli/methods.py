@@ -1,6 +1,6 @@
 """``kvload methods``: the compression methods, what each claims, and which engines offer it."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -75,23 +75,16 @@ def _print_table(rows: "list[Listed]") -> None:
     from kvload.terminal import console as make_console
 
     console = make_console(pipe_width=WIDE_COLUMNS)
+    columns = _columns(rows)
+    wide = console.width >= _LEAST_WIDTH
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, justify in (("method", "left"), ("bytes", "right"), ("x", "right"), ("kept exact", "left")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
-    for heading in ("options", "paper", "engines"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        method, size = row.method, row.offers[0].bytes_per_token
-        options = ",".join(f"{option.name}={option.default}" for option in method.options) if method else ""
-        table.add_row(
-            row.name,
-            f"{'<= ' if method and method.at_most else ''}{size:.0f}",
-            f"{'>= ' if method and method.at_most else ''}{_times(size)}",
-            method.keeps_exact if method else "",
-            options,
-            _identifier(method.paper) if method else "",
-            ", ".join(offer.engine for offer in row.offers),
-        )
+    for heading, cells in columns.items():
+        if wide or heading not in _DETAILS:
+            justify: Literal["left", "right"] = "right" if heading in {"bytes", "x"} else "left"
+            least = max(map(len, cells)) if heading in {"method", "bytes", "x"} else None
+            table.add_column(heading, justify=justify, overflow="fold", min_width=least)
+    for place in range(len(rows)):
+        table.add_row(*(cells[place] for heading, cells in columns.items() if wide or heading not in _DETAILS))
     console.print(table)
     console.print(
         f"bytes: per token, layer and KV head, in a sequence of {CLAIM_TOKENS} tokens at head size {CLAIM_HEAD_DIM}; "
@@ -99,6 +92,32 @@ def _print_table(rows: "list[Listed]") -> None:
         soft_wrap=True,
     )
     console.print("kvload methods NAME explains one; kvload launch --method NAME:option=value starts a server with it.")
+
+
+_DETAILS = frozenset({"kept exact", "options", "paper"})
+"""Columns that a narrow terminal has no room for; ``kvload methods NAME`` shows them."""
+
+_LEAST_WIDTH = 150
+"""Columns of a terminal on which they can be read."""
+
+
+def _columns(rows: "list[Listed]") -> dict[str, list[str]]:
+    """The table's columns by their headings, a cell a method."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        method, size = row.method, row.offers[0].bytes_per_token
+        cells = {
+            "method": row.name,
+            "bytes": f"{'<= ' if method and method.at_most else ''}{size:.0f}",
+            "x": f"{'>= ' if method and method.at_most else ''}{_times(size)}",
+            "kept exact": method.keeps_exact if method else "",
+            "options": ",".join(f"{option.name}={option.default}" for option in method.options) if method else "",
+            "paper": _identifier(method.paper) if method else "",
+            "engines": ", ".join(offer.engine for offer in row.offers),
+        }
+        for heading, cell in cells.items():
+            found.setdefault(heading, []).append(cell)
+    return found
 
 
 def _identifier(paper: str) -> str:

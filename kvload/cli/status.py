@@ -1,10 +1,14 @@
 """``kvload status``: the servers that were launched."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvload.cli.options import grouped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 app = typer.Typer(add_completion=False)
 
@@ -55,13 +59,27 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on s
             str(entry.pid) if entry.pid else "",
             _age(time.time() - entry.launched_at) if state != "dead" else "",
         )
-    console.print(table)
+    unfolded = console.options.update(max_width=10_000)
+    if console.measure(table, options=unfolded).maximum <= console.width:
+        console.print(table)
+    else:
+        _print_blocks(table, console)
     for entry in dead:
         cause = registry.why_dead(entry)
         console.print(f"{entry.name} died: {cause.message}", markup=False, soft_wrap=True)
         console.print(
             f"  kvload logs {entry.name} shows its log; kvload stop {entry.name} clears it away", markup=False
         )
+
+
+def _print_blocks(table: "Table", console: "Console") -> None:
+    """What a table says where it would be folded: a server's address stays in one piece, to be copied."""
+    headings = [str(column.header) for column in table.columns]
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        cells = [str(cell) for cell in row]
+        console.print("  ".join(cells[:3]), soft_wrap=True)
+        told = [f"{heading} {cell}" for heading, cell in zip(headings[3:], cells[3:], strict=True) if cell]
+        console.print(f"  {', '.join(told)}")
 
 
 def _age(seconds: float) -> str:
