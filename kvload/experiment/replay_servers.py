@@ -155,7 +155,20 @@ class ReplayServers:
         return [] if self.server is None else [self.server, *self.replicas]
 
     def notes(self) -> list[str]:
-        """What a run's manifest should say of the cluster's nodes that the servers run on: how their clocks stand."""
+        """What a run's manifest should say of where its servers run: on GPUs of which kinds, by whose clocks."""
+        return [*self._unlike(), *self._clocks()]
+
+    def _unlike(self) -> list[str]:
+        kinds: dict[str, list[str]] = {}
+        for one in self.launched:
+            if (kind := one.entry.info.gpu_kind) is not None:
+                kinds.setdefault(kind, []).append(one.entry.name)
+        if len(kinds) < 2:
+            return []
+        told = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
+        return [f"the servers' GPUs are not of one kind ({told}): what is said of all together is a mixture"]
+
+    def _clocks(self) -> list[str]:
         now = time.time()
         clocks = [
             f"{info.node} {_clock_text(info.clock, now)}"

@@ -141,8 +141,7 @@ def _unlike(slots: Sequence[Slot]) -> list[str]:
     told = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
     return [
         f"the GPUs are not of one kind ({told}): what arms differ by is partly the GPUs', and equal runs differ by all"
-        f" of that. Name equal ones, or make {len(slots)} repeats (or 2, 3 ... times as many), so that each arm is on"
-        " each as often"
+        f" of that. {len(slots)} repeats (or 2, 3 ... times as many) put each arm on each as often"
     ]
 
 

@@ -39,11 +39,12 @@ def test_clocks_of_all_nodes_are_told_with_their_age(process: "subprocess.Popen[
     }
     for number, (node, clock) in enumerate(clocks.items()):
         entry = entry_of(f"fleet.{number}", process.pid, start_mark(process.pid) or "")
-        info = msgspec.structs.replace(entry.info, node=node, clock=clock)
+        info = msgspec.structs.replace(entry.info, node=node, clock=clock, gpu_kind="HA"[number] + "100")
         registry.claim(msgspec.structs.replace(entry, info=info, group="fleet", port=4000 + number))
     servers = ReplayServers(ReplayOptions(trace=tmp_path / "t", server="fleet"), {}, lambda _text: None)
     servers.find()
-    (note,) = servers.notes()
+    unlike, note = servers.notes()
+    assert "(fleet.0: H100; fleet.1: A100)" in unlike
     assert "node A +0.12 ms (known to 0.50 ms, half of the fastest way there and back);" in note
     assert "node B -31.00 ms (known to 0.70 ms, half of the fastest way there and back, measured 1 h before)." in note
 

@@ -60,14 +60,16 @@ class RayServer:
         actor: the actor's handle.
         node: what its node is called.
         clock: how its node's clock stands to this machine's.
+        kind: what its GPUs are, as far as the cluster knows.
     """
 
     is_here = False
 
-    def __init__(self, actor: Any, node: str, clock: ClockOffset) -> None:
+    def __init__(self, actor: Any, node: str, clock: ClockOffset, kind: str | None = None) -> None:
         self._actor = actor
         self._node = node
         self._clock = clock
+        self._kind = kind
         self._folder = tempfile.TemporaryDirectory(prefix="kvload-ray-")
         self._copy = Path(self._folder.name) / "server.log"
         self._copy.touch(mode=0o600)
@@ -123,7 +125,8 @@ class RayServer:
             if look.failure is not None:
                 raise look.failure.error(self._node)
             if look.entry is not None:
-                info = msgspec.structs.replace(look.entry.info, node=self._node, clock=self._clock)
+                known = look.entry.info.gpu_kind or self._kind
+                info = msgspec.structs.replace(look.entry.info, node=self._node, clock=self._clock, gpu_kind=known)
                 self._entry = msgspec.structs.replace(look.entry, info=info, log_path=str(self._copy))
                 self._thread.start()
                 return
@@ -230,7 +233,7 @@ class RayPlace:
 
     def start(self, request: LaunchRequest, on_event: OnEvent, room: Room | None = None) -> RayServer:
         """Start a server on a node."""
-        wanted = room or replace(self.rooms(max(1, request.tensor_parallel))[0], node="", name="some node")
+        wanted = room or replace(self.rooms(max(1, request.tensor_parallel))[0], node="", name="some node", kind=None)
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         actor = (
             self._ray.remote(ServerActor)
@@ -254,7 +257,7 @@ class RayPlace:
         except BaseException:
             self._end(actor)
             raise
-        server = RayServer(actor, wanted.name if wanted.node else f"node {address}", clock)
+        server = RayServer(actor, wanted.name if wanted.node else f"node {address}", clock, wanted.kind)
         try:
             if version != __version__:
                 raise UsageError(f"its kvload is {version}, this one is {__version__}", where=wanted.name)

@@ -223,10 +223,14 @@ def test_replicas_on_a_cluster_are_replayed_against_shown_and_stopped_by_name(
         assert not manifest.gpus  # this machine's meters say nothing of theirs
         lines = [json.loads(line) for line in (out / "scrapes.jsonl").read_text().splitlines()]
         assert {line.get("server", 0) for line in lines} == {0, 1}
-        if policy == "round-robin":
+        (note,) = [note for note in manifest.notes if "clock" in note]
+        assert all(str(server.node) in note for server in manifest.servers)
+        assert all((out / name).is_file() for name in ("server.log", "server-1.log"))
+        if policy != "sticky":
             rows = [
                 json.loads(line) for path in (out / "records").glob("*.jsonl") for line in path.read_text().splitlines()
             ]
+            # idle servers take turns under least-loaded as well
             assert sorted(row.get("server", 0) for row in rows) == [0] * 4 + [1] * 4
     capfd.readouterr()
     assert run(["logs", "fleet.1"]) == 0
