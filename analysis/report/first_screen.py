@@ -70,9 +70,12 @@ def identity(comparison: Comparison) -> str:
 
 
 def summary_table(comparison: Comparison) -> TableData:
-    """One line a method: what it carried, how fast, how long its answers, how good, how much its cache holds."""
-    arms = [arm for arm in comparison.arms if not arm.floor]
-    changes = {change.name: change for change in comparison.comparisons}
+    """One line a method: what it carried, how fast, how long its answers, how good, how much its cache holds.
+
+    The baseline's second run has one too: changes are against both.
+    """
+    arms = comparison.arms
+    changes = {change.name: change for change in comparison.comparisons if not change.floor}
     ttft = _unit(arms, "ttft")
     tpot = _unit(arms, "tpot")
     limits = bool(comparison.limits_s)
@@ -86,6 +89,8 @@ def summary_table(comparison: Comparison) -> TableData:
     if scored:
         columns.append("score")
     columns.append("cache, ×")
+    base = comparison.baseline.name
+    same_server = {base, comparison.floor.name} if comparison.floor else {base}
     rows = []
     for arm in arms:
         change, verdict = changes.get(arm.name), comparison.verdicts.get(arm.name)
@@ -106,14 +111,14 @@ def summary_table(comparison: Comparison) -> TableData:
             cells.append((f"{words.number(arm.output_tokens.estimate)}{_mark(verdict, 'lengths')}", ""))
         if scored:
             cells.append((f"{words.score(scored.get(arm.name))}{_mark(verdict, 'quality')}", ""))
-        cells.append((_room(change), ""))
+        cells.append(("1" if arm.name in same_server else _room(change), ""))
         rows.append(Row(cells=[cell for cell, _ in cells], details=[detail for _, detail in cells]))
     return TableData(
         title="At a glance",
         columns=columns,
         rows=rows,
         caption="▲ better, ▼ worse, = same, ≠ other texts, ? cannot be told; second figure: mean change against "
-        f"{comparison.baseline.name}; cache: tokens it holds, times the baseline's",
+        f"{f'both runs of {base}' if comparison.floor else base}; cache: tokens it holds, times the baseline's",
     )
 
 
@@ -140,9 +145,7 @@ def _change(value: Estimate | None) -> str:
 
 
 def _room(change: ArmComparison | None) -> str:
-    if change is None:
-        return "1"
-    return words.ABSENT if change.room.pool_ratio is None else f"{change.room.pool_ratio:.2f}"
+    return words.ABSENT if change is None or change.room.pool_ratio is None else f"{change.room.pool_ratio:.2f}"
 
 
 def _scores(comparison: Comparison) -> dict[str, float]:

@@ -37,6 +37,13 @@ def test_many_methods_are_counted_and_few_are_named(many: Comparison, tmp_path: 
     assert first_screen.subject(compare([base, floor, ArmRuns("a", runs), ArmRuns("b", runs)])) == "a, b against none"
 
 
+def test_changes_stand_beside_both_runs_that_they_are_against(many: Comparison) -> None:
+    table = first_screen.summary_table(many)
+    assert [row.cells[0] for row in table.rows] == ["none", "none (again)", *NAMES]
+    assert not any(table.rows[1].details)
+    assert "against both runs of none" in (table.caption or "")
+
+
 def test_every_link_of_the_page_has_one_target(many: Comparison) -> None:
     page = html_compare.render(many)
     ids = re.findall(r'\bid="([^"]*)"', page)
