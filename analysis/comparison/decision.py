@@ -68,7 +68,7 @@ def basis(effect: Effect, unit: Unit, margin: float) -> str:
 def _amount(value: float | None, unit: Unit) -> str:
     if value is None:
         return words.ABSENT
-    return f"{value * 100:.2g} points" if unit == "points" else f"{value * 100:.2g} %"
+    return f"{words.number(value * 100, 2)} {'points' if unit == 'points' else '%'}"
 
 
 def advice(effect: Effect | None, *, floor: bool = True) -> str:

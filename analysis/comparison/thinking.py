@@ -36,5 +36,6 @@ def _difference(base: Floats, other: Floats) -> estimates.Estimate:
 def _shown(found: estimates.Estimate) -> str:
     if found.estimate is None:
         return "unknown"
-    around = "" if found.low is None or found.high is None else f" [{found.low * 100:.3g}, {found.high * 100:.3g}]"
-    return f"{found.estimate * 100:.3g} %{around}"
+    bounds = [] if found.low is None or found.high is None else [found.low, found.high]
+    around = f" [{', '.join(words.number(bound * 100) for bound in bounds)}]" if bounds else ""
+    return f"{words.number(found.estimate * 100)} %{around}"

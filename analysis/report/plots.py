@@ -109,7 +109,7 @@ def lines_over_time(
         chart.line(_thin(points), style, step=text == "number")
         told = points[:: -(-len(points) * len(series) // _HOVERS) or 1]
         who = f"{names[style]} " if names and style in names else ""
-        chart.hover(told, [f"{who}at {when:.3g} s: {form(value)}" for when, value in told])
+        chart.hover(told, [f"{who}at {words.number(when)} s: {form(value)}" for when, value in told])
     return chart.render()
 
 

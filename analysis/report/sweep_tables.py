@@ -87,7 +87,7 @@ def facts(sweep: Sweep) -> Facts:
     """Limits, target, time and cost."""
     found = [("limits", f"{limits_text(sweep)}, met by {words.share(sweep.target, 0)} of the requests sent")]
     if sweep.gpu_hours is not None:
-        found.append(("GPU time", f"{sweep.gpu_hours:.2g} GPU-hours under load"))
+        found.append(("GPU time", f"{words.number(sweep.gpu_hours, 2)} GPU-hours under load"))
     if sweep.command:
         found.append(("command", sweep.command))
     return found

@@ -265,7 +265,7 @@ def _calibration(report: Report) -> str:
         if isinstance(value := found.get(key), int | float)
     ]
     if isinstance(cost := found.get("cpu_us_per_chunk"), int | float):
-        parts.append(f"CPU {cost:.3g} µs a chunk")
+        parts.append(f"CPU {words.number(cost)} µs a chunk")
     limit = saturated(found)
     if limit is not None:
         parts.append(f"but {limit} was at its end: this is not the client's error alone")
