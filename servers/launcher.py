@@ -78,6 +78,9 @@ def launch(request: LaunchRequest, on_event: OnEvent, leash: int | None = None) 
                 on_event(LaunchEvent("note", f"engine {chosen.build.engine}: {chosen.reason}"))
             made = adapter(chosen.build.engine)
             request = replace(request, engine=made.name)
+            if len(request.gpus) > (width := made.width(request)):
+                text = f"it is given {len(request.gpus)} GPUs and is spread over {width}: --tensor-parallel spreads it"
+                on_event(LaunchEvent("note", text))
             model = model_source.locate(
                 _model(request),
                 env,
@@ -107,6 +110,10 @@ def launch_replicas(request: LaunchRequest, count: int, on_event: OnEvent) -> li
         ServerError: one of them did not come up.
     """
     requests = replica_requests(request, count)
+    used = {gpu for wanted in requests for gpu in wanted.gpus}
+    if left := [gpu for gpu in request.gpus if gpu not in used]:
+        text = f"GPU {', '.join(left)} of those named: unused, since {count} replicas take {len(used)}"
+        on_event(LaunchEvent("note", text))
     return _all_or_none({str(wanted.name): functools.partial(launch, wanted) for wanted in requests}, stop, on_event)
 
 

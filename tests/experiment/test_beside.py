@@ -1,5 +1,6 @@
 """A comparison side by side, with real servers in processes of their own: one killed, one GPU dead, resumed."""
 
+import errno
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from kvload.cli.main import run
 from kvload.errors import KvloadError, UsageError
-from kvload.experiment import comparison
+from kvload.experiment import beside, comparison
 from kvload.experiment.beside import BesideWatcher, run_beside
 from kvload.experiment.course import course_of
 from kvload.experiment.options import RunOptions
@@ -25,7 +26,7 @@ from kvload.experiment.slots import Slot, make_slots
 from kvload.rundir import RunDir
 from kvload.servers.engines import base
 from kvload.servers.engines.base import LaunchRequest
-from kvload.servers.lifecycle import registry
+from kvload.servers.lifecycle import cards, registry
 from kvload.workloads.run.plan import Sending
 
 
@@ -164,6 +165,32 @@ def test_a_gpu_that_is_lost_in_mid_run_costs_one_arm_and_is_not_used_again(tmp_p
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_ends_all_of_it_and_what_was_measured_beside_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, _ = make_plan(tmp_path)
+    out = tmp_path / "full"
+    made = beside.make_run
+
+    def without_room(plan: Any, folder: Path, planned: PlannedRun, *rest: Any) -> Any:
+        if planned.arm == "int8":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "records"))
+        return made(plan, folder, planned, *rest)
+
+    monkeypatch.setattr(beside, "make_run", without_room)
+    words = ["compare", plan.trace, "--engine", "mock", "--method", "none", "--method", "int8", "--repeats", "1"]
+    words += ["--gpus", "0,1", "--no-verify", "--no-calibrate", "--warmups", "0", "--no-alone", "--out", str(out)]
+    assert run(words) == 4
+    assert "No space left on device" in capsys.readouterr().err
+    assert registry.entries() == []
+    kept = [planned.arm for planned in load(out).runs() if planned not in pending(load(out), out)]
+    assert kept == ["none"]
+    monkeypatch.setattr(beside, "make_run", made)
+    assert run(["compare", "--resume", str(out), "--no-verify"]) == 0
+    assert pending(load(out), out) == []
+
+
+@pytest.mark.slow
 def test_a_dead_gpu_fails_one_arm_and_the_others_are_made_on_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +252,30 @@ def test_the_command_shows_where_each_run_goes(tmp_path: Path, capsys: pytest.Ca
     assert run([*words, "--serial"]) == 0
     assert "GPUs" not in capsys.readouterr().err
     assert run([*words, "--per-arm", "5"]) == 2
+
+
+def test_a_gpu_that_another_experiment_has_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, _ = make_plan(tmp_path)
+    out = tmp_path / "second"
+    words = [plan.trace, "--engine", "mock", "--method", "none", "--method", "int8", "--out", str(out)]
+    with cards.held(("1",), "runs/first (process 7)"):
+        assert run(["compare", *words, "--gpus", "0,1"]) == 2
+        assert "GPU 1 is being measured on: runs/first (process 7)" in capsys.readouterr().err
+        assert run(["compare", *words, "--gpus", "1", "--serial"]) == 2
+        sweep = ["--rates", "20", "--slo", "ttft=5s", "--target", "0.5", "--duration", "1s", "--gpus", "0,1"]
+        assert run(["sweep", *words, *sweep]) == 2
+        assert not out.exists()
+        assert run(["compare", *words, "--gpus", "0,1", "--dry-run"]) == 0
+    assert cards.holder("0") is None
+
+
+def test_what_would_be_ignored_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, _ = make_plan(tmp_path)
+    words = ["compare", plan.trace, "--engine", "mock", "--method", "none", "--per-arm", "2", "--dry-run"]
+    assert run(words) == 2
+    assert "--per-arm" in capsys.readouterr().err
 
 
 @pytest.mark.slow
