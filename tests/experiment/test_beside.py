@@ -21,7 +21,7 @@ from kvload.experiment.course import course_of
 from kvload.experiment.options import RunOptions
 from kvload.experiment.placement import read_placement
 from kvload.experiment.plan import ExperimentPlan, PlannedRun, load
-from kvload.experiment.run import Watcher, completed, pending
+from kvload.experiment.run import Watcher, completed, make_run, pending
 from kvload.experiment.slots import Slot, make_slots
 from kvload.rundir import RunDir
 from kvload.servers.engines import base
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_ends_all_of_it_and_what_was_measured_beside_is_kept
 ) -> None:
     plan, _ = make_plan(tmp_path)
     out = tmp_path / "full"
-    made = beside.make_run
+    made = make_run
 
     def without_room(plan: Any, folder: Path, planned: PlannedRun, *rest: Any) -> Any:
         if planned.arm == "int8":
