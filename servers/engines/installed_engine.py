@@ -9,7 +9,8 @@ from kvload.servers.engines import settings
 from kvload.servers.engines.arguments import flag_value
 from kvload.servers.engines.base import Adapter, Build, LaunchPlan, LaunchRequest, Offer, served_name
 from kvload.servers.engines.settings import Setting
-from kvload.servers.host.installed import Installed, find_python, look
+from kvload.servers.host.devices import AMD, vendor
+from kvload.servers.host.installed import ROCM, Installed, find_python, look
 from kvload.servers.host.machine import Machine
 from kvload.servers.host.model_facts import ModelFacts
 
@@ -141,3 +142,10 @@ def method_of_dtype(dtype: object) -> str | None:
     if not isinstance(dtype, str):
         return None
     return "none" if dtype in settings.PLAIN_DTYPES else f"raw:{dtype}"
+
+
+def no_gpu_for(found: Installed, machine: Machine) -> str | None:
+    """What keeps an engine that needs a GPU from working here: there is none of the kind it was built for."""
+    if found.cuda is not None and found.cuda.startswith(ROCM):
+        return None if vendor() is AMD else "it is built for ROCm, and there is no AMD GPU"
+    return None if machine.gpus else "it needs a GPU, and there is none"

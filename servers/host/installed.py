@@ -32,6 +32,9 @@ print(json.dumps(found))
 """Asked of the other Python: metadata by several distribution names, and where the module lies."""
 
 
+ROCM = "ROCm "
+
+
 @dataclass(frozen=True)
 class Installed:
     """One package as an environment holds it.
@@ -42,7 +45,8 @@ class Installed:
         version: from its metadata, or from its own version file; None where neither says.
         folder: where the module lies; None where it is not installed.
         has_plain_metadata: whether metadata exists under the import name itself, which vLLM asks for.
-        cuda: the CUDA version torch was built for in this environment; None for a CPU build.
+        cuda: the CUDA version torch was built for in this environment, or the version of ROCm after :data:`ROCM`, which
+            torch calls by the same names; None for a CPU build.
     """
 
     module: str
@@ -159,5 +163,9 @@ def _torch(version: str | None, folder: str | None) -> tuple[str | None, str | N
         text = (Path(folder) / "version.py").read_text(encoding="utf-8", errors="replace")[:20_000]
     except OSError:
         return version, None
-    cuda = re.search(r"^cuda(?:: *[^=\n]+)? *= *['\"]([\d.]+)['\"]", text, re.M)
-    return version, cuda.group(1) if cuda else None
+    built = {
+        name: match.group(1)
+        for name in ("cuda", "hip")
+        if (match := re.search(rf"^{name}(?:: *[^=\n]+)? *= *['\"]([\d.]+)[^'\"]{{0,40}}['\"]", text, re.M))
+    }
+    return version, built.get("cuda") or (ROCM + built["hip"] if "hip" in built else None)

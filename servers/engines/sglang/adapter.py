@@ -8,7 +8,7 @@ from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec, read_method
 from kvload.servers.engines.arguments import has_flag
 from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said
-from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
+from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype, no_gpu_for
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting
 from kvload.servers.engines.sglang import plugin
@@ -96,8 +96,7 @@ class SglangAdapter(InstalledEngine):
 
     def problem(self, found: Installed, machine: Machine) -> str | None:
         """No GPU."""
-        del found
-        return "it needs a GPU, and there is none" if not machine.gpus else None
+        return no_gpu_for(found, machine)
 
     def command(
         self,

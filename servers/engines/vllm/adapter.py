@@ -8,7 +8,7 @@ from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import MethodSpec, read_method
 from kvload.servers.engines.arguments import has_flag, key_by_environment
 from kvload.servers.engines.base import Build, LaunchPlan, LaunchRequest, Reported, Said
-from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype
+from kvload.servers.engines.installed_engine import InstalledEngine, method_of_dtype, no_gpu_for
 from kvload.servers.engines.scheduling import Scheduling
 from kvload.servers.engines.settings import Setting
 from kvload.servers.engines.vllm import graphs, packed, plugin
@@ -107,9 +107,9 @@ class VllmAdapter(InstalledEngine):
         """No metadata under its plain name, or no GPU."""
         if not found.has_plain_metadata:
             return "its metadata is not under the name 'vllm', which it looks itself up by: install it again"
-        if not self.is_cpu_build(found) and not machine.gpus:
-            return "it is built for CUDA, and there is no GPU"
-        return None
+        if self.is_cpu_build(found):
+            return None
+        return no_gpu_for(found, machine)
 
     def command(
         self,

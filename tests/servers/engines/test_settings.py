@@ -7,6 +7,7 @@ import pytest
 
 from kvload.errors import UsageError
 from kvload.servers.catalogue.asked import read_method
+from kvload.servers.engines import installed_engine
 from kvload.servers.engines.base import Build, LaunchRequest
 from kvload.servers.engines.installed_engine import accepted_dtypes
 from kvload.servers.engines.scheduling import limits
@@ -15,6 +16,8 @@ from kvload.servers.engines.sglang.adapter import SglangAdapter
 from kvload.servers.engines.sglang.settings import SETTINGS as SGLANG_SETTINGS
 from kvload.servers.engines.vllm.adapter import VllmAdapter
 from kvload.servers.engines.vllm.settings import SETTINGS as VLLM_SETTINGS
+from kvload.servers.host.devices import AMD, NVIDIA
+from kvload.servers.host.installed import Installed
 from kvload.servers.host.machine import Gpu, Machine
 from kvload.servers.host.model_facts import ModelFacts, read
 
@@ -246,3 +249,16 @@ def test_the_embedded_engine_runs_on_a_gpu_only_where_torch_was_built_for_one() 
 def test_vllms_pages_are_larger_on_a_processor(command: list[str], device: str | None, page_tokens: int) -> None:
     assert limits(VllmAdapter().scheduling, command, device).page_tokens == page_tokens
     assert limits(SglangAdapter().scheduling, [], device).page_tokens == 1
+
+
+def test_an_engine_built_for_rocm_needs_an_amd_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    rocm = Installed("vllm", "python", "0.26.0+rocm640", None, cuda="ROCm 6.4.43484", torch_version="2.9.1+rocm6.4")
+    assert not VllmAdapter().is_cpu_build(rocm)
+    monkeypatch.setattr(installed_engine, "vendor", lambda: AMD)
+    assert VllmAdapter().problem(rocm, CPU_MACHINE) is None
+    assert SglangAdapter().problem(rocm, CPU_MACHINE) is None
+    monkeypatch.setattr(installed_engine, "vendor", lambda: NVIDIA)
+    assert "no AMD GPU" in str(VllmAdapter().problem(rocm, GPU_MACHINE))
+    cuda = Installed("vllm", "python", "0.26.0", None, cuda="13.0", torch_version="2.11.0+cu130")
+    assert VllmAdapter().problem(cuda, GPU_MACHINE) is None
+    assert "there is none" in str(VllmAdapter().problem(cuda, CPU_MACHINE))

@@ -178,6 +178,11 @@ def test_an_environments_packages_are_read_without_importing_them(tmp_path: Path
     assert found["vllm"].version == "9.8.7"
     assert found["vllm"].release == (9, 8, 7)
     assert found["vllm"].cuda == "13.0"
+    rocm = "__version__ = '2.9.1+rocm6.4'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.4.43484-123eb5128'\n"
+    (torch / "version.py").write_text(rocm, encoding="utf-8")
+    assert look({"vllm": ("vllm-of-no-index",)}, sys.executable, env)["vllm"].cuda == "ROCm 6.4.43484"
+    (torch / "version.py").write_text("__version__ = '2.11.0+cpu'\ncuda: Optional[str] = None\n", encoding="utf-8")
+    assert look({"vllm": ("vllm-of-no-index",)}, sys.executable, env)["vllm"].cuda is None
     assert not found["vllm"].has_plain_metadata
 
 
