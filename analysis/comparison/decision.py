@@ -54,6 +54,8 @@ def basis(effect: Effect, unit: Unit, margin: float) -> str:
         runs = f"{effect.repeats} runs each of {effect.arms} arms"
     if effect.df:
         runs += f" (t, {words.plural(effect.df, 'degree')} of freedom)"
+    if effect.scattered:
+        runs += ", by the noise of this arm's own runs, which differ more than the others'"
     wider = effect.request_half is not None and (effect.run_half or 0.0) < effect.request_half
     parts.append(f"from {runs}" + (f", widened to what {effect.requests:,} requests vary by" if wider else ""))
     if effect.adjusted_p is not None:

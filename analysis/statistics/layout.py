@@ -8,7 +8,9 @@ total time, a share, a mean). The arms form a two-way layout with the repeats::
 
 The baseline and its second measurement (A/A) have one effect between them. The noise is estimated from all arms, with
 ``(arms - 1)(repeats - 1)`` degrees of freedom and one more where there is an A/A run. An effect against the
-baseline has a t interval from it, which is never narrower than the one over requests. Where several arms are held
+baseline has a t interval from it, which is never narrower than the one over requests. An arm whose own differences from
+the baseline scatter more from repeat to repeat than all arms' noise says has that scatter for its noise: quiet arms
+do not speak for one whose runs differ. Where several arms are held
 against one baseline, p-values are adjusted by Holm's step-down method (Holm 1979).
 
 With one run of each arm there is one degree of freedom, the A/A pair: a change is found from ``11.0 = t(0.975, 1) *
@@ -38,6 +40,7 @@ class Effect:
         df: degrees of freedom of the noise between runs; 0 where runs say nothing.
         arms, repeats, requests: what the figures rest on.
         run_half, request_half: half the interval's width by runs and by requests, in the unit judged.
+        scattered: the noise is the arm's own, which is larger than that of all arms.
         noise: how far the A/A run lies from the baseline's, as root mean square over repeats; None without A/A.
         plan: what would decide.
     """
@@ -54,6 +57,7 @@ class Effect:
     request_half: float | None
     noise: float | None
     plan: Plan
+    scattered: bool = False
 
     @property
     def found(self) -> bool:
@@ -160,10 +164,14 @@ def effects(
     if floor is not None and has_floor:
         noise = float(np.sqrt(np.mean(np.square(list(measured[floor].by_repeat.values())))))
     half_made = {}
+    scattered = {}
     for place, name in enumerate(methods):
+        pooled_se = float(found.sd * found.factor[place]) if found.df and usable else None
+        own_se = _own_se(measured[name], measured.get(floor) if floor is not None else None)
+        scattered[name] = pooled_se is not None and own_se is not None and own_se > pooled_se
         half_made[name] = _tested(
             float(found.estimate[place]),
-            float(found.sd * found.factor[place]) if found.df and usable else None,
+            own_se if scattered[name] else pooled_se,
             found.df if usable else 0,
             measured[name],
             level,
@@ -187,7 +195,8 @@ def effects(
                 margin=margin,
                 level=level,
             )
-        results[name] = made.effect(p_adjusted, family, len(names), len(repeats), noise, plan)
+        effect = made.effect(p_adjusted, family, len(names), len(repeats), noise, plan)
+        results[name] = replace(effect, scattered=scattered[name])
     if floor is not None and has_floor:
         # The A/A arm by itself: its difference is what the noise is, so that only the other residuals can judge it.
         own = two_way(figures, range(len(names)))
@@ -196,6 +205,17 @@ def effects(
         made = _tested(float(own.estimate[place]), spread, own.df, measured[floor], level, judged=own.df > 0)
         results[floor] = made.effect(made.p_value, 1, len(names), len(repeats), noise, Plan())
     return {name: results[name] for name in measured}
+
+
+def _own_se(arm: RunFigures, again: RunFigures | None) -> float | None:
+    """Standard error of an arm's effect by its own differences from the baseline, over repeats; None with one repeat.
+
+    Args:
+        again: the A/A arm; where it was run, the baseline of a repeat is the mean of its two runs.
+    """
+    half = {} if again is None else {number: value / 2 for number, value in again.by_repeat.items()}
+    apart = [value - half.get(number, 0.0) for number, value in arm.by_repeat.items()]
+    return float(np.std(apart, ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else None
 
 
 @dataclass(frozen=True)

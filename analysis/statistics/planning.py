@@ -129,6 +129,16 @@ def repeats_for(
     """The fewest repeats, ``least`` or more, with the wanted power; ``one_run`` is the error of one repeat's effect."""
     for count in range(least, MOST_REPEATS + 1):
         df = max((arms - 1) * (count - 1) + arms - groups, 1)
-        if power(size, float(one_run / np.sqrt(count)), df, level=level, margin=margin) >= POWER:
+        if power(size, _judged_se(one_run, count), df, level=level, margin=margin) >= POWER:
             return count
     return None
+
+
+def _judged_se(one_run: float, repeats: int) -> float:
+    """The error that ``repeats`` are expected to be judged by: the larger of that of all arms and of the arm's own.
+
+    An arm's own scatter over ``n`` runs lies about its true one by ``1 / sqrt(2 (n - 1))`` of it, and of a normal
+    deviation the part above 0 is 0.4 on average.
+    """
+    larger = 1 + 0.4 / np.sqrt(2 * (repeats - 1)) if repeats > 1 else 1.0
+    return float(one_run / np.sqrt(repeats) * larger)

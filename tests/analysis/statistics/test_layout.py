@@ -1,8 +1,11 @@
 """Judging by runs, against textbook formulas, published rules and simulation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from kvload.analysis.records.table import Floats
 from kvload.analysis.statistics import layout, planning, run_figures
 from kvload.analysis.statistics.layout import Effect
 from kvload.analysis.statistics.run_figures import RunFigures
@@ -129,3 +132,78 @@ def test_relative_effects_are_the_logs_turned_back() -> None:
     assert found.change.estimate is not None
     assert relative.change.estimate == pytest.approx(np.exp(found.change.estimate) - 1)
     assert relative.found == found.found
+
+
+@pytest.mark.parametrize(("repeats", "bound"), [(3, 0.13), (5, 0.10)])
+def test_quiet_arms_do_not_speak_for_one_whose_runs_scatter(repeats: int, bound: float) -> None:
+    """An equal arm of ten times the noise: by the noise of all arms alone it is found to differ in one case of four."""
+    rng = np.random.default_rng(4)
+    found = scattered = 0
+    for _ in range(800):
+        runs = rng.normal(0, 0.01, (5, repeats)) * np.array([[1], [1], [1], [1], [10]])
+        arms = {
+            name: RunFigures(by_repeat=dict(enumerate(runs[arm] - runs[0])), request_se=1e-4, requests=1000)
+            for arm, name in enumerate(["again", "a", "b", "odd"], 1)
+        }
+        odd = layout.effects(arms, floor="again")["odd"]
+        found += odd.found
+        scattered += odd.scattered
+    assert found / 800 <= bound
+    assert scattered / 800 > 0.8
+
+
+def test_an_arms_own_scatter_is_that_of_its_distance_from_both_runs_of_the_baseline() -> None:
+    by_repeat = {0: 0.10, 1: 0.20, 2: 0.30}
+    arms = {
+        "again": RunFigures(by_repeat=dict.fromkeys(range(3), 0.0), request_se=1e-6, requests=1000),
+        "quiet": RunFigures(by_repeat=dict.fromkeys(range(3), 0.001), request_se=1e-6, requests=1000),
+        "odd": RunFigures(by_repeat=by_repeat, request_se=1e-6, requests=1000),
+    }
+    found = layout.effects(arms, floor="again")
+    assert found["odd"].scattered
+    assert not found["quiet"].scattered
+    half = found["odd"].run_half
+    assert half == pytest.approx(planning.t_quantile(0.975, found["odd"].df) * 0.1 / np.sqrt(3))
+
+
+def tails(rng: np.random.Generator, arms: int, repeats: int) -> Floats:
+    return 0.01 * rng.standard_t(2, (arms, repeats))
+
+
+def spikes(rng: np.random.Generator, arms: int, repeats: int) -> Floats:
+    return rng.normal(0, 0.005, (arms, repeats)) + 0.1 * (rng.random((arms, repeats)) < 0.1)
+
+
+def drifting(rng: np.random.Generator, arms: int, repeats: int) -> Floats:
+    """A machine that slows down by twice the noise over a repeat; the baseline's runs at the ends, in turn."""
+    ends = [(0, 1) if repeat % 2 == 0 else (1, 0) for repeat in range(repeats)]
+    order = np.array([[first, *range(2, arms), last] for first, last in ends])
+    place = np.argsort(order, axis=1).T + arms * np.arange(repeats)
+    return rng.normal(0, 0.005, (arms, repeats)) + 0.01 * place / arms
+
+
+def neighbours(rng: np.random.Generator, arms: int, repeats: int) -> Floats:
+    """Runs that resemble those made just before them."""
+    steps = rng.normal(size=arms * repeats)
+    for number in range(1, len(steps)):
+        steps[number] = 0.8 * steps[number - 1] + 0.6 * steps[number]
+    return 0.01 * steps.reshape(repeats, arms).T
+
+
+def tied(rng: np.random.Generator, arms: int, repeats: int) -> Floats:
+    return np.round(rng.normal(0, 0.01, (arms, repeats)), 2)
+
+
+@pytest.mark.parametrize("noise", [tails, spikes, drifting, neighbours, tied])
+def test_noise_of_other_kinds_gives_no_more_false_verdicts(noise: Any) -> None:
+    rng = np.random.default_rng(6)
+    false = 0
+    for _ in range(300):
+        runs = noise(rng, 5, 3)
+        arms = {
+            name: RunFigures(by_repeat=dict(enumerate(runs[arm] - runs[0])), request_se=1e-4, requests=1000)
+            for arm, name in enumerate(["again", "a", "b", "c"], 1)
+        }
+        found = layout.effects(arms, floor="again")
+        false += any(found[name].found for name in "abc")
+    assert false / 300 <= 0.07
