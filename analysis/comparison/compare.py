@@ -10,7 +10,7 @@ from kvload.analysis.comparison import arms as arms_module
 from kvload.analysis.comparison import figures, thinking
 from kvload.analysis.comparison.answers import Answers, AnswerScorer
 from kvload.analysis.comparison.arms import ArmSummary
-from kvload.analysis.comparison.counts import held_against
+from kvload.analysis.comparison.counts import held_against, unlike_prompts
 from kvload.analysis.comparison.decision import MARGIN, attainment_margin, quality_margin
 from kvload.analysis.comparison.decompose import decompose
 from kvload.analysis.comparison.lengths import compare_lengths
@@ -241,6 +241,7 @@ def _compare_arm(
         floor=arm.loaded.floor,
         perturbed=arm.loaded.perturbed,
         population=pairs.population,
+        unlike_prompts=unlike_prompts(pairs),
         effects=mine,
         latency={metric: _latency_change(metric, pairs, mine, arm.rng, level) for metric in figures.LATENCIES},
         lengths=lengths,
@@ -248,8 +249,18 @@ def _compare_arm(
         slo=_slo_change(pairs, mine, limits, level) if limits else None,
         room=cache_room(base_summary, arm.summary, base, arm.loaded),
         worst=worst_samples(pairs, base, arm.loaded) if lengths else [],
-        notes=[*pairs.notes, *thinking.notes(pairs)],
+        notes=[*pairs.notes, *_prompt_note(pairs), *thinking.notes(pairs)],
     )
+
+
+def _prompt_note(pairs: Pairs) -> list[str]:
+    number = unlike_prompts(pairs)
+    if not number:
+        return []
+    return [
+        f"{number:,} of {pairs.population.answered:,} prompts have another length by the two servers' counts: one of"
+        " them cut prompts, or made others of them"
+    ]
 
 
 def _change(effects: Mapping[str, Effect], question: str, level: float) -> Estimate:

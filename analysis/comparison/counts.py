@@ -12,14 +12,17 @@ import numpy as np
 
 from kvload.analysis.quality.texts import said
 from kvload.analysis.records.loading import texts
-from kvload.analysis.records.pairs import LoadedArm, LoadedRun
-from kvload.analysis.records.table import Categories, proven
+from kvload.analysis.records.pairs import LoadedArm, LoadedRun, Pairs
+from kvload.analysis.records.table import Categories, count_true, proven
 
 UNLIKE_SHARE = 0.2
 """Arms whose shares of unproven tokens are closer than this are taken to count alike."""
 
 UNLIKE_RATIO = 1.5
 """Tokens a byte of text that differ by more than this factor are not the same tokens."""
+
+UNLIKE_PROMPT, UNLIKE_PROMPT_TOKENS = 0.1, 16
+"""Prompts whose counts differ by more than this share, and by more tokens, are unlike: templates differ by less."""
 
 _MOST_TEXTS = 500
 
@@ -35,6 +38,14 @@ def held_against(base: LoadedArm, other: LoadedArm) -> LoadedArm:
         if reason is not None:
             runs[repeat] = _doubted(runs[repeat], reason)
     return replace(other, runs=runs)
+
+
+def unlike_prompts(pairs: Pairs) -> int:
+    """Pairs of which the servers counted the same prompt unlike: one cut it, or made another of it."""
+    before, after = pairs.base.prompt_tokens, pairs.other.prompt_tokens
+    apart = np.abs(after - before)
+    unlike = (apart > UNLIKE_PROMPT * np.maximum(before, after)) & (apart > UNLIKE_PROMPT_TOKENS)
+    return count_true(unlike & pairs.answered)
 
 
 def _by_tokenizers(one: LoadedRun, two: LoadedRun, base_name: str) -> str | None:

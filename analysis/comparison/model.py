@@ -71,12 +71,14 @@ class ArmComparison:
         lengths: None where they were forced.
         slo: None without limits.
         room: what the cache holds.
+        unlike_prompts: pairs of which the two servers counted the prompt unlike, so that one read another.
     """
 
     name: str
     floor: bool
     perturbed: bool
     population: Population
+    unlike_prompts: int
     effects: dict[str, Effect]
     latency: dict[str, LatencyChange]
     lengths: LengthChange | None

@@ -57,19 +57,25 @@ def _without_the_survivors_word(finding: Finding, arm: ArmSummary) -> Finding:
 
 def _without_a_word_on_other_work(finding: Finding, seen: topics.Seen) -> Finding:
     """Where one arm's server does not keep to the lengths that were asked for, the two did not do the same work."""
-    odd, other = sorted((seen.arm, seen.base), key=_not_as_asked, reverse=True)
     if finding.topic not in {"latency", "service"} or finding.outcome not in {"better", "worse", "same"}:
         return finding
-    if _not_as_asked(odd) <= _not_as_asked(other) + NO_ANSWERS:
+    odd, other = sorted((seen.arm, seen.base), key=_not_as_asked, reverse=True)
+    pairs, unlike = seen.change.population.answered, seen.change.unlike_prompts
+    if _not_as_asked(odd) > _not_as_asked(other) + NO_ANSWERS:
+        number, how = (odd.too_short, "shorter") if odd.too_short >= odd.too_long else (odd.too_long, "longer")
+        why = f"{number:,} of {odd.answered:,} answers of {odd.name} are {how} than was asked for"
+        advice = "compare servers that heed min_tokens and max_tokens, or replay with --mode free"
+    elif unlike > NO_ANSWERS * pairs and seen.arm.info.model == seen.base.info.model:
+        why = f"{unlike:,} of {pairs:,} prompts have another length by the two servers' counts"
+        advice = "see whether a server cuts prompts (its context, or truncation), or has another chat template"
+    else:
         return finding
-    number, how = (odd.too_short, "shorter") if odd.too_short >= odd.too_long else (odd.too_long, "longer")
-    why = f"{number:,} of {odd.answered:,} answers of {odd.name} are {how} than was asked for"
     return replace(
         finding,
         outcome="undecided",
         lead=f"no verdict on {finding.topic}: {why}",
-        detail=(f"of the lengths that came: {finding.lead}", *finding.detail),
-        advice="compare servers that heed min_tokens and max_tokens, or replay with --mode free",
+        detail=(f"of what was answered: {finding.lead}", *finding.detail),
+        advice=advice,
     )
 
 

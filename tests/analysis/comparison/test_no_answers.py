@@ -171,3 +171,14 @@ def test_a_verdict_stands_where_both_servers_do_not_heed_the_lengths(tmp_path: P
     assert latency is not None
     assert latency.outcome == "better"
     assert sum("shorter than was asked for" in note for note in comparison.notes) == 3
+
+
+@pytest.mark.parametrize(("tokens", "cuts"), [(60, True), (100, False), (None, False)])
+def test_no_verdict_on_an_arm_that_read_other_prompts(tmp_path: Path, tokens: int | None, cuts: bool) -> None:
+    """A server that cuts prompts to its context without a word is faster for that."""
+    comparison = compared(tmp_path, changed(prompt_tokens=tokens), tpot_s=0.004)
+    latency = comparison.verdicts["odd"].finding("latency")
+    assert latency is not None
+    assert latency.outcome == ("undecided" if cuts else "better")
+    assert ("180 of 180 prompts have another length" in latency.lead) is cuts
+    assert any("one of them cut prompts" in note for note in comparison.comparisons[-1].notes) is cuts
