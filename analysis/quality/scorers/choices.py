@@ -118,6 +118,9 @@ def _with_others(match: Any, text: str) -> frozenset[str]:
     start, letters = match.start(group), frozenset(_letter(match))
     chains = _patterns()["chain"].finditer(text, max(0, start - _LONGEST_CHAIN), start + _LONGEST_CHAIN)
     chain = next((chain for chain in chains if chain.start() <= start < chain.end()), None)
+    if chain is not None and chain["open"] is None and start < chain.starts("letter")[-1]:
+        # "C, and A is too small": the last letter is what another sentence is about
+        chain = None if _patterns()["clause"].match(text, chain.end()) is not None else chain
     if chain is not None:
         letters = frozenset(letter.upper() for letter in chain.captures("letter"))
         start = chain.start()
@@ -169,6 +172,7 @@ def _patterns() -> dict[str, Any]:
     joined = rf"(?:{_LETTER}(?=[ \t,;.)\]*_\"'”}}$/&|、和或まと또]|$))"
     return {
         "chain": regex.compile(rf"(?>{joined}(?:(?i:{_JOINED}){_LETTER})+)(?!(?i:{_BLAMED}))", flags),
+        "clause": regex.compile(r"\s+(?:is|was|has|does|seems|looks|means|would)\b", flags),
         "denied": regex.compile(_NOT, flags | regex.IGNORECASE),
         "listed": regex.compile(_LISTED, regex.V1),
         "inner": regex.compile(_LETTER, flags),

@@ -69,7 +69,7 @@ _POINTS = (
 )
 _ONE_POINT = r"(?<![\d.,])(?<whole>[1-9]\d{0,2}\.\d{3})(?![\d.,]\d|\d)"
 _ENGLISH = r"(?<![\d.,])\d+\.(?:\d{1,2}|\d{4,})(?![\d.])|\d,\d{3}\.\d"
-_OR = r"\s*(?:or|oder|ou|или|lub|veya|或者?|または|또는)\s*(?:maybe|perhaps|possibly|even|about|[a-z]\s?=)?\s*"
+_OR = r"\s*(?:or|oder|ou|или|lub|veya|或者?|または|또는)\s*(?:maybe|perhaps|possibly|even|[a-z]\s?=)?\s*"
 _LED_BY = r"[\s*_\"'“:]*(?:(?:about|approximately|exactly|therefore|thus|just|only|simply|the\s+number)\s+)*[\"'“*_]*"
 """What may stand between a declaration and its number in words."""
 
