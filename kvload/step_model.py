@@ -38,19 +38,20 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         decode, prompt, launch: logarithm of the coefficients of each of :data:`PARTS`.
-        overhead_s: seconds of a first token beside its steps.
-        ttft, tpot: logarithm of what a run shows to what its simulation under its own coefficients says: launches that
-            stand still, fronts that fall behind, and whatever else no coefficient tells.
-        runs: runs that were each held against a model of the others; 0 where all of this is an assumption: what vLLM on
-            two H100 machines showed (docs/results/prediction.md), for a model of one run.
+        overhead_s: seconds of a first token beside its steps, however long these were.
+        ttft, tpot: logarithm of what a run shows to what simulations under its own coefficients say, beyond how
+            launches fall: servers that stand still, fronts that fall behind, and whatever else no coefficient tells.
+        runs: runs that were each held against a model of the others; 0 where all of this is an assumption, for a model
+            of one run: what vLLM on two H100 machines showed, each held against a model of the other
+            (docs/results/prediction.md).
     """
 
-    decode: Deviation = 0.018
-    prompt: Deviation = 0.05
-    launch: Deviation = 0.14
-    overhead_s: Seconds = 0.005
-    ttft: Deviation = 0.10
-    tpot: Deviation = 0.01
+    decode: Deviation = 0.020
+    prompt: Deviation = 0.044
+    launch: Deviation = 0.139
+    overhead_s: Seconds = 0.0026
+    ttft: Deviation = 0.071
+    tpot: Deviation = 0.0
     runs: Count = 0
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvload.analysis.prediction.fit import ALONE, FEWEST_STEPS, Host, fit
+from kvload.analysis.prediction.fit import FEWEST_STEPS, fit
 from kvload.analysis.prediction.steps import Steps
+from kvload.analysis.prediction.timing import ALONE, Host
 from kvload.analysis.records.table import Bools, Floats
 
 TELLING = np.log(1.05)

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvload.analysis.prediction.steps import PROMPT_STEPS, PROMPT_TOKENS, Cube, Steps
+from kvload.analysis.prediction.steps import PROMPT_STEPS, PROMPT_TOKENS, Steps
+from kvload.analysis.prediction.timing import ALONE, LAUNCH, PIECES, Host, paths, seconds
 from kvload.analysis.records.table import Bools, Floats, Ints
 from kvload.errors import UsageError
-from kvload.step_model import COEFFICIENTS, FEATURES, PARTS, Spread, StepModel
+from kvload.step_model import COEFFICIENTS, FEATURES
 
 ROUNDS = 8
 """Reweightings: errors relative to the last round's prediction, less weight on steps far out (a stall), other paths."""
@@ -30,9 +31,6 @@ their mean: only what no step does is cut."""
 
 FEWEST_STEPS = 8
 
-LEAST_PART = 0.03
-"""Share of the time that a part of the steps must have for its deviation to be told."""
-
 LAUNCHES = (2.0, 4.0, 8.0)
 """Medians of a step without prompts at which the search for the time of a launch begins."""
 
@@ -40,69 +38,10 @@ EVIDENCE = 10.0
 """A launch that was not seen must lower ``n log(mean squared error)`` by this much, or there is none (as in BIC, where
 one more parameter costs ``log n``; somewhat more, since neighbouring steps err alike)."""
 
-DRAWS, DRAW_ROUNDS, BLOCKS = 24, 4, 24
-"""Fits behind the uncertainty, their rounds, and pieces of the measured time that each weighs anew. Steps that follow
-each other err alike, so that not steps but whole pieces are taken as independent."""
+DRAWS, DRAW_ROUNDS = 24, 4
+"""Fits behind the uncertainty, each of whole pieces of the measured time weighed anew, and their rounds."""
 
-LAUNCH = COEFFICIENTS.index("launch")
 SHARED = [COEFFICIENTS.index(name) for name in ("prompt_tokens", "prompt_work")]
-
-FEWEST_LAUNCHES = 12
-"""Launches that must be seen for their time to be told from them alone."""
-
-TIMES_LAUNCHED = 5
-"""Launches of different length that a stretch is averaged over."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """How a server launches steps.
-
-    Attributes:
-        ahead_steps: 0 where it launches a step when the one before is over, more where it does so when the output of
-            the step before that is handed out.
-        launch_s: mean seconds of a launch where they were seen; None where they must be found from the steps' times.
-        jitter: standard deviation of the logarithm of a launch. Steps in a row are launched alike.
-        sure: standard deviation of the logarithm of ``launch_s``.
-    """
-
-    ahead_steps: int = 0
-    launch_s: float | None = None
-    jitter: float = 0.0
-    sure: float = 0.0
-
-    @classmethod
-    def seen(cls, ahead_steps: int, launches_s: Floats) -> "Host":
-        """A host of which launches were seen.
-
-        Those beyond twice the median count as that: a launch of a long prompt that waits for the GPU says nothing of
-        the host.
-        """
-        if len(launches_s) < FEWEST_LAUNCHES or not ahead_steps:
-            return cls(ahead_steps)
-        cut = np.minimum(launches_s, 2 * np.median(launches_s))
-        jitter = float(np.log(cut).std())
-        # Launches of one piece of a run are alike: as many as there are pieces are independent, or as launches.
-        sure = jitter / np.sqrt(min(len(launches_s), BLOCKS))
-        return cls(ahead_steps, float(cut.mean()), jitter, float(sure))
-
-    def factors(self) -> Floats:
-        """Equally likely launches relative to their mean."""
-        from scipy.stats import norm
-
-        if not self.jitter:
-            return np.ones(1)
-        found: Floats = np.exp(self.jitter * norm.ppf((np.arange(TIMES_LAUNCHED) + 0.5) / TIMES_LAUNCHED))
-        relative: Floats = found / found.mean()
-        return relative
-
-
-ALONE = Host()
-
-
-def host_of(model: StepModel) -> Host:
-    """The host as a model has it."""
-    return Host(model.ahead_steps, model.coefficients[LAUNCH], model.launch_jitter)
 
 
 @dataclass(frozen=True)
@@ -132,54 +71,6 @@ class Fit:
     def seconds(self, steps: Steps) -> Floats:
         """What stretches of steps cost by the model, ``(n,)``."""
         return seconds(steps, self.coefficients, self.host)
-
-
-def seconds(steps: Steps, coefficients: Floats, host: Host = ALONE) -> Floats:
-    """What stretches of steps cost, ``(n,)``."""
-    found: Floats = paths(steps, coefficients, host) @ coefficients
-    return found
-
-
-def paths(steps: Steps, coefficients: Floats, host: Host = ALONE) -> Floats:
-    """What lies on the longest path through each stretch, ``(n, coefficients)``, on average over launches.
-
-    Args:
-        coefficients: in the order of ``COEFFICIENTS``; which path is the longest hangs on them.
-    """
-    found = np.zeros((len(steps), len(COEFFICIENTS)))
-    found[:, : len(FEATURES)] = steps.work
-    busy = np.flatnonzero(steps.each[:, :, PROMPT_STEPS].any(axis=1))
-    if coefficients[LAUNCH] and len(busy):
-        factors = host.factors()
-        found[busy] = np.mean([_path(steps.each[busy], coefficients, host, factor) for factor in factors], axis=0)
-    return found
-
-
-def _path(each: Cube, coefficients: Floats, host: Host, factor: float) -> Floats:
-    both = each.copy()
-    both[:, :, PROMPT_STEPS] = 0.0
-    costs = both @ coefficients[: len(FEATURES)]
-    # Ends of the step before, of the one before that, of the last launch: seconds, and what lies on the way there.
-    end, before, launched = (np.zeros(len(each)) for _ in range(3))
-    on_end, on_before, on_launched = (np.zeros((len(each), len(COEFFICIENTS))) for _ in range(3))
-    for place in range(each.shape[1]):
-        if host.ahead_steps:
-            late = launched > before
-            start, on_start = np.where(late, launched, before), np.where(late[:, None], on_launched, on_before)
-        else:
-            start, on_start = end, on_end
-        mixed = each[:, place, PROMPT_STEPS] > 0
-        launched = start + coefficients[LAUNCH] * factor * mixed
-        on_launched = on_start.copy()
-        on_launched[:, LAUNCH] += mixed * factor
-        before, on_before = end, on_end
-        end = end + costs[:, place]
-        late = mixed & (launched > end)
-        on_end = np.where(late[:, None], on_launched, on_end)
-        on_end[:, : len(FEATURES)] += np.where(late[:, None], 0.0, both[:, place])
-        on_end[:, PROMPT_STEPS] += mixed
-        end = np.where(late, launched, end) + coefficients[PROMPT_STEPS] * mixed
-    return on_end
 
 
 def fit(steps: Steps, host: Host = ALONE, *, draws: int = 0) -> Fit:
@@ -306,7 +197,7 @@ def _weights(count: int, rng: np.random.Generator) -> Floats:
 
     That is Rubin's Bayesian bootstrap, on blocks.
     """
-    blocks = min(BLOCKS, count // 2)
+    blocks = min(PIECES, count // 2)
     weights: Floats = rng.exponential(1.0, blocks)[np.arange(count) * blocks // count]
     return weights
 
@@ -374,46 +265,3 @@ def _less_far(errors: Floats) -> Floats:
     spread = 1.4826 * np.median(np.abs(errors - np.median(errors))) or 1e-12
     weights: Floats = np.sqrt(np.minimum(1.0, FAR * spread / np.maximum(np.abs(errors), 1e-12)))
     return weights
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """Logarithms of measured to fitted time of a run's steps, of their parts; None for one that has no share."""
-
-    decode: float | None
-    prompt: float | None
-    launch: float | None
-
-
-def deviation(coefficients: Floats, host: Host, steps: Steps) -> Deviation:
-    """How a run deviates from a model that was fitted without it."""
-    from scipy.optimize import nnls
-
-    belongs = np.array([[name in part for part in PARTS] for name in COEFFICIENTS], dtype=float)
-    factors, used = np.ones(len(PARTS)), np.zeros(len(PARTS), np.bool_)
-    for _ in range(ROUNDS if len(steps) else 0):
-        now = coefficients * (belongs @ factors)
-        parts = paths(steps, now, host) * coefficients @ belongs
-        used = parts.sum(axis=0) > LEAST_PART * parts.sum()
-        if not used.any():
-            break
-        row = 1 / np.maximum(parts @ factors, 1e-9)
-        rest = steps.seconds - parts[:, ~used].sum(axis=1)
-        found, _ = nnls(parts[:, used] * row[:, None], rest * row)
-        factors = np.ones(len(PARTS))
-        factors[used] = np.maximum(found, 0.05)
-    logs = [float(np.log(factor)) if told else None for factor, told in zip(factors, used, strict=True)]
-    return Deviation(*logs)
-
-
-def draw(coefficients: Floats, draws: Floats, spread: Spread, rng: np.random.Generator) -> Floats:
-    """Coefficients as they may be: as other stretches would have given them, all parts as another run may have them.
-
-    Args:
-        draws: of a fit; the coefficients themselves where there are none.
-    """
-    found = draws[rng.integers(len(draws))].copy() if len(draws) else coefficients.copy()
-    for names, part in zip(PARTS, (spread.decode, spread.prompt, spread.launch), strict=True):
-        found[[COEFFICIENTS.index(name) for name in names]] *= np.exp(rng.normal(0.0, part))
-    drawn: Floats = found
-    return drawn

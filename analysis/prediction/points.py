@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from kvload.analysis.prediction.errors import HeldOut, held_out, leave_out
-from kvload.analysis.prediction.fit import ALONE, Host
 from kvload.analysis.prediction.steps import Steps
+from kvload.analysis.prediction.timing import ALONE, Host
 from kvload.analysis.records.table import Floats
 from kvload.errors import UsageError
 from kvload.step_model import FEATURES

@@ -61,7 +61,8 @@ def fit(
     import sys
 
     from kvload.errors import UsageError
-    from kvload.experiment.prediction.fitting import Overrides, fit_models, fit_points
+    from kvload.experiment.prediction.fitting import fit_models, fit_points
+    from kvload.experiment.prediction.shape import Overrides
     from kvload.step_model import write
 
     overrides = Overrides(pool_tokens, max_num_seqs, chunk_tokens, method)

@@ -8,8 +8,9 @@ import pytest
 
 from kvload.cli.main import run
 from kvload.errors import UsageError
-from kvload.experiment.prediction.fitting import Overrides, fit_models
+from kvload.experiment.prediction.fitting import fit_models
 from kvload.experiment.prediction.logged import log_of, logged_points, logged_steps
+from kvload.experiment.prediction.shape import Overrides
 from kvload.experiment.prediction.truth import truth_errors
 from kvload.records import RunManifest, ServerInfo, TraceInfo
 

@@ -13,11 +13,12 @@ from kvload.cli.main import run
 from kvload.errors import UsageError
 from kvload.experiment.prediction.cells import guesses
 from kvload.experiment.prediction.check import check_runs
-from kvload.experiment.prediction.fitting import fit_models, method_of
+from kvload.experiment.prediction.fitting import fit_models
 from kvload.experiment.prediction.forecast import Serving, predict
 from kvload.experiment.prediction.loads import other_arrivals, read_loads
 from kvload.experiment.prediction.plan import Wanted, plan_servers
 from kvload.experiment.prediction.run_folder import write_run
+from kvload.experiment.prediction.shape import method_of
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Load, serve
 from kvload.step_model import Spread, StepModel, StepModels, read, write

@@ -24,7 +24,8 @@ from kvload.analysis.records.loading import load
 from kvload.errors import UsageError
 from kvload.experiment.prediction import design
 from kvload.experiment.prediction.design import Pace, Point, Room
-from kvload.experiment.prediction.fitting import Overrides, measured_steps, method_of, shape_of
+from kvload.experiment.prediction.fitting import measured_steps
+from kvload.experiment.prediction.shape import Overrides, method_of, shape_of
 from kvload.records import RunManifest, ServerInfo, TraceInfo
 from kvload.rundir import RunDir
 

@@ -15,9 +15,9 @@ from kvload.analysis.run.slo import meets_all
 from kvload.errors import UsageError
 from kvload.experiment.prediction.capacity import AtRate, CapacityCell, capacity_cells
 from kvload.experiment.prediction.cells import Cell, Ratio, ratio_of
-from kvload.experiment.prediction.fitting import Overrides, differing, method_of, shape_of, with_limits_of
 from kvload.experiment.prediction.forecast import DRAWS, Serving, predict
 from kvload.experiment.prediction.loads import by_server, load_of_folder, rows_of_load
+from kvload.experiment.prediction.shape import Overrides, differing, method_of, shape_of, with_limits_of
 from kvload.records import RunManifest
 from kvload.rundir import RunDir
 from kvload.servers.simulator.cluster import Hits, Load

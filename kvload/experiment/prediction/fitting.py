@@ -3,67 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from kvload import __version__
-from kvload.analysis.prediction.fit import DRAWS, FEWEST_STEPS, Fit, Host, Part, fit, fit_together
+from kvload.analysis.prediction.drift import leveled
+from kvload.analysis.prediction.fit import DRAWS, FEWEST_STEPS, Fit, Part, fit, fit_together
 from kvload.analysis.prediction.points import StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.points import read as read_points
 from kvload.analysis.prediction.steps import Steps, habits, join, lone_first_tokens, rebuild
+from kvload.analysis.prediction.timing import Host
 from kvload.analysis.records.cached import with_cached
 from kvload.analysis.records.loading import load
 from kvload.analysis.records.table import Floats, RecordTable
 from kvload.errors import UsageError
 from kvload.experiment.prediction.loads import by_server
 from kvload.experiment.prediction.logged import logged_steps
+from kvload.experiment.prediction.shape import Overrides, bare_shape, differing, kept_by, method_of, shape_of
 from kvload.experiment.prediction.spread import (
     Beside,
     FittedRun,
     Left,
     Own,
+    as_in,
     beside_steps,
     busy_front,
     leave_out_runs,
     own_errors,
     spread_of,
 )
-from kvload.records import RunManifest, ServerInfo
+from kvload.records import RunManifest
 from kvload.rundir import RunDir
-from kvload.step_model import COEFFICIENTS, StepModel, StepModels, require_room
-
-DIFFERING = {
-    "engine": "engine",
-    "model": "model",
-    "device": "device",
-    "tensor_parallel": "GPUs a layer",
-    "page_tokens": "tokens a page",
-    "max_sequences": "requests at once",
-    "chunk_tokens": "tokens a step",
-}
-"""What servers must have in common to be fitted together."""
-
-SAME_POOL = 0.05
-"""By how much caches may differ (a logarithm): what an engine finds free varies from start to start."""
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the runs do not tell, or tell wrongly.
-
-    Attributes:
-        pool_tokens, max_sequences, chunk_tokens: in place of the server's own; None keeps those.
-        method: of runs that do not say theirs.
-    """
-
-    pool_tokens: int | None = None
-    max_sequences: int | None = None
-    chunk_tokens: int | None = None
-    method: str | None = None
+from kvload.step_model import COEFFICIENTS, StepModel, StepModels
 
 
 def fit_models(
@@ -112,8 +87,10 @@ def fit_models(
                 token_s=each.model.token_s + grows_s,
             )
         )
-        left += leave_out_runs(each.runs, rests_s, each.again)
         if len(each.runs) > 1:
+            shown = [beside_steps(run.table, as_in(run, each.model)) for run in each.runs]
+            rests_s = [None if rest is None else rest.seconds - grows_s * rest.others for rest in shown]
+            left += leave_out_runs(each.runs, rests_s, each.again)
             alone = [(run, each.again([run])) for run in each.runs if len(run.steps) >= FEWEST_STEPS]
             own += [found for run, model in alone if (found := own_errors(run.table, model)) is not None]
     spread = spread_of(left, own)
@@ -137,7 +114,7 @@ def fit_points(path: Path, overrides: Overrides | None = None) -> tuple[StepMode
             found_errors += stage_errors(method, points)
         except UsageError as error:
             raise UsageError(f"{method}: {error.message}", where=str(path), hint=error.hint) from error
-        models.append(_with_fit(_bare(method, overrides), points.steps, found))
+        models.append(_with_fit(bare_shape(method, overrides), points.steps, found))
     return StepModels(kvload_version=__version__, models=models), found_errors
 
 
@@ -187,25 +164,6 @@ def _measure(method: str, folders: list[RunDir], overrides: Overrides, log: Path
     return _Measured(msgspec.structs.replace(shape, runs=names, run_ids=ids), runs)
 
 
-def differing(one: StepModel, other: StepModel) -> list[str]:
-    """In what two servers differ whose steps, or whose waiting, cannot be alike; what is not known does not differ."""
-    found = []
-    for name, what in DIFFERING.items():
-        mine, theirs = getattr(one, name), getattr(other, name)
-        if None not in (mine, theirs) and mine != theirs:
-            found.append(f"{what} {mine} here, {theirs}")
-    mine, theirs = one.pool_tokens, other.pool_tokens
-    if mine and theirs and abs(np.log(mine / theirs)) > SAME_POOL:
-        found.append(f"a cache of {mine:,} tokens here, {theirs:,}")
-    return found
-
-
-def with_limits_of(shape: StepModel, other: StepModel) -> StepModel:
-    """A server with another's scheduler."""
-    names = ("page_tokens", "max_sequences", "chunk_tokens")
-    return msgspec.structs.replace(shape, **{name: getattr(other, name) for name in names})
-
-
 def _alike(measured: Sequence[_Measured]) -> list[list[_Measured]]:
     """Methods by engine, model and device; a server that does not tell the first two is by itself."""
     groups: dict[object, list[_Measured]] = {}
@@ -239,7 +197,7 @@ def _fit_alike(measured: Sequence[_Measured]) -> list[_Fitted]:
 def _fit_log(method: str, path: Path, overrides: Overrides) -> StepModel:
     """A model of nothing but a log."""
     kept, evicts = kept_by(method)
-    shape = msgspec.structs.replace(_bare(method, overrides), kept_tokens=kept, evicts_while_decoding=evicts)
+    shape = msgspec.structs.replace(bare_shape(method, overrides), kept_tokens=kept, evicts_while_decoding=evicts)
     steps = logged_steps(path, kept)
     try:
         return _with_fit(shape, steps, fit(steps, draws=DRAWS))
@@ -259,8 +217,9 @@ def _modelled(runs: Sequence[FittedRun], shape: StepModel, part: Part, found: Fi
     """The model of a method; its spread, and what first tokens take in the simulation, are not in it yet."""
     shown = [habits(run.table, chunk_tokens=shape.chunk_tokens).token_s for run in runs]
     token = [each for each in shown if each is not None]
+    draws = leveled(found.draws, found.coefficients, part.host, part.steps)
     return msgspec.structs.replace(
-        _with_fit(shape, part.steps, found),
+        _with_fit(shape, part.steps, replace(found, draws=draws)),
         token_s=float(np.median(token)) if token else 0.0,
         overhead_s=_lone_overhead_s([run.table for run in runs], found, shape),
     )
@@ -279,103 +238,6 @@ def _with_fit(shape: StepModel, steps: Steps, found: Fit) -> StepModel:
         error_p50=float(np.median(size)),
         error_p90=float(np.quantile(size, 0.9)),
     )
-
-
-def _bare(method: str, overrides: Overrides) -> StepModel:
-    """A server of which only the method is known."""
-    sequences, tokens = overrides.max_sequences or 256, overrides.chunk_tokens or 8192
-    require_room(tokens, sequences, where="--chunk-tokens, --max-num-seqs")
-    return StepModel(
-        method=method,
-        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-        draws=[],
-        hull={},
-        steps=0,
-        error_p50=0.0,
-        error_p90=0.0,
-        pool_tokens=overrides.pool_tokens,
-        max_sequences=sequences,
-        chunk_tokens=tokens,
-    )
-
-
-def shape_of(method: str, server: ServerInfo, overrides: Overrides) -> StepModel:
-    """A model without step times: what a run's manifest tells of a server's scheduler and cache."""
-    from kvload.servers.engines.base import ENGINES, adapter
-    from kvload.servers.engines.scheduling import Scheduling, limits
-
-    known = server.engine in ENGINES
-    scheduling = adapter(server.engine).scheduling if server.engine and known else Scheduling("", "", "", 256, 2048, 16)
-    found = limits(scheduling, server.command or [], server.device)
-    kept, evicts = kept_by(method)
-    sequences = overrides.max_sequences or found.max_sequences
-    tokens = overrides.chunk_tokens or found.chunk_tokens
-    require_room(tokens, sequences, where="--chunk-tokens, --max-num-seqs")
-    return StepModel(
-        method=method,
-        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-        draws=[],
-        hull={},
-        steps=0,
-        error_p50=0.0,
-        error_p90=0.0,
-        engine=server.engine,
-        engine_version=server.engine_version,
-        device=server.device,
-        model=server.model,
-        pool_tokens=overrides.pool_tokens or server.pool_tokens,
-        page_tokens=found.page_tokens,
-        spare_pages=scheduling.spare_pages,
-        max_sequences=sequences,
-        chunk_tokens=tokens,
-        max_model_len=server.max_model_len,
-        tensor_parallel=server.tensor_parallel,
-        kept_tokens=kept,
-        evicts_while_decoding=evicts,
-        prefix_cache=None if server.prefix_cache is None else server.prefix_cache != "off",
-    )
-
-
-def kept_by(method: str) -> tuple[int | None, bool]:
-    """Tokens of a sequence that stay where a method evicts, None for all; and whether generated ones go as well."""
-    from kvload.servers.catalogue.asked import MethodSpec, read_method
-    from kvload.servers.catalogue.methods import METHODS
-
-    spec = read_method(method)
-    row = METHODS.get(spec.name) if isinstance(spec, MethodSpec) else None
-    kept = None
-    if row is not None and row.kept and isinstance(spec, MethodSpec):
-        options = {option.name: option.default for option in row.options} | dict(spec.options)
-        kept = int(sum(options[name] for name in row.kept))
-    return kept, bool(row and row.evicts_generated)
-
-
-def method_of(manifest: RunManifest, path: Path, given: str | None = None) -> str:
-    """The method of a run's server, or the one that is given where the run does not say.
-
-    A server that was given by its address tells the dtype of its cache at most, which a method inside the engine leaves
-    as it was: an arm that is named like a method is taken at its word.
-
-    Raises:
-        UsageError: neither does.
-    """
-    from kvload.servers.catalogue.methods import METHODS
-
-    arm = manifest.arm
-    if manifest.server.command is None and arm is not None and arm.partition(":")[0] in METHODS:
-        return arm
-    # Where the first is a router, the servers behind it have the method.
-    told = list(dict.fromkeys(server.method for server in manifest.servers if server.method is not None))
-    if len(told) > 1:
-        raise UsageError(f"its servers had different methods: {', '.join(told)}", where=str(path))
-    method = told[0] if told else given
-    if method is None:
-        raise UsageError(
-            "the run does not say which method its server had",
-            where=str(path),
-            hint="--method NAME says it; runs against servers that kvload launched need none",
-        )
-    return method
 
 
 def _server(manifest: RunManifest, place: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from kvload.analysis.prediction.fit import draw
+from kvload.analysis.prediction.drift import draw
 from kvload.analysis.records.table import Bools, Floats
 from kvload.balancing import Policy
 from kvload.experiment.prediction.outside import outside

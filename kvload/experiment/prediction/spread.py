@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from kvload.analysis.prediction.fit import deviation, host_of
+from kvload.analysis.prediction.drift import deviation
 from kvload.analysis.prediction.steps import Steps
+from kvload.analysis.prediction.timing import host_of
 from kvload.analysis.records.table import Floats, RecordTable
 from kvload.experiment.prediction.loads import load_of_run, rows_of_load
 from kvload.servers.simulator.cluster import serve
@@ -22,6 +23,9 @@ LONGEST_QUEUE = 3.0
 """First tokens of requests that waited longer than so many steps with prompts tell nothing of the time beside steps."""
 
 FEWEST_FIRST_TOKENS = 5
+
+LAUNCHED = 8
+"""Simulations with launches of their own that a run is held against."""
 
 FEWEST_OWN = 3
 """Runs that must be held against their own simulation for what that misses to be told."""
@@ -52,6 +56,7 @@ class Left:
     Attributes:
         decode, prompt, launch: log ratios of measured to foretold time of the parts of a step; None where not told.
         overhead_s: what first tokens take beside steps, less that of the others; None where not told.
+        noise: variances of the log ratios: what the few steps of one run leave open is no drift.
     """
 
     decode: float | None
@@ -59,6 +64,14 @@ class Left:
     launch: float | None
     overhead_s: float | None
     others: int
+    noise: Floats
+
+
+def as_in(run: FittedRun, model: StepModel) -> StepModel:
+    """The model with the parts of its steps as long as they were in a run."""
+    coefficients = np.array(model.coefficients)
+    factors = deviation(coefficients, host_of(model), run.steps).factors()
+    return msgspec.structs.replace(model, coefficients=tuple((coefficients * factors).tolist()))
 
 
 def leave_out_runs(
@@ -67,7 +80,8 @@ def leave_out_runs(
     """Hold each run of a method against the others; nothing where there is one run alone.
 
     Args:
-        rests_s: what the first tokens of each run take beside steps, as :func:`beside_steps` finds it.
+        rests_s: what the first tokens of each run take beside its own steps (:func:`beside_steps` of :func:`as_in`):
+            steps that were slow are another part of the spread.
         modelled: a model of some runs.
     """
     servers = {run.server for run in runs}
@@ -84,21 +98,25 @@ def leave_out_runs(
         own_s = rests_s[place]
         rest_s = own_s - float(np.median(others_s)) if own_s is not None and others_s else None
         others = len(servers) - 1 if len(servers) > 1 else len(kept)
-        left.append(Left(told.decode, told.prompt, told.launch, rest_s, others))
+        left.append(Left(told.decode, told.prompt, told.launch, rest_s, others, told.noise))
     return left
 
 
 @dataclass(frozen=True)
 class Own:
-    """How a run differs from its simulation under a model of nothing but itself: what no coefficient tells.
+    """How a run differs from simulations under a model of nothing but itself: what no coefficient tells.
 
     Attributes:
         ttft: log ratios of measured to simulated TTFT, of its median and its 99th percentile.
         tpot: log ratio of the mean TPOT.
+        ttft_launches, tpot_launches: variances of these that come of how launches happened to fall: they are drawn
+            anew in every simulation.
     """
 
     ttft: tuple[float, float]
     tpot: float
+    ttft_launches: tuple[float, float]
+    tpot_launches: float
 
 
 def own_errors(table: RecordTable, model: StepModel) -> Own | None:
@@ -107,16 +125,30 @@ def own_errors(table: RecordTable, model: StepModel) -> Own | None:
     if beside is None:
         return None
     load_ = load_of_run(table)
-    served = serve(load_, msgspec.structs.replace(model, overhead_s=max(0.0, beside.seconds)))
     rows = rows_of_load(table)
     first_s, rest_s = (table.t_first_s - table.t_send_s)[rows], (table.t_last_s - table.t_first_s)[rows]
     later = load_.output_tokens > 1
-    if not later.any() or np.isnan(served.ttft_s).any():
+    if not later.any():
         return None
-    measured = [*np.quantile(first_s, [0.5, 0.99]), np.mean(rest_s[later] / (load_.output_tokens[later] - 1))]
-    simulated = [*np.quantile(served.ttft_s, [0.5, 0.99]), np.mean(served.tpot_s[later])]
-    median, tail, tpot = np.log(np.maximum(measured, 1e-9) / np.maximum(simulated, 1e-9)).tolist()
-    return Own((median, tail), tpot)
+    known = msgspec.structs.replace(model, overhead_s=max(0.0, beside.seconds))
+    simulated = []
+    for seed in range(LAUNCHED if model.launch_jitter else 1):
+        served = serve(load_, known, seed=seed)
+        if np.isnan(served.ttft_s).any():
+            return None
+        simulated.append(_shown(served.ttft_s, served.tpot_s[later]))
+    logs = np.array(simulated)
+    measured = _shown(first_s, rest_s[later] / (load_.output_tokens[later] - 1))
+    median, tail, tpot = (measured - logs.mean(axis=0)).tolist()
+    # Of the run itself, and of the mean of the simulations.
+    varied = logs.var(axis=0, ddof=1) * (1 + 1 / len(logs)) if len(logs) > 1 else np.zeros(3)
+    return Own((median, tail), tpot, (float(varied[0]), float(varied[1])), float(varied[2]))
+
+
+def _shown(ttft_s: Floats, tpot_s: Floats) -> Floats:
+    """Logarithms of the TTFT's median and 99th percentile, and of the mean TPOT."""
+    values: Floats = np.log(np.maximum([*np.quantile(ttft_s, [0.5, 0.99]), np.mean(tpot_s)], 1e-9))
+    return values
 
 
 @dataclass(frozen=True)
@@ -175,29 +207,39 @@ def spread_of(left: Sequence[Left], own: Sequence[Own]) -> Spread | None:
     assumed = Spread()
     enough = len(own) >= FEWEST_OWN
 
-    def size(name: str, least: float) -> float:
+    def size(name: str, least: float, part: int | None = None) -> float:
+        told = [each for each in left if getattr(each, name) is not None]
+        if not told:
+            return least
         # A run against a model of k others scatters by 1 + 1/k of its variance, a new one against k + 1 by less.
-        values = [
-            getattr(each, name) * np.sqrt((1 + 1 / (each.others + 1)) / (1 + 1 / each.others))
-            for each in left
-            if getattr(each, name) is not None
-        ]
-        return _wide(np.array(values)) if values else least
+        scales = np.array([(1 + 1 / (each.others + 1)) / (1 + 1 / each.others) for each in told])
+        values = np.array([getattr(each, name) for each in told]) * np.sqrt(scales)
+        noise = 0.0 if part is None else float(np.mean([each.noise[part] for each in told] * scales))
+        return _wide(values, noise)
 
     return Spread(
-        decode=size("decode", assumed.decode),
-        prompt=size("prompt", assumed.prompt),
-        launch=size("launch", assumed.launch),
+        decode=size("decode", assumed.decode, 0),
+        prompt=size("prompt", assumed.prompt, 1),
+        launch=size("launch", assumed.launch, 2),
         overhead_s=size("overhead_s", assumed.overhead_s),
-        ttft=_wide(np.array([each.ttft for each in own]).ravel()) if enough else assumed.ttft,
-        tpot=_wide(np.array([each.tpot for each in own])) if enough else assumed.tpot,
+        ttft=_rest([each.ttft for each in own], [each.ttft_launches for each in own]) if enough else assumed.ttft,
+        tpot=_rest([each.tpot for each in own], [each.tpot_launches for each in own]) if enough else assumed.tpot,
         runs=len(left),
     )
 
 
-def _wide(values: Floats) -> float:
-    """Standard deviation about 0, as wide as the middle 80 % of Student's t with so few values asks for."""
+def _wide(values: Floats, known: float = 0.0) -> float:
+    """Standard deviation about 0, as wide as the middle 80 % of Student's t with so few values asks for.
+
+    Args:
+        known: variance that is told of elsewhere.
+    """
     from scipy.stats import norm, t
 
-    root = float(np.sqrt(np.mean(values**2)))
+    root = float(np.sqrt(max(0.0, float(np.mean(values**2)) - known)))
     return root * float(t.ppf(0.9, len(values)) / norm.ppf(0.9))
+
+
+def _rest(errors: Sequence[float | tuple[float, float]], launches: Sequence[float | tuple[float, float]]) -> float:
+    """What is left of errors beyond what launches explain of their variance."""
+    return _wide(np.array(errors).ravel(), float(np.mean(launches)))

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from kvload.analysis.prediction.errors import HeldOut
-from kvload.analysis.prediction.fit import Host, host_of, seconds
 from kvload.analysis.prediction.points import STAGES, Points, StageErrors
 from kvload.analysis.prediction.points import errors as stage_errors
 from kvload.analysis.prediction.steps import habits, join
+from kvload.analysis.prediction.timing import Host, host_of, seconds
 from kvload.analysis.records.loading import load
 from kvload.analysis.records.table import Floats, RecordTable
 from kvload.errors import UsageError
-from kvload.experiment.prediction.fitting import Overrides, measured_steps, shape_of
+from kvload.experiment.prediction.fitting import measured_steps
 from kvload.experiment.prediction.loads import by_server
 from kvload.experiment.prediction.logged import logged_points, power_of_two
+from kvload.experiment.prediction.shape import Overrides, shape_of
 from kvload.rundir import RunDir
 from kvload.step_model import FEATURES, StepModel
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvload.analysis.prediction.drift import deviation, draw
 from kvload.analysis.prediction.errors import HeldOut, leave_out, ratio_skill
-from kvload.analysis.prediction.fit import LAUNCH, Host, Part, deviation, draw, fit, fit_together, paths, seconds
+from kvload.analysis.prediction.fit import Part, fit, fit_together
 from kvload.analysis.prediction.steps import Steps, habits, lone_first_tokens, rebuild
+from kvload.analysis.prediction.timing import LAUNCH, Host, paths, seconds
 from kvload.analysis.records.loading import load
 from kvload.analysis.records.table import Floats, RecordTable
 from kvload.errors import UsageError
