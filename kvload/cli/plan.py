@@ -47,12 +47,11 @@ def plan(
     from kvload.experiment.prediction import loads as trace_loads
     from kvload.experiment.prediction.plan import Wanted, plan_servers
     from kvload.step_model import read
-    from kvload.workloads.traces.samples import trace_path
 
     models = read(model)
     methods = list(dict.fromkeys(method or [each.method for each in models.models]))
     loads = trace_loads.read_loads(
-        trace_path(path),
+        trace_loads.trace_or_run(path),
         rates=rate,
         speed=speed,
         seed=seed,

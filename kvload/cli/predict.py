@@ -238,7 +238,6 @@ def trace(
     from kvload.experiment.prediction import loads as trace_loads
     from kvload.experiment.prediction.capacity import find_capacities
     from kvload.step_model import read
-    from kvload.workloads.traces.samples import trace_path
 
     models = read(model)
     methods = list(dict.fromkeys(method or [each.method for each in models.models]))
@@ -247,7 +246,7 @@ def trace(
     if searching and out is not None:
         raise UsageError("there is no run to write of a search", where="--out", hint="give the rates: --rate 4,8")
     loads = trace_loads.read_loads(
-        trace_path(path),
+        trace_loads.trace_or_run(path),
         rates="1" if searching else rate,
         burstiness=burstiness,
         speed=speed,

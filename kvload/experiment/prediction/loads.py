@@ -92,6 +92,17 @@ def _finite_rate(text: str) -> float:
     return rate
 
 
+def trace_or_run(name: str) -> Path:
+    """Where a trace, a sample trace by its name, or a run folder lies.
+
+    Raises:
+        TraceError: there is none.
+    """
+    from kvload.workloads.traces.samples import trace_path
+
+    return Path(name) if Path(name).is_dir() else trace_path(name)
+
+
 def read_trace_load(
     path: Path,
     *,
