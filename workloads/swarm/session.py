@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -98,6 +99,8 @@ class Session:
                 self._wait_for_workers(master)
         if own.control_fd is not None:
             gevent.spawn(listen, own.control_fd, self._on_command, self._parent_gone)
+        if standalone is not None and not isinstance(self.runner, WorkerRunner):
+            gevent.signal_handler(signal.SIGINT, self._interrupted)
 
     def _wait_for_workers(self, master: Coordinator) -> None:
         """Locust ends a run when the last worker leaves, be it a stranger or a refused one: not before ours came.
@@ -264,6 +267,13 @@ class Session:
         finally:
             gevent.spawn_later(_END_AFTER_S, os._exit, ExitStatus.INTERRUPTED)
             self._quit()
+
+    def _interrupted(self) -> None:
+        """End at Ctrl-C, between two acts: an exception would fall into the middle of one, and lose its record."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.coordinator is not None and self.coordinator.state in {"preparing", "running"}:
+            self.coordinator.stop("interrupted", cut=True)
+        gevent.spawn(self._quit)
 
     def _over(self) -> None:
         options = self.environment.parsed_options
