@@ -195,7 +195,8 @@ class Plain:
 
 def served_plainly(load: Load, model: StepModel, replicas: int, policy: Policy) -> tuple[list[Asked], list[int]]:
     servers = [Plain(model) for _ in range(replicas)]
-    found, places = [], []
+    found: list[Asked] = []
+    places: list[int] = []
     sessions: dict[int, int] = {}
     for number in range(len(load)):
         # Under methods that evict, prompts share nothing.
@@ -207,7 +208,12 @@ def served_plainly(load: Load, model: StepModel, replicas: int, policy: Policy) 
         for server in servers:
             server.run_until(one.arrival_s)
         if policy == "least-loaded":
-            place = int(np.argmin([server.under_way for server in servers]))
+            # Of those with as little to do, the one whose last request is longest ago; never is before all.
+            latest = [
+                max((at for at, place in enumerate(places) if place == each), default=-replicas + each)
+                for each in range(replicas)
+            ]
+            place = min(range(replicas), key=lambda each: (servers[each].under_way, latest[each]))
         elif policy == "sticky" and load.session is not None:
             place = sessions.setdefault(int(load.session[number]), len(sessions) % replicas)
         else:
