@@ -122,6 +122,7 @@ class TokenKernels(KernelSet[Group, Chunk, Slots]):
         shape = PageShape(self.page_tokens, geometry.kv_heads, geometry.head_dim, geometry.dtype)
         self.layouts = PageLayout(codec.fields(shape)), PageLayout(codec.value_fields(shape))
         self.page_bytes = sum(layout.page_bytes for layout in self.layouts)
+        self._workspace = attention.Workspace()
         self.rotation = None
         if codec.rotation_seed is not None:
             self.rotation = random_hadamard(geometry.head_dim, codec.rotation_seed).to(geometry.device)
@@ -200,7 +201,13 @@ class TokenKernels(KernelSet[Group, Chunk, Slots]):
         own = own_key, own_value, _own_mask(chunk, sight, dtype)
         blocks.append(lambda: own)
         attended = attention.attend(
-            grouped, blocks, scaling=extras.scaling, softcap=extras.softcap, sinks=extras.grouped_sinks(self.geometry)
+            grouped,
+            blocks,
+            scaling=extras.scaling,
+            softcap=extras.softcap,
+            sinks=extras.grouped_sinks(self.geometry),
+            # What is read of a second block would take the first one's place.
+            together=self._workspace if len(blocks) <= 2 else None,
         )
         return attention.by_token(attended)
 
