@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 POOL_BYTES = 7 * 2**20
 LENGTHS = (40, 431, 300, 480, 200, 470)
 ANSWER = 60
+TRIES = 5
 
 METHODS: dict[str, dict[str, Any]] = {
     "streamingllm": {"start": 4, "recent": 100},
@@ -90,6 +91,26 @@ def complete(entry: ServerEntry, prompt: list[int], tokens: int) -> list[int]:
     return [int(token) for token in answer.json()["choices"][0]["token_ids"]]
 
 
+def complete_watched(entry: ServerEntry, prompt: list[int]) -> tuple[list[int], list[float]]:
+    """An answer, and the shares of the cache that were seen in use on the way to it."""
+    usage: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            usage.append(sample_once(entry.address, "vllm").cache_usage or 0.0)
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        answer = complete(entry, prompt, ANSWER)
+    finally:
+        over.set()
+        watcher.join()
+    return answer, [value for value in usage if value]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_are_those_of_a_second_implementation_and_blocks_come_back(
     method: str, state: Path, prompts: list[list[int]]
@@ -102,21 +123,15 @@ def test_tokens_are_those_of_a_second_implementation_and_blocks_come_back(
 
     # One after the other, then all at once in a pool that does not hold them: chunks, mixed batches, preemption.
     longest = prompts[3]
-    usage: list[float] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            usage.append(sample_once(entry.address, "vllm").cache_usage or 0.0)
-            time.sleep(0.02)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert complete(entry, longest, ANSWER) == reference.greedy(longest, ANSWER)
-    over.set()
-    watcher.join()
-    held = [value for value in usage if value]
-    assert min(held[len(held) // 2 :]) < 0.7 * max(held)
+    expected = reference.greedy(longest, ANSWER)
+    # The server is asked while it computes, and may answer twice in a whole request: some get several tries.
+    for _ in range(TRIES):
+        answer, held = complete_watched(entry, longest)
+        assert answer == expected
+        if min(held[len(held) // 2 :], default=1.0) < 0.7 * max(held, default=0.0):
+            break
+    else:
+        pytest.fail(f"no blocks came back in {TRIES} requests; the last one held {held}")
 
     before = sample_once(entry.address, "vllm").preemptions or 0
     with ThreadPoolExecutor(len(prompts)) as pool:
