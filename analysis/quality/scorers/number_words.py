@@ -1,9 +1,9 @@
 """Numbers that an answer spells out in English: "forty-two", "a dozen", "two and a half"."""
 
-import importlib
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
+
+from kvload.analysis.quality.scorers.patterns import compiled
 
 _ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
@@ -62,11 +62,14 @@ class Spelled:
 def spelled_numbers(text: str) -> list[Spelled]:
     """All numbers in words, in their order; "one" and fractions only where they count something."""
     found = []
-    for match in _numbers().finditer(text):
+    for match in compiled(_NUMBER, is_cased=False, nested=True).finditer(text):
         words = match[0].lower().split()
         is_weak = match["broken"] is not None or words in (["one"], ["a"])
         before = text[max(0, match.start() - _LOOKED_BACK) : match.start()]
-        if is_weak and (_no_count_before().search(before) or _no_count_behind().match(text, match.end())):
+        if is_weak and (
+            compiled(_NO_COUNT_BEFORE, is_cased=False, nested=True).search(before)
+            or compiled(_NO_COUNT_BEHIND, is_cased=False, nested=True).match(text, match.end())
+        ):
             continue
         found.append(Spelled(_value(match), match.start(), match.end(), is_weak))
     return found
@@ -96,21 +99,3 @@ def _whole(text: str) -> int:
         elif word != "and":
             current += _VALUES[word]
     return total + current
-
-
-@cache
-def _numbers() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_NUMBER, regex.V1 | regex.IGNORECASE)
-
-
-@cache
-def _no_count_before() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_NO_COUNT_BEFORE, regex.V1 | regex.IGNORECASE)
-
-
-@cache
-def _no_count_behind() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_NO_COUNT_BEHIND, regex.V1 | regex.IGNORECASE)

@@ -1,15 +1,14 @@
 """The number that an answer ends up with."""
 
-import importlib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from typing import Any
 
 from kvload.analysis.quality.scorers.number_words import spelled_numbers
+from kvload.analysis.quality.scorers.patterns import compiled
 from kvload.analysis.quality.scorers.reasoning import tagged_answer
 from kvload.analysis.quality.scorers.words import folded
 from kvload.errors import UsageError
@@ -69,6 +68,7 @@ _POINTS = (
 )
 _ONE_POINT = r"(?<![\d.,])(?<whole>[1-9]\d{0,2}\.\d{3})(?![\d.,]\d|\d)"
 _ENGLISH = r"(?<![\d.,])\d+\.(?:\d{1,2}|\d{4,})(?![\d.])|\d,\d{3}\.\d"
+_CONTINENTAL = {"comma": _COMMA, "points": _POINTS, "one point": _ONE_POINT, "english": _ENGLISH}
 _OR = r"\s*(?:or|oder|ou|или|lub|veya|或者?|または|또는)\s*(?:maybe|perhaps|possibly|even|[a-z]\s?=)?\s*"
 _LED_BY = r"[\s*_\"'“:]*(?:(?:about|approximately|exactly|therefore|thus|just|only|simply|the\s+number)\s+)*[\"'“*_]*"
 """What may stand between a declaration and its number in words."""
@@ -159,7 +159,7 @@ def settled_number(text: str, *, declared_only: bool = False) -> Number | None:
     inner = None if tagged is None else settled_number(tagged)
     if inner is not None:
         return inner
-    plain = _latex().sub(_fraction, text) if "\\" in text else text
+    plain = compiled(_FRACTION).sub(_fraction, text) if "\\" in text else text
     plain = with_points(_bare(_folded_numbers(plain)))
     for marked in _behind_marks(plain):
         if found := numbers(marked) or _spelled(marked):
@@ -167,13 +167,13 @@ def settled_number(text: str, *, declared_only: bool = False) -> Number | None:
     boxed = boxed_text(plain)
     if boxed is not None and (found := numbers(boxed) or _spelled(boxed)):
         return _one_of(found, -1, boxed)
-    for match in reversed(list(_declared().finditer(plain))[-_DECLARATIONS:]):
+    for match in reversed(list(compiled(DECLARED, is_cased=False).finditer(plain))[-_DECLARATIONS:]):
         line = plain[match.end() : match.end() + _REACH].lstrip(" *\n:$\\([").partition("\n")[0]
         if (sentence := _sentence(line)) and (found := _of_declared(sentence)):
             return _one_of(found, 0, sentence)
     if declared_only:
         return None
-    plain = _gloss().sub(r"\1", plain)
+    plain = compiled(_GLOSS).sub(r"\1", plain)
     tail = plain[-_TAIL:]
     found = numbers(tail)
     if len(found) < 2 and len(plain) > _TAIL:  # none, or one that may begin before the tail
@@ -188,9 +188,9 @@ def settled_number(text: str, *, declared_only: bool = False) -> Number | None:
 def _of_declared(sentence: str) -> list[Number]:
     """The number that a declaration comes to, and those behind it."""
     spelled = _spelled(sentence)
-    if spelled and not _led_by().fullmatch(sentence, 0, spelled[0].start):
+    if spelled and not compiled(_LED_BY, is_cased=False, nested=True).fullmatch(sentence, 0, spelled[0].start):
         spelled = []
-    if spelled and not _operator().match(sentence, spelled[0].end):
+    if spelled and not compiled(_OPERATOR, is_cased=False, nested=True).match(sentence, spelled[0].end):
         return spelled
     found = numbers(sentence)
     sides: list[list[Number]] = [[]]
@@ -221,22 +221,22 @@ def _one_of(found: Sequence[Number], place: int, text: str) -> Number | None:
 
 def _is_choice(one: Number, two: Number, text: str) -> bool:
     """Whether the text leaves it open which of two numbers it means: "5 or 6", but not "90 minutes or 1.5 hours"."""
-    if _operator().match(text, two.end) or one.has_sign != two.has_sign:
+    if compiled(_OPERATOR, is_cased=False, nested=True).match(text, two.end) or one.has_sign != two.has_sign:
         return False
     between = text[one.end : two.start]
-    if _or().fullmatch(between):
+    if compiled(_OR, is_cased=False, nested=True).fullmatch(between):
         return True
     unit = between.strip().partition(" ")[0]
     return bool(
         unit.isalpha()
-        and _or().fullmatch(between.strip().removeprefix(unit))
+        and compiled(_OR, is_cased=False, nested=True).fullmatch(between.strip().removeprefix(unit))
         and text[two.end :].lstrip().startswith(unit)
     )
 
 
 def numbers(text: str) -> list[Number]:
     """All numbers of a text that stand for themselves: not parts of words, versions or dates."""
-    values = (_value(match) for match in _numbers().finditer(text))
+    values = (_value(match) for match in compiled(_PATTERN, nested=True).finditer(text))
     return [value for value in values if value is not None]
 
 
@@ -248,7 +248,7 @@ def with_points(text: str) -> str:
     """Decimal commas become points, and points that set off thousands go, where it is certain that they are that."""
     if not text.count(",") and text.count(".") < 2:
         return text
-    patterns = _continental()
+    patterns = {name: compiled(pattern, nested=True) for name, pattern in _CONTINENTAL.items()}
     shown = any(patterns[name].search(text) for name in ("points", "comma"))
     if not shown:
         return text
@@ -281,8 +281,10 @@ def _behind_marks(text: str) -> list[str]:
     if "####" not in text:
         return []
     lines = [part.lstrip("# \t").lstrip("\n").partition("\n")[0][:_REACH] for part in text.split("####")[1:]]
-    named = [line for line in reversed(lines[-_DECLARATIONS:]) if not _heading().match(f"####{line}")]
-    at_once = [line for line in named if _at_once().match(line)]
+    named = [
+        line for line in reversed(lines[-_DECLARATIONS:]) if not compiled(_HEADING, is_cased=False).match(f"####{line}")
+    ]
+    at_once = [line for line in named if compiled(r"\W*\d").match(line)]
     return [*at_once[:1], *named[:1]]
 
 
@@ -293,9 +295,8 @@ def _fraction(match: Any) -> str:
 
 def _sentence(line: str) -> str:
     """The line up to its sentence's end, without what stands in parentheses."""
-    regex = importlib.import_module("regex")
-    plain = regex.sub(r"(?<=\S\s)\([^()]*\)", "", line)
-    return str(regex.split(r"(?<=[^\s.])[.。!?！？;；](?=\s|$)", plain, maxsplit=1)[0])
+    plain = compiled(r"(?<=\S\s)\([^()]*\)").sub("", line)
+    return str(compiled(r"(?<=[^\s.])[.。!?！？;；](?=\s|$)").split(plain, maxsplit=1)[0])
 
 
 def _bare(text: str) -> str:
@@ -310,7 +311,7 @@ def _folded_numbers(text: str) -> str:
     if text.isascii():
         return text
     # regex knows digits of later Unicode versions than Python does, which has no value for them
-    known = importlib.import_module("regex").sub(r"[^\P{Nd}0-9]", "\ufffd", folded(_keep_spaces(text)))
+    known = compiled(r"[^\P{Nd}0-9]").sub("\ufffd", folded(_keep_spaces(text)))
     return str(known).replace("\ue000", "\u202f")
 
 
@@ -350,61 +351,3 @@ def _value(match: Any) -> Number | None:
 def _times(value: float, unit: Fraction | int) -> float:
     exact = Fraction(value) * unit
     return int(exact) if exact.denominator == 1 else float(value) * float(unit)
-
-
-@cache
-def _numbers() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_PATTERN, regex.V1)
-
-
-@cache
-def _declared() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(DECLARED, regex.IGNORECASE)
-
-
-@cache
-def _at_once() -> Any:
-    return importlib.import_module("regex").compile(r"\W*\d")
-
-
-@cache
-def _heading() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_HEADING, regex.IGNORECASE)
-
-
-@cache
-def _gloss() -> Any:
-    return importlib.import_module("regex").compile(_GLOSS)
-
-
-@cache
-def _latex() -> Any:
-    return importlib.import_module("regex").compile(_FRACTION)
-
-
-@cache
-def _continental() -> dict[str, Any]:
-    regex = importlib.import_module("regex")
-    patterns = {"comma": _COMMA, "points": _POINTS, "one point": _ONE_POINT, "english": _ENGLISH}
-    return {name: regex.compile(pattern, regex.V1) for name, pattern in patterns.items()}
-
-
-@cache
-def _or() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_OR, regex.V1 | regex.IGNORECASE)
-
-
-@cache
-def _operator() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_OPERATOR, regex.V1 | regex.IGNORECASE)
-
-
-@cache
-def _led_by() -> Any:
-    regex = importlib.import_module("regex")
-    return regex.compile(_LED_BY, regex.V1 | regex.IGNORECASE)

@@ -86,26 +86,19 @@ def shape_of(method: str, server: ServerInfo, overrides: Overrides) -> StepModel
     scheduling = adapter(server.engine).scheduling if server.engine and known else Scheduling("", "", "", 256, 2048, 16)
     found = limits(scheduling, server.command or [], server.device)
     kept, evicts = kept_by(method)
-    sequences = overrides.max_sequences or found.max_sequences
-    tokens = overrides.chunk_tokens or found.chunk_tokens
-    require_room(tokens, sequences, where="--chunk-tokens, --max-num-seqs")
-    return StepModel(
-        method=method,
-        coefficients=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-        draws=[],
-        hull={},
-        steps=0,
-        error_p50=0.0,
-        error_p90=0.0,
+    asked = Overrides(
+        max_sequences=overrides.max_sequences or found.max_sequences,
+        chunk_tokens=overrides.chunk_tokens or found.chunk_tokens,
+        pool_tokens=overrides.pool_tokens or server.pool_tokens,
+    )
+    return msgspec.structs.replace(
+        bare_shape(method, asked),
         engine=server.engine,
         engine_version=server.engine_version,
         device=server.device,
         model=server.model,
-        pool_tokens=overrides.pool_tokens or server.pool_tokens,
         page_tokens=found.page_tokens,
         spare_pages=scheduling.spare_pages,
-        max_sequences=sequences,
-        chunk_tokens=tokens,
         max_model_len=server.max_model_len,
         tensor_parallel=server.tensor_parallel,
         kept_tokens=kept,
